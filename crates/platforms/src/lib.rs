@@ -1,1 +1,197 @@
-//! (being written)
+//! What each hypervisor can do for us, behind one contract: inventory, capture, start and stop, facts for checks.
+//!
+//! ```text
+//!            Platform  ── machines: define · start · shut down · hold · settle · delete
+//!               │
+//!               └─ capture(machine) ──► Capture ── cut ─► Cut { one NBD export per disk + what changed }
+//!                                          ▲                 │ read by the process server
+//!                                          └── acknowledged / failed
+//! ```
+//!
+//! One conformance suite (`tests/`) runs against every platform. Nothing above this room may assume that a disk is a
+//! local file or that a machine can be paused: what differs between hypervisors ends here.
+//!
+//! # Always true
+//! - Capture never fails or stalls a guest write: an open cut whose scratch runs out becomes unreadable, the guest goes on.
+//! - What changed is forgotten only by [`Capture::acknowledged`]. Whatever else happens, it is part of the next cut.
+//! - Unknown is said as unknown, never as "nothing changed".
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use async_trait::async_trait;
+use protocol::machine::{Machine, MachineSpec, Settled};
+use protocol::{Attempt, Changes, DiskKey, Fault, Lineage};
+
+/// How a machine is started.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Start {
+    /// Its processors stand still until [`Platform::resume`].
+    pub paused: bool,
+    /// Every write from the very first is tracked, as changes since this mark; a map that the disks still hold from an
+    /// earlier run of the same lineage goes on instead.
+    pub track: Option<(Lineage, Attempt)>,
+}
+
+/// How a machine came to stand still.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Stopped {
+    /// The guest shut itself down.
+    ByGuest,
+    /// Its power was taken.
+    PoweredOff,
+    /// It was not running.
+    WasOff,
+}
+
+/// A hypervisor endpoint of one site.
+///
+/// Every call is safe to repeat: what is already so is not an error. Calls for one machine may come from two processes.
+#[async_trait]
+pub trait Platform: Send + Sync {
+    /// The platform's name in commands and records: `qemu`, `libvirt`, `simulated`.
+    fn name(&self) -> &'static str;
+
+    /// Every machine of the endpoint, ascending by name.
+    ///
+    /// # Errors
+    /// `PLT-001` when the endpoint cannot be asked; never an empty list instead.
+    async fn inventory(&self) -> Result<Vec<Machine>, Fault>;
+
+    /// One machine, none if there is no such machine.
+    ///
+    /// # Errors
+    /// `PLT-001`.
+    async fn machine(&self, name: &str) -> Result<Option<Machine>, Fault>;
+
+    /// Creates the machine or replaces its description. Overlays that are absent are created; no disk of the platform's
+    /// own ([`protocol::machine::DiskSource::Own`]) is created, changed or deleted.
+    ///
+    /// # Errors
+    /// `PLT-007` when the machine is not off; `PLT-001`.
+    async fn define(&self, spec: &MachineSpec) -> Result<(), Fault>;
+
+    /// Removes the machine: its description and its overlays. Its own disks stay.
+    ///
+    /// # Errors
+    /// `PLT-007` when the machine is not off; `PLT-001`.
+    async fn delete(&self, name: &str) -> Result<(), Fault>;
+
+    /// Starts the machine.
+    ///
+    /// # Errors
+    /// `PLT-002`, `PLT-009` when another program has a disk open, `PLT-001`.
+    async fn start(&self, name: &str, how: Start) -> Result<(), Fault>;
+
+    /// Lets a paused machine go on.
+    ///
+    /// # Errors
+    /// `PLT-002`, `PLT-001`.
+    async fn resume(&self, name: &str) -> Result<(), Fault>;
+
+    /// Asks the guest to shut down and waits at most `timeout`; the hypervisor then still holds the disks ([`protocol::machine::Power::Held`]).
+    ///
+    /// # Errors
+    /// `PLT-004` when the guest runs on after `timeout`; `PLT-002`, `PLT-001`.
+    async fn shut_down(&self, name: &str, timeout: Duration) -> Result<Stopped, Fault>;
+
+    /// Takes the power from the guest; the hypervisor still holds the disks, so that the last changes can be read exactly.
+    ///
+    /// # Errors
+    /// `PLT-002`, `PLT-001`.
+    async fn power_off(&self, name: &str) -> Result<Stopped, Fault>;
+
+    /// For a machine that stands still: reads every change map of `lineage` that is still held, then lets go of the disks ([`protocol::machine::Power::Off`]).
+    /// A second call finds what the disks themselves keep (a map inside a qcow2), or says unknown.
+    ///
+    /// # Errors
+    /// `PLT-007` when the guest runs; `PLT-002`, `PLT-001`.
+    async fn settle(&self, name: &str, lineage: Lineage) -> Result<Settled, Fault>;
+
+    /// What identifies the present state of each of the machine's own disks, as in [`Settled::stamps`].
+    ///
+    /// # Errors
+    /// `PLT-002`, `PLT-001`.
+    async fn stamps(&self, name: &str) -> Result<BTreeMap<DiskKey, String>, Fault>;
+
+    /// Opens the machine for capture and cleans up what a dead predecessor left open (its exports, filters and scratch;
+    /// a guest that it had paused goes on). Change maps stay as they are.
+    ///
+    /// # Errors
+    /// `PLT-002`; `PLT-001`, among others when the machine is [`protocol::machine::Power::Off`].
+    async fn capture(&self, name: &str, lineage: Lineage) -> Result<Box<dyn Capture>, Fault>;
+}
+
+/// A change map that the hypervisor holds: the changes since a cut.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Held {
+    /// The cut that the map counts from.
+    pub since: Attempt,
+    /// Whether it still grows. At most one map of a lineage grows at a time.
+    pub recording: bool,
+}
+
+/// A machine opened for capture. Dropping it leaves the maps as they are and the cut (if one is open) to the next one's clean-up.
+#[async_trait]
+pub trait Capture: Send {
+    /// The change maps of the lineage, ascending by cut: none before the first cut; one while no cut is open; two while
+    /// one is open or its fate was not settled (the older one then holds what the open cut carries).
+    ///
+    /// # Errors
+    /// `PLT-001`.
+    async fn held(&mut self) -> Result<Vec<Held>, Fault>;
+
+    /// Cuts all disks at one instant. From then on a new map counts from `attempt`; the one before it stands still until
+    /// [`Capture::acknowledged`] or [`Capture::failed`].
+    ///
+    /// # Errors
+    /// `PLT-001`, and everything is as it was before; also when a cut is open.
+    async fn cut(&mut self, attempt: Attempt) -> Result<Cut, Fault>;
+
+    /// Ends the reading of the open cut, if one is open: exports, filters and scratch go. The maps stay.
+    ///
+    /// # Errors
+    /// `PLT-001`.
+    async fn release(&mut self) -> Result<(), Fault>;
+
+    /// `attempt` is durable at the target: releases it and forgets every map that counts from an earlier cut.
+    ///
+    /// # Errors
+    /// `PLT-001`; the call can be repeated.
+    async fn acknowledged(&mut self, attempt: Attempt) -> Result<(), Fault>;
+
+    /// The open or last cut did not become an epoch: releases it, and the older map grows again and takes in what the
+    /// newer one held (a first cut's map, which counts from nothing durable, is dropped).
+    ///
+    /// # Errors
+    /// `PLT-001`; the call can be repeated.
+    async fn failed(&mut self) -> Result<(), Fault>;
+}
+
+/// An open cut.
+#[derive(Debug, Clone)]
+pub struct Cut {
+    /// When it was made, ms since 1970 by this host's clock.
+    pub at_ms: u64,
+    /// How long the guest stood still for it.
+    pub paused: Duration,
+    /// What the map that it closed counts from, and what is in it; none for a first cut: anything may differ.
+    pub since: Option<Attempt>,
+    /// The changes from `since` to this cut.
+    pub changes: Changes,
+    /// Every disk of the machine as it was at the cut.
+    pub disks: Vec<CutDisk>,
+}
+
+/// One disk as it was at a cut.
+#[derive(Debug, Clone)]
+pub struct CutDisk {
+    /// The disk.
+    pub key: DiskKey,
+    /// Its size at the cut, in bytes.
+    pub size: u64,
+    /// An export that reads as the disk was at the cut, and fails (rather than lies) once that can no longer be told.
+    pub export: nbd::Uri,
+    /// No read may be longer than this many bytes, nor cross a multiple of it.
+    pub read_limit: u64,
+}

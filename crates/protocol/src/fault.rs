@@ -1,0 +1,137 @@
+//! Faults: what went wrong, why, and what to do now, with a code that stays the same for ever.
+//!
+//! Every refusal and failure that reaches a person is a [`Fault`]. Rooms keep small typed errors of their own and turn
+//! them into a fault at their door. The [`CATALOGUE`] is the one list of codes: `sockeye explain CODE`, the generated
+//! `docs/fault-codes.md` and the REST documentation come from it, and [`Fault::new`] takes its remedy from there, so a
+//! code without an explanation cannot exist.
+
+use serde::{Deserialize, Serialize};
+use utoipa::ToSchema;
+
+/// A refusal or failure in the form in which people see it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema, thiserror::Error)]
+#[error("{code}: {message}")]
+pub struct Fault {
+    /// Stable code, e.g. `RPL-014`.
+    pub code: String,
+    /// What happened, to what.
+    pub message: String,
+    /// Why, with the facts.
+    pub cause: String,
+    /// What to do now.
+    pub remedy: String,
+}
+
+/// What is always true about a code.
+#[derive(Debug)]
+pub struct Entry {
+    /// The code.
+    pub code: &'static str,
+    /// When it is given, in one sentence.
+    pub title: &'static str,
+    /// What to do about it.
+    pub remedy: &'static str,
+}
+
+macro_rules! catalogue {
+    ($($name:ident = $code:literal, $title:literal, $remedy:literal;)*) => {
+        /// The codes by name, for the rooms that give them.
+        pub mod code {
+            $(#[doc = $title] pub const $name: &super::Entry = &super::Entry { code: $code, title: $title, remedy: $remedy };)*
+        }
+        /// Every code that exists, in order.
+        pub const CATALOGUE: &[&Entry] = &[$(code::$name),*];
+    };
+}
+
+catalogue! {
+    // CTL: decisions
+    UNKNOWN_ITEM = "CTL-001", "there is no item of that name", "list the items: sockeye item list";
+    STAGE_REFUSES = "CTL-002", "the item's stage does not allow the operation", "see what is allowed: sockeye explain ITEM";
+    BUSY = "CTL-003", "another job is at work on the item", "wait for it or cancel it: sockeye job list";
+    UNKNOWN_JOB = "CTL-004", "there is no job of that number", "list the jobs: sockeye job list";
+    BAD_REQUEST = "CTL-005", "the request cannot be understood", "correct it as the message says";
+    NO_COMPONENT = "CTL-006", "a site has no component of the kind that is needed, or it is not connected", "start it, then look: sockeye component list";
+    UNKNOWN_VM = "CTL-007", "the site knows no machine of that name", "list what the site has: sockeye vm list";
+    ALREADY_PROTECTED = "CTL-008", "the machine is an item already", "look at it: sockeye status ITEM";
+    UNKNOWN_POINT = "CTL-009", "there is no such recovery point", "list them: sockeye points ITEM";
+    NOT_CANCELLABLE = "CTL-010", "there is nothing to be cancelled any more", "fail over again if the machine is at the wrong site";
+    UNKNOWN_SITE = "CTL-011", "there is no site of that name", "list the sites: sockeye component list";
+    ORDER_TIMED_OUT = "CTL-012", "a component did not finish its work in time, or was lost", "look at the component: sockeye component list; then: sockeye job retry JOB";
+    INTERNAL = "CTL-013", "the control server failed", "look at its log; the operation can be repeated";
+    SIGN_IN = "CTL-014", "no valid token came with the request", "sign in: sockeye login URL, or set SOCKEYE_TOKEN";
+    MACHINE_RUNS_AT_HOME = "CTL-015", "the machine still runs at the site it is to be replicated to (R26)", "let Sockeye shut it down: sockeye reprotect ITEM --shut-down; its unreplicated writes are kept as a recovery point";
+    CANCELLED = "CTL-016", "the job was cancelled", "nothing is to be done; repeat the operation when it is wanted";
+    STALE_GENERATION = "CTL-017", "the sender belongs to a generation that is no longer authorised to run the item", "nothing is to be done: its machine is fenced as soon as its site is in contact";
+    WORLD_CHANGED = "CTL-018", "what the operation was planned on has changed", "ask for the plan again and look at it";
+    // MOV: movement between sites
+    LINK = "MOV-001", "the connection between the movers failed", "none needed: it is repeated by itself; if it stays, check the port with: sockeye component test";
+    BASE_MISMATCH = "MOV-002", "an epoch does not build on the newest point of the replica", "none needed: the sender compares and repeats";
+    NOT_AUTHORISED = "MOV-003", "a mover session came without the secret that control gave out", "none needed if it stops; otherwise look for an old process server that still runs";
+    TOTALS = "MOV-004", "an epoch did not arrive as it was sent", "none needed: it is repeated by itself";
+    PROTOCOL = "MOV-005", "the other mover broke the protocol", "bring both components to the same version";
+    TRACKED_REFUSED = "MOV-006", "the changes since the common point are not known, so nothing can be sent as tracked", "use --sync compare (or leave --sync away: compare is then chosen by itself)";
+    // RPL: replicas
+    REPLICA_ABSENT = "RPL-001", "the master target keeps no replica of the item", "protect the item again, or rebuild from its replica directory";
+    REPLICA_EXISTS = "RPL-002", "the master target keeps a replica of that name already", "unprotect the old item first, or choose another name";
+    NO_SPACE = "RPL-003", "the replica or its retention volume is full", "free space or enlarge the volume; replication goes on by itself";
+    JOURNAL_DAMAGED = "RPL-004", "the journal of a replica is damaged", "run: sockeye resync ITEM; points behind the damage are lost";
+    REPLICA_IO = "RPL-005", "a replica disk or its journal could not be read or written", "check the volume's health, then run: sockeye resync ITEM";
+    REPLICA_CLOSED = "RPL-006", "the replica takes no epochs: its machine was failed over", "none needed; reprotect when the machine shall be replicated again";
+    POINT_GONE = "RPL-007", "the recovery point is no longer kept", "choose one of: sockeye points ITEM";
+    DISK_MISMATCH = "RPL-008", "the disks of source and replica are not the same", "look at both machines' disks; then run: sockeye resync ITEM";
+    REPLICA_BUSY = "RPL-009", "the replica is in use", "wait for the running operation, or end it";
+    DAMAGED = "RPL-010", "the disks are half written and must not be started", "run the failback again: it repairs them";
+    RETENTION_UNFIT = "RPL-014", "the retention volume is not fit to keep recovery points (R9)", "choose another volume with --retention";
+    // PLT: platforms
+    HYPERVISOR = "PLT-001", "the hypervisor refused or failed", "look at the hypervisor's own log; then repeat";
+    MACHINE_ABSENT = "PLT-002", "the hypervisor has no such machine", "list what it has: sockeye vm list";
+    MACHINE_EXISTS = "PLT-003", "the hypervisor has another machine of that name", "rename or remove it, then repeat";
+    GUEST_IGNORES_SHUTDOWN = "PLT-004", "the guest did not shut down in time", "shut it down by hand, or repeat with --then power-off";
+    SCRATCH_FULL = "PLT-005", "the guest wrote more during an open cut than the scratch holds", "none needed: the cut was given up, nothing is lost; enlarge the scratch if it happens often";
+    CAPTURE_LOST = "PLT-006", "an open cut can no longer be read", "none needed: its changes were kept and go with the next epoch";
+    MACHINE_RUNNING = "PLT-007", "the machine is running", "shut it down first";
+    MACHINE_FENCED = "PLT-008", "the machine may not start here: another site is authorised to run it", "fail over or fail back to this site";
+    DISK_IN_USE = "PLT-009", "another program has the disk open", "end that program, then repeat";
+}
+
+impl Fault {
+    /// A fault of `entry`'s code: what happened to what, and why. The remedy is the catalogue's.
+    pub fn new(entry: &Entry, message: impl Into<String>, cause: impl Into<String>) -> Fault {
+        Fault { code: entry.code.into(), message: message.into(), cause: cause.into(), remedy: entry.remedy.into() }
+    }
+
+    /// The same fault with a remedy that fits this case better than the catalogue's.
+    #[must_use]
+    pub fn with_remedy(mut self, remedy: impl Into<String>) -> Fault {
+        self.remedy = remedy.into();
+        self
+    }
+
+    /// Whether the fault has this code.
+    pub fn is(&self, entry: &Entry) -> bool {
+        self.code == entry.code
+    }
+}
+
+/// Explains a code, if it exists (upper or lower case).
+pub fn explain(code: &str) -> Option<&'static Entry> {
+    CATALOGUE.iter().copied().find(|entry| entry.code.eq_ignore_ascii_case(code))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn codes_are_unique_well_formed_and_explained() {
+        let mut seen = std::collections::BTreeSet::new();
+        for entry in CATALOGUE {
+            let (room, number) = entry.code.split_once('-').unwrap();
+            assert!(["CTL", "MOV", "RPL", "PLT"].contains(&room) && number.len() == 3, "{}", entry.code);
+            assert!(seen.insert(entry.code), "{} is given twice", entry.code);
+            assert!(!entry.title.is_empty() && !entry.remedy.is_empty());
+            assert_eq!(explain(&entry.code.to_lowercase()).unwrap().code, entry.code);
+        }
+    }
+}

@@ -1,0 +1,318 @@
+//! Frames: how messages and blocks are laid out on a connection between movers.
+//!
+//! ```text
+//!   0        4      6      8        12       16                24
+//!   ┌────────┬──────┬──────┬────────┬────────┬─────────────────┬───────────
+//!   │ "SKY1" │ kind │  0   │ length │   0    │ xxh3 of payload │ payload …     all numbers little-endian
+//!   └────────┴──────┴──────┴────────┴────────┴─────────────────┴───────────
+//! ```
+//!
+//! # Always true
+//! - The length is compared with the bound of its kind before anything is allocated.
+//! - The payload's checksum is verified before anything in it is believed, so no block is applied that changed on the way.
+//! - A decoder fed with arbitrary bytes answers with [`BadFrame`] and does not panic.
+
+use bytes::{Buf, BufMut, Bytes, BytesMut};
+
+use crate::extent::LARGEST_DISK;
+use crate::session::{Leaf, Message};
+
+/// Bytes of a frame's header.
+pub const HEADER: usize = 24;
+/// The most bytes of a control message. A position's maps are the largest thing in one; they are coarsened to fit.
+pub const LARGEST_MESSAGE: u32 = 16 << 20;
+/// The most bytes of data in one data frame.
+pub const LARGEST_DATA: u32 = 1 << 20;
+/// The most leaves in one `Hashes` frame.
+pub const MOST_LEAVES: u32 = 1024;
+
+const MAGIC: u32 = u32::from_le_bytes(*b"SKY1");
+const DATA_PREFIX: usize = 24;
+const HASHES_PREFIX: usize = 16;
+
+/// One frame.
+#[derive(Debug, Clone, PartialEq)]
+pub enum Frame {
+    /// A control message.
+    Message(Message),
+    /// Bytes of a disk at the cut.
+    Data {
+        /// Counts the data and zero frames of an epoch from 1.
+        sequence: u64,
+        /// Index into the disks of the epoch's header.
+        disk: u16,
+        /// First byte on the disk.
+        offset: u64,
+        /// The bytes.
+        bytes: Bytes,
+    },
+    /// A range of a disk that reads as zeroes at the cut.
+    Zero {
+        /// Counts the data and zero frames of an epoch from 1.
+        sequence: u64,
+        /// Index into the disks of the epoch's header.
+        disk: u16,
+        /// First byte on the disk.
+        offset: u64,
+        /// Number of bytes.
+        length: u64,
+    },
+    /// Leaf hashes of the receiver's disk, ascending from `offset`.
+    Hashes {
+        /// Index into the disks of `Welcome`.
+        disk: u16,
+        /// First byte of the first leaf.
+        offset: u64,
+        /// One leaf for each [`crate::BLOCK`] (the last may cover less).
+        leaves: Vec<Leaf>,
+    },
+}
+
+/// Why bytes from the peer are not a frame.
+#[derive(Debug, thiserror::Error)]
+pub enum BadFrame {
+    /// The first four bytes are not ours: another protocol, or a stream out of step.
+    #[error("the peer does not speak the mover protocol (magic {0:#010x})")]
+    Magic(u32),
+    /// A kind that this version does not know.
+    #[error("frame kind {0} is unknown to this version")]
+    Kind(u16),
+    /// Longer than its kind may be.
+    #[error("a frame of kind {kind} claims {length} bytes; at most {most} are allowed")]
+    TooLong {
+        /// The kind.
+        kind: u16,
+        /// The claimed length in bytes.
+        length: u32,
+        /// The bound in bytes.
+        most: u32,
+    },
+    /// The payload was changed on the way.
+    #[error("the checksum of a frame does not match its payload")]
+    Checksum,
+    /// The payload is not what its kind says.
+    #[error("a frame of kind {kind} is malformed: {what}")]
+    Malformed {
+        /// The kind.
+        kind: u16,
+        /// What is wrong.
+        what: String,
+    },
+}
+
+/// A checked header: how many bytes of payload follow, and what to make of them.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Header {
+    kind: u16,
+    /// Bytes of payload that follow.
+    pub length: u32,
+    checksum: u64,
+}
+
+const MESSAGE: u16 = 1;
+const DATA: u16 = 2;
+const ZERO: u16 = 3;
+const HASHES: u16 = 4;
+
+impl Header {
+    /// Reads a header and checks the length against the bound of its kind.
+    ///
+    /// # Errors
+    /// [`BadFrame::Magic`], [`BadFrame::Kind`], [`BadFrame::TooLong`].
+    pub fn decode(bytes: &[u8; HEADER]) -> Result<Header, BadFrame> {
+        let mut b = &bytes[..];
+        let magic = b.get_u32_le();
+        if magic != MAGIC {
+            return Err(BadFrame::Magic(magic));
+        }
+        let kind = b.get_u16_le();
+        b.advance(2);
+        let length = b.get_u32_le();
+        b.advance(4);
+        let checksum = b.get_u64_le();
+        let most = match kind {
+            MESSAGE => LARGEST_MESSAGE,
+            DATA => DATA_PREFIX as u32 + LARGEST_DATA,
+            ZERO => DATA_PREFIX as u32,
+            HASHES => HASHES_PREFIX as u32 + MOST_LEAVES * 32,
+            other => return Err(BadFrame::Kind(other)),
+        };
+        if length > most {
+            return Err(BadFrame::TooLong { kind, length, most });
+        }
+        Ok(Header { kind, length, checksum })
+    }
+
+    /// The checksum that the payload must have; epochs fold it into their totals.
+    pub fn checksum(&self) -> u64 {
+        self.checksum
+    }
+
+    /// Makes a frame of a payload of exactly [`Header::length`] bytes.
+    ///
+    /// # Errors
+    /// [`BadFrame::Checksum`], [`BadFrame::Malformed`].
+    pub fn frame(&self, mut payload: Bytes) -> Result<Frame, BadFrame> {
+        let malformed = |what: &str| BadFrame::Malformed { kind: self.kind, what: what.to_string() };
+        if payload.len() != self.length as usize || checksum(&payload) != self.checksum {
+            return Err(BadFrame::Checksum);
+        }
+        match self.kind {
+            MESSAGE => serde_json::from_slice(&payload).map(Frame::Message).map_err(|e| malformed(&e.to_string())),
+            DATA | ZERO => {
+                if payload.len() < DATA_PREFIX {
+                    return Err(malformed("shorter than its prefix"));
+                }
+                let sequence = payload.get_u64_le();
+                let (offset, disk_and_length) = (payload.get_u64_le(), payload.get_u64_le());
+                // 16 bits of disk index above 48 bits of length: a zero range may be as long as 256 TiB.
+                let (disk, length) = ((disk_and_length >> 48) as u16, disk_and_length & ((1 << 48) - 1));
+                if length == 0 || offset.checked_add(length).is_none_or(|end| end > LARGEST_DISK) {
+                    return Err(malformed("the range is empty or beyond any disk"));
+                }
+                if self.kind == ZERO {
+                    return Ok(Frame::Zero { sequence, disk, offset, length });
+                }
+                if payload.len() as u64 != length {
+                    return Err(malformed("the length does not match the bytes"));
+                }
+                Ok(Frame::Data { sequence, disk, offset, bytes: payload })
+            }
+            _ => {
+                if payload.len() < HASHES_PREFIX || (payload.len() - HASHES_PREFIX) % 32 != 0 {
+                    return Err(malformed("not a whole number of leaves"));
+                }
+                let (offset, disk) = (payload.get_u64_le(), payload.get_u64_le());
+                let disk = u16::try_from(disk).map_err(|_| malformed("the disk index is out of range"))?;
+                let leaves = payload.chunks_exact(32).filter_map(|leaf| leaf.try_into().ok()).collect();
+                Ok(Frame::Hashes { disk, offset, leaves })
+            }
+        }
+    }
+}
+
+impl Frame {
+    /// The frame as bytes to send, and the checksum of its payload.
+    ///
+    /// A data frame's bytes are copied once; callers keep them at or below [`LARGEST_DATA`].
+    pub fn encode(&self) -> (Bytes, u64) {
+        let mut out = BytesMut::with_capacity(HEADER + DATA_PREFIX + self.payload_hint());
+        out.put_bytes(0, HEADER);
+        let kind = match self {
+            Frame::Message(message) => {
+                // A Message is made of strings and numbers only: its serialisation cannot fail.
+                out.put_slice(&serde_json::to_vec(message).unwrap_or_default());
+                MESSAGE
+            }
+            Frame::Data { sequence, disk, offset, bytes } => {
+                out.put_u64_le(*sequence);
+                out.put_u64_le(*offset);
+                out.put_u64_le(u64::from(*disk) << 48 | bytes.len() as u64);
+                out.put_slice(bytes);
+                DATA
+            }
+            Frame::Zero { sequence, disk, offset, length } => {
+                out.put_u64_le(*sequence);
+                out.put_u64_le(*offset);
+                out.put_u64_le(u64::from(*disk) << 48 | (length & ((1 << 48) - 1)));
+                ZERO
+            }
+            Frame::Hashes { disk, offset, leaves } => {
+                out.put_u64_le(*offset);
+                out.put_u64_le(u64::from(*disk));
+                leaves.iter().for_each(|leaf| out.put_slice(leaf));
+                HASHES
+            }
+        };
+        let checksum = checksum(&out[HEADER..]);
+        let length = (out.len() - HEADER) as u32;
+        let mut header = &mut out[..HEADER];
+        header.put_u32_le(MAGIC);
+        header.put_u16_le(kind);
+        header.put_u16_le(0);
+        header.put_u32_le(length);
+        header.put_u32_le(0);
+        header.put_u64_le(checksum);
+        (out.freeze(), checksum)
+    }
+
+    fn payload_hint(&self) -> usize {
+        match self {
+            Frame::Data { bytes, .. } => bytes.len(),
+            Frame::Hashes { leaves, .. } => leaves.len() * 32,
+            Frame::Message(_) | Frame::Zero { .. } => 256,
+        }
+    }
+}
+
+impl From<Message> for Frame {
+    fn from(message: Message) -> Frame {
+        Frame::Message(message)
+    }
+}
+
+fn checksum(payload: &[u8]) -> u64 {
+    twox_hash::XxHash3_64::oneshot(payload)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    fn decode(bytes: &[u8]) -> Result<Frame, BadFrame> {
+        let header = Header::decode(bytes[..HEADER].try_into().unwrap())?;
+        header.frame(Bytes::copy_from_slice(&bytes[HEADER..]))
+    }
+
+    #[test]
+    fn every_kind_comes_back_as_it_was_sent() {
+        let frames = [
+            Frame::Message(Message::Ping { number: 7 }),
+            Frame::Data { sequence: 1, disk: 3, offset: 65536, bytes: Bytes::from_static(b"hello") },
+            Frame::Zero { sequence: 2, disk: 65535, offset: 0, length: 1 << 40 },
+            Frame::Hashes { disk: 1, offset: 1 << 30, leaves: vec![[7; 32], [0; 32]] },
+        ];
+        for frame in frames {
+            let (bytes, checksum) = frame.encode();
+            assert_eq!(Header::decode(bytes[..HEADER].try_into().unwrap()).unwrap().checksum(), checksum);
+            assert_eq!(decode(&bytes).unwrap(), frame);
+        }
+    }
+
+    #[test]
+    fn a_flipped_bit_anywhere_is_noticed() {
+        let frame = Frame::Data { sequence: 1, disk: 0, offset: 4096, bytes: Bytes::from(vec![5; 64]) };
+        let (good, _) = frame.encode();
+        for bit in 0..good.len() * 8 {
+            let reserved = [6, 7, 12, 13, 14, 15].contains(&(bit / 8));
+            let mut bad = good.to_vec();
+            bad[bit / 8] ^= 1 << (bit % 8);
+            assert!(reserved || decode(&bad).is_err(), "bit {bit} was not noticed");
+        }
+    }
+
+    #[test]
+    fn a_length_beyond_its_bound_is_refused_before_anything_is_allocated() {
+        let (good, _) = Frame::Message(Message::Ping { number: 7 }).encode();
+        let mut bad = good.to_vec();
+        bad[8..12].copy_from_slice(&u32::MAX.to_le_bytes());
+        let refused = Header::decode(bad[..HEADER].try_into().unwrap());
+        assert!(matches!(refused, Err(BadFrame::TooLong { length: u32::MAX, .. })));
+    }
+
+    proptest! {
+        #[test]
+        fn arbitrary_payloads_under_a_true_checksum_never_panic(kind in 0u16..6, payload in prop::collection::vec(any::<u8>(), 0..200)) {
+            let header = Header { kind, length: payload.len() as u32, checksum: checksum(&payload) };
+            let _ = header.frame(Bytes::from(payload));
+        }
+
+        #[test]
+        fn arbitrary_headers_never_panic(bytes in prop::array::uniform24(any::<u8>()), ours in any::<bool>()) {
+            let mut bytes = bytes;
+            if ours { bytes[..4].copy_from_slice(b"SKY1"); }
+            let _ = Header::decode(&bytes);
+        }
+    }
+}

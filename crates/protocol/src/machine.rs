@@ -1,0 +1,123 @@
+//! Machines in neutral words: what any hypervisor can be told, and what it tells about one.
+//!
+//! A description travels with its item from site to site. What only one platform understands is kept verbatim beside
+//! the neutral part (`native`), so that a machine that goes home finds what its owner had set there.
+
+use std::collections::BTreeMap;
+
+use serde::{Deserialize, Serialize};
+use utoipa::ToSchema;
+
+use crate::id::Attempt;
+use crate::id::DiskKey;
+use crate::position::Changes;
+
+/// A virtual machine, described without a word of any hypervisor.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct MachineSpec {
+    /// The machine's name at its site.
+    pub name: String,
+    /// Memory in MiB.
+    pub memory_mib: u64,
+    /// Number of virtual processors.
+    pub vcpus: u32,
+    /// What is started.
+    pub boot: Boot,
+    /// The disks in the order in which the guest sees them.
+    pub disks: Vec<DiskSpec>,
+    /// What only one platform understands, by platform name; passed on untouched.
+    #[serde(default)]
+    pub native: BTreeMap<String, serde_json::Value>,
+}
+
+/// What a machine starts from.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum Boot {
+    /// The firmware finds a boot loader on the first disk.
+    Firmware,
+    /// A kernel given from outside (paths are the site's own and are looked up again at another site by file name).
+    Kernel {
+        /// Path of the kernel image.
+        kernel: String,
+        /// Path of the initial RAM disk.
+        initrd: String,
+        /// The kernel's command line.
+        command_line: String,
+    },
+}
+
+/// One disk of a machine.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct DiskSpec {
+    /// Its name for the machine's whole life; also the serial number that the guest sees.
+    pub key: DiskKey,
+    /// Its size in bytes.
+    pub size: u64,
+    /// Where its bytes are.
+    pub source: DiskSource,
+}
+
+/// Where the bytes of a disk are.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum DiskSource {
+    /// A disk of the platform's own: a file, a volume; named as the platform names it.
+    Own {
+        /// Path or volume name.
+        path: String,
+        /// Image format.
+        format: DiskFormat,
+    },
+    /// A view of a replica's recovery point, served over NBD, under an overlay that takes the machine's writes.
+    OverlayOnView {
+        /// The overlay's path or name; the platform creates it when it is absent.
+        overlay: String,
+        /// The view as an NBD URI.
+        view: String,
+    },
+}
+
+/// The format of a disk's image.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum DiskFormat {
+    /// The bytes themselves.
+    Raw,
+    /// QEMU's copy-on-write format, which can keep change maps.
+    Qcow2,
+}
+
+/// What a machine does at the moment.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum Power {
+    /// It does not exist for the hypervisor beyond its definition.
+    Off,
+    /// It runs.
+    Running,
+    /// It exists and could go on, but its processors stand still.
+    Paused,
+    /// The guest is off, the hypervisor still holds its disks: the last changes can be read exactly.
+    Held,
+}
+
+/// A machine as a platform finds it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct Machine {
+    /// Its description.
+    pub spec: MachineSpec,
+    /// What it does.
+    pub power: Power,
+}
+
+/// What the platform knows of a machine's disks once the machine is off and let go of: where the copy stands.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Settled {
+    /// The cut that `changes` are counted from; none when nothing tells.
+    pub since: Option<Attempt>,
+    /// What changed since that cut, the union of every map that is still held.
+    pub changes: Changes,
+    /// What identifies each disk's present state (inode, size, times of change): equal stamps mean nobody wrote since.
+    pub stamps: BTreeMap<DiskKey, String>,
+}

@@ -1,0 +1,480 @@
+//! What control wants from the components at the sites, and what they tell it.
+//!
+//! ```text
+//!   component ── POST /api/v1/components/{name}/exchange ──►  control
+//!                { heartbeat, reports }                         │   held open until there is something to do
+//!             ◄── { orders, replications } ─────────────────────┘
+//! ```
+//!
+//! Control never calls into a site: components ask. Two kinds of work exist. An **order** is finite: it is handed out
+//! again on every exchange until its outcome was reported, so it must be safe to repeat, and a component that already
+//! runs it ignores the repetition. A **replication** is a wish about the future: the complete list of what a process
+//! server should be replicating; the component keeps it on its own disk and goes on with it while control is away.
+
+use std::collections::BTreeMap;
+
+use serde::{Deserialize, Serialize};
+use utoipa::ToSchema;
+
+use crate::epoch::{DiskSize, Point};
+use crate::fault::Fault;
+use crate::id::{Attempt, DiskKey, ItemId, Lineage, SiteName};
+use crate::machine::{Machine, MachineSpec, Settled};
+use crate::position::{Changes, Distrust, Position};
+
+/// The part that a process plays at its site.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize, ToSchema)]
+#[serde(rename_all = "kebab-case")]
+pub enum Role {
+    /// Captures, compares and sends; stops, starts and fences machines.
+    ProcessServer,
+    /// Receives, keeps replicas, serves recovery points, brings machines up from them.
+    MasterTarget,
+}
+
+impl std::fmt::Display for Role {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(match self {
+            Role::ProcessServer => "process-server",
+            Role::MasterTarget => "master-target",
+        })
+    }
+}
+
+/// A component's first words to control.
+#[derive(Debug, Clone, Serialize, Deserialize, ToSchema)]
+pub struct Registration {
+    /// Its name, unique in the whole system; the same after a restart (`home-process-server`).
+    pub name: String,
+    /// The site it stands at.
+    pub site: SiteName,
+    /// Its role there.
+    pub role: Role,
+    /// Where other movers reach it (`host:port`), for a master target.
+    pub address: Option<String>,
+    /// Its version.
+    pub version: String,
+    /// The platform that it steers.
+    pub platform: String,
+}
+
+/// What a component says on each exchange.
+#[derive(Debug, Clone, Default, Serialize, Deserialize)]
+pub struct ExchangeRequest {
+    /// The machines at its site; none when they could not be listed (`fault` then says why).
+    pub machines: Option<Vec<Machine>>,
+    /// Why something about the site cannot be told.
+    pub fault: Option<Fault>,
+    /// How each of its replications stands.
+    pub replications: Vec<ReplicationStatus>,
+    /// What became of orders since the last exchange that control answered.
+    pub reports: Vec<Report>,
+    /// How long control may hold the request open while there is nothing to do, in ms.
+    pub wait_ms: u64,
+    /// The number of the last list of replications that the component has taken over.
+    pub seen: u64,
+}
+
+/// Control's answer.
+#[derive(Debug, Clone, Default, Serialize, Deserialize)]
+pub struct ExchangeReply {
+    /// Everything that is to be done and whose outcome control does not know yet.
+    pub orders: Vec<NumberedOrder>,
+    /// The complete list of what a process server should be replicating.
+    pub replications: Vec<Replication>,
+    /// The number of this list; it rises when the list changes.
+    pub number: u64,
+}
+
+/// An order with the number under which its outcome is reported.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct NumberedOrder {
+    /// Unique for ever.
+    pub id: String,
+    /// What is to be done.
+    pub order: Order,
+    /// Control no longer wants it: stop at the next safe point and report `Failed` with `CTL-016`, or `Done`.
+    pub cancelled: bool,
+}
+
+/// How an order goes.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct Report {
+    /// The order's number.
+    pub id: String,
+    /// How it goes.
+    pub state: ReportState,
+}
+
+/// How an order goes.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum ReportState {
+    /// It is being worked on.
+    Running {
+        /// What is being done, in an operator's words.
+        step: String,
+        /// How far, 0 to 100, when that is known.
+        percent: Option<u8>,
+    },
+    /// It is done.
+    Done(Outcome),
+    /// It failed, and what it began is undone.
+    Failed(Fault),
+}
+
+/// What can be ordered. Each says which role carries it out. All are safe to repeat.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case", tag = "order")]
+pub enum Order {
+    // ---- process server: the machine at its site
+    /// Shut the machine down and keep holding its disks. Outcome: `Stopped`.
+    ShutDown {
+        /// The machine's name.
+        machine: String,
+        /// How long the guest may take, in ms.
+        timeout_ms: u64,
+        /// Whether its power is taken after that time; otherwise the order fails with `PLT-004`.
+        then_power_off: bool,
+    },
+    /// Start a machine that was shut down by an order (a cancelled move), tracked as it was. Outcome: `Nothing`.
+    StartMachine {
+        /// The machine's name.
+        machine: String,
+        /// The item's history.
+        lineage: Lineage,
+        /// What changes are counted from if no map is held.
+        mark: Attempt,
+    },
+    /// Send what changed since the last epoch of a machine that stands still, as the last epoch of its generation.
+    /// Outcome: `Final`.
+    FinalDelta {
+        /// The item, one of the component's replications.
+        item: ItemId,
+    },
+    /// Make sure the machine stands still, read the change maps that are left and let go of its disks. Refused with
+    /// `CTL-015` when the guest runs and `stop` is false. Outcome: `Settled`.
+    Settle {
+        /// The machine's name.
+        machine: String,
+        /// The item's history.
+        lineage: Lineage,
+        /// Whether a running guest is shut down (then powered off after the time given, in ms).
+        stop: Option<u64>,
+    },
+
+    // ---- master target: replicas and the machines raised from them
+    /// Make an empty replica and take epochs for it. Outcome: `Nothing`.
+    PrepareReplica {
+        /// The item.
+        item: ItemId,
+        /// Its history.
+        lineage: Lineage,
+        /// Its disks.
+        disks: Vec<DiskSize>,
+        /// Who may send.
+        grant: Grant,
+    },
+    /// Take over what this site has of the item (its own disks, or an overlay over its replica, or a replica at rest)
+    /// as a replica with history, keep its present state as a point, and take epochs. Outcome: `Taken`.
+    TakeOver {
+        /// The item.
+        item: ItemId,
+        /// Its history.
+        lineage: Lineage,
+        /// The machine whose disks these are, by its name at this site.
+        machine: String,
+        /// What the site's process server, or control's records, know of the copy; the stamps are checked against the disks.
+        settled: Settled,
+        /// The generation whose epochs were cut from this copy.
+        authored: Option<u64>,
+        /// Who may send.
+        grant: Grant,
+    },
+    /// Take no more epochs; an unfinished one is rolled back. Outcome: `Closed`.
+    CloseReplica {
+        /// The item.
+        item: ItemId,
+    },
+    /// Bring the machine up, paused, on overlays over views of a point. Outcome: `Raised`.
+    Raise {
+        /// The item.
+        item: ItemId,
+        /// The machine; its disks' sources are replaced by overlays.
+        spec: MachineSpec,
+        /// The point, the newest if none is given.
+        point: Option<Attempt>,
+        /// The generation that the machine will write.
+        generation: u64,
+    },
+    /// Let the raised machine go on: the point of no return of a move. Outcome: `Nothing`.
+    Release {
+        /// The item.
+        item: ItemId,
+    },
+    /// Throw the raised machine away: overlays, views and its description. What it wrote is kept as a point when `keep`
+    /// is set. Outcome: `Nothing`.
+    Lower {
+        /// The item.
+        item: ItemId,
+        /// Whether its writes are kept as a point of kind `Unreplicated`.
+        keep: bool,
+    },
+    /// After a commit at the other side: write the overlay of the machine that ran here into the replica, as attempt
+    /// `attempt`, and remove the machine (H13). Outcome: `Absorbed`.
+    Absorb {
+        /// The item.
+        item: ItemId,
+        /// The final attempt that the other side sealed: the replica then holds that very state.
+        attempt: Attempt,
+        /// When it was cut, ms since 1970.
+        cut_at_ms: u64,
+    },
+    /// Where the disks of the raised machine stood when it was started. Outcome: `Stands`.
+    Standpoint {
+        /// The item.
+        item: ItemId,
+    },
+    /// Undo what the direction of `grant` wrote: the replica becomes what it was when it was taken over. Outcome: `Closed`.
+    GiveBack {
+        /// The item.
+        item: ItemId,
+    },
+    /// Forget the item here: replica, journal, views. Disks that the platform owns stay. Outcome: `Nothing`.
+    DropReplica {
+        /// The item.
+        item: ItemId,
+    },
+    /// The points that are kept. Outcome: `Points`.
+    ListPoints {
+        /// The item.
+        item: ItemId,
+    },
+}
+
+impl Order {
+    /// Which role carries it out.
+    pub fn role(&self) -> Role {
+        match self {
+            Order::ShutDown { .. } | Order::StartMachine { .. } | Order::FinalDelta { .. } | Order::Settle { .. } => {
+                Role::ProcessServer
+            }
+            _ => Role::MasterTarget,
+        }
+    }
+}
+
+/// Who may send epochs to a replica.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Grant {
+    /// The generation whose epochs are taken.
+    pub generation: u64,
+    /// The secret that the sender must present.
+    pub token: String,
+}
+
+/// What an order came to.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case", tag = "outcome")]
+pub enum Outcome {
+    /// It is done; there is nothing to tell.
+    Nothing,
+    /// The machine stands still.
+    Stopped {
+        /// Whether the guest did it by itself.
+        by_guest: bool,
+        /// When it was found to stand still, ms since 1970.
+        at_ms: u64,
+    },
+    /// The last epoch is durable at the target.
+    Final {
+        /// Its point.
+        point: Point,
+        /// Bytes that had changed, were read here and were sent.
+        moved: Moved,
+        /// What identifies each disk now; to be compared when the copy is taken over.
+        stamps: BTreeMap<DiskKey, String>,
+    },
+    /// Where the machine's disks stand.
+    Settled {
+        /// The maps that were left.
+        settled: Settled,
+        /// Whether the guest had to be stopped for it (R26).
+        was_running: bool,
+    },
+    /// The copy is a replica now.
+    Taken {
+        /// The point that keeps its state.
+        kept: Point,
+        /// Why its changes are not known, if so: the first epoch will be a compare.
+        distrust: Option<Distrust>,
+        /// How many bytes its own map says have changed, if known.
+        changed_bytes: Option<u64>,
+    },
+    /// The replica takes no epochs.
+    Closed {
+        /// Its newest point.
+        newest: Option<Point>,
+    },
+    /// The machine stands ready, paused.
+    Raised {
+        /// The point that it stands on.
+        point: Point,
+    },
+    /// The replica holds the state of the attempt.
+    Absorbed {
+        /// The point.
+        point: Point,
+    },
+    /// Where the raised machine's disks stood at its start.
+    Stands {
+        /// The position without the machine's own writes.
+        position: Position,
+    },
+    /// The points that are kept.
+    Points {
+        /// Oldest first.
+        points: Vec<Point>,
+    },
+}
+
+/// How the blocks of a first epoch of a direction are chosen (H6, H7).
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, ToSchema, Default)]
+#[serde(rename_all = "snake_case")]
+pub enum Sync {
+    /// From the maps of both sides; compare, and say why, where a map is absent or unusable.
+    #[default]
+    Tracked,
+    /// Hash both sides, send what differs.
+    Compare,
+    /// Send everything.
+    Full,
+}
+
+impl std::fmt::Display for Sync {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(match self {
+            Sync::Tracked => "tracked",
+            Sync::Compare => "compare",
+            Sync::Full => "full",
+        })
+    }
+}
+
+/// What a process server should be replicating.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Replication {
+    /// The item.
+    pub item: ItemId,
+    /// The machine's name at this site.
+    pub machine: String,
+    /// The item's history.
+    pub lineage: Lineage,
+    /// The generation that this site is authorised to write.
+    pub generation: u64,
+    /// The master target (`host:port`).
+    pub target: String,
+    /// The secret to present there.
+    pub token: String,
+    /// Where this copy stood when its generation began (the machine's own writes since are added by the process server
+    /// from its maps); none for a machine that was never raised from a replica.
+    pub standpoint: Option<Position>,
+    /// How the first epoch is chosen.
+    pub sync: Sync,
+    /// Time from the start of one epoch to the start of the next, in ms.
+    pub interval_ms: u64,
+    /// The machine is off on purpose (`--offline`): copy once and wait for `FinalDelta`.
+    pub offline: bool,
+    /// No regular epochs: a final delta or a settle is under way.
+    pub quiesced: bool,
+}
+
+/// How one replication stands.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, ToSchema)]
+pub struct ReplicationStatus {
+    /// The item.
+    pub item: ItemId,
+    /// The generation that is being sent.
+    pub generation: u64,
+    /// What is being done.
+    pub phase: ReplicationPhase,
+    /// The newest point that the target sealed in this generation.
+    pub newest: Option<Point>,
+    /// How the first epoch of this generation was chosen, once it was.
+    pub sync: Option<Sync>,
+    /// Why tracked was not possible, if it was asked for.
+    pub distrust: Option<Distrust>,
+    /// The first epoch: expected and sent bytes, for a percentage.
+    pub first: Progress,
+    /// What the first epoch moved, once sealed.
+    pub first_moved: Option<Moved>,
+    /// Everything moved in this generation since the component started.
+    pub moved: Moved,
+    /// Number of epochs sealed since the component started.
+    pub epochs: u64,
+    /// The last pauses of the guest for a cut, in microseconds (newest last, at most 64).
+    pub pauses_us: Vec<u64>,
+    /// Ages of the newest point at the moments just before it was replaced, in ms (newest last, at most 256): the RPO as it was lived.
+    pub rpo_ms: Vec<u64>,
+    /// What hinders it at the moment, if anything does.
+    pub fault: Option<Fault>,
+}
+
+/// What a replication is doing.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum ReplicationPhase {
+    /// Opening the machine and the session.
+    Connecting,
+    /// The first epoch of the generation is being chosen and sent.
+    FirstEpoch,
+    /// Epochs flow.
+    Epochs,
+    /// The last epoch is sealed, or epochs are withheld by order.
+    Quiesced,
+    /// It cannot go on at the moment and repeats (the fault says why).
+    Waiting,
+}
+
+/// Bytes expected and done.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, ToSchema, Default)]
+pub struct Progress {
+    /// Bytes to be looked at.
+    pub expected: u64,
+    /// Bytes done.
+    pub done: u64,
+}
+
+impl Progress {
+    /// 0 to 100; none while nothing is known.
+    pub fn percent(&self) -> Option<u8> {
+        (self.expected > 0).then(|| (self.done.min(self.expected).saturating_mul(100) / self.expected) as u8)
+    }
+}
+
+/// What moving cost, in bytes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, ToSchema, Default)]
+pub struct Moved {
+    /// Bytes of the blocks that were to be made equal (those that differed, as far as that was known).
+    pub changed: u64,
+    /// Bytes read from disks at the source.
+    pub read_source: u64,
+    /// Bytes read from disks at the target (for a compare; before-images not counted).
+    pub read_target: u64,
+    /// Bytes sent over the connection, both ways.
+    pub sent: u64,
+}
+
+impl std::ops::AddAssign for Moved {
+    fn add_assign(&mut self, other: Moved) {
+        self.changed += other.changed;
+        self.read_source += other.read_source;
+        self.read_target += other.read_target;
+        self.sent += other.sent;
+    }
+}
+
+/// An empty set of changes for a copy of which control knows that nothing wrote it since `since`.
+pub fn untouched(since: Attempt, stamps: BTreeMap<DiskKey, String>) -> Settled {
+    Settled { since: Some(since), changes: Changes::none(), stamps }
+}

@@ -1,0 +1,432 @@
+//! The shapes of the REST contract `/api/v1`, shared by the server that gives them and the clients that read them.
+//!
+//! ```text
+//!   GET  /healthz                                    "ok"
+//!   GET  /api/v1/openapi.json
+//!   GET  /api/v1/status?item=                        [ItemView]
+//!   GET  /api/v1/items           GET /items/{item}   ItemView
+//!   GET  /api/v1/items/{item}/points                 [Point]
+//!   GET  /api/v1/items/{item}/explain                Explanation
+//!   POST /api/v1/plans                               Request      → Plan        (shows; changes nothing)
+//!   POST /api/v1/jobs                                Start        → Job         (starts what was shown)
+//!   GET  /api/v1/jobs            GET /jobs/{id}      Job
+//!   POST /api/v1/jobs/{id}/cancel
+//!   POST /api/v1/jobs/{id}/retry
+//!   GET  /api/v1/sites  /components  /machines?site=
+//!   GET  /api/v1/events                              server-sent events: a Job or an ItemView that changed
+//!   POST /api/v1/components/register                 Registration → {token}
+//!   POST /api/v1/components/{name}/exchange          ExchangeRequest → ExchangeReply
+//! ```
+//!
+//! Every error is `application/problem+json` with the members of [`Fault`] (`code`, `message`, `cause`, `remedy`) beside
+//! `title` and `status`.
+
+use serde::{Deserialize, Serialize};
+use utoipa::ToSchema;
+
+use crate::epoch::Point;
+use crate::fault::Fault;
+use crate::id::{Attempt, ItemId, SiteName};
+use crate::machine::Machine;
+use crate::order::{Moved, Registration, ReplicationStatus, Sync};
+use crate::stage::{Side, Stage};
+
+/// An operation on one item, as a person asks for it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(rename_all = "kebab-case", tag = "operation")]
+pub enum Operation {
+    /// Begin to replicate a machine.
+    Protect {
+        /// The machine's name at its site; the item gets the same name.
+        machine: String,
+        /// The site it runs at.
+        from: SiteName,
+        /// The site it is to be replicated to.
+        to: SiteName,
+        /// Time between epochs, in ms.
+        interval_ms: u64,
+    },
+    /// Stop replicating and forget the item; its machine runs on.
+    Unprotect {
+        /// Whether the replica and its history are deleted too.
+        delete: bool,
+    },
+    /// Move the machine to the side where it does not run.
+    Failover {
+        /// Planned, or without the side it runs at.
+        kind: FailoverKind,
+        /// The point to start from; the newest if none is given. Only for an unplanned failover.
+        point: Option<Attempt>,
+    },
+    /// End a failover or failback: it can no longer be cancelled.
+    Commit {},
+    /// Begin to replicate a failed-over machine to the side it came from (after a failback: reverse replicate).
+    Reprotect {
+        /// How the first epoch is chosen.
+        sync: Sync,
+        /// Whether a machine that still runs at the other side is shut down (R26).
+        shut_down: bool,
+    },
+    /// Bring the machine home: reprotect as far as that is not done yet (H16), wait for *Complete*, move.
+    Failback {
+        /// How the first epoch is chosen.
+        sync: Sync,
+        /// Whether the machine is off while data is copied (H7).
+        offline: bool,
+        /// Whether *Complete* is given at once, so that the job runs through.
+        complete: bool,
+        /// Whether a machine that still runs at the other side is shut down (R26).
+        shut_down: bool,
+        /// How long the guest may take to shut down, in ms.
+        shut_down_timeout_ms: u64,
+        /// Whether its power is taken after that time.
+        then_power_off: bool,
+    },
+    /// *Complete failover* (H10): the answer that a waiting failback waits for.
+    Complete {},
+    /// Give up what is under way, as far as the stage allows.
+    Cancel {},
+}
+
+impl Operation {
+    /// The verb, as on the command line.
+    pub fn verb(&self) -> &'static str {
+        match self {
+            Operation::Protect { .. } => "protect",
+            Operation::Unprotect { .. } => "unprotect",
+            Operation::Failover { .. } => "failover",
+            Operation::Commit {} => "commit",
+            Operation::Reprotect { .. } => "reprotect",
+            Operation::Failback { .. } => "failback",
+            Operation::Complete {} => "complete",
+            Operation::Cancel {} => "cancel",
+        }
+    }
+}
+
+/// How a failover treats the side where the machine runs.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(rename_all = "kebab-case", tag = "kind")]
+pub enum FailoverKind {
+    /// The machine is shut down, its last changes are sent, nothing is lost (H1).
+    Planned {
+        /// How long the guest may take to shut down, in ms.
+        shut_down_timeout_ms: u64,
+        /// Whether its power is taken after that time.
+        then_power_off: bool,
+    },
+    /// The machine is started from a recovery point.
+    Unplanned {
+        /// Whether the old machine is shut down first.
+        shut_down: ShutDownFirst,
+    },
+}
+
+/// Whether an unplanned failover shuts the old machine down first.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(rename_all = "kebab-case")]
+pub enum ShutDownFirst {
+    /// If its site answers.
+    Try,
+    /// Fail if that is not possible.
+    Require,
+    /// Not at all.
+    Skip,
+}
+
+/// Asks for a plan.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct Request {
+    /// The item (for `protect`: the name it will have).
+    pub item: ItemId,
+    /// What is to be done.
+    pub operation: Operation,
+}
+
+/// What will happen: shown, confirmed, then started by its fingerprint (H5).
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct Plan {
+    /// What was asked for.
+    pub request: Request,
+    /// Changes whenever something that the plan rests on changes.
+    pub fingerprint: String,
+    /// Where the machine is, and where it or its data will go.
+    pub source: SiteName,
+    /// See `source`.
+    pub target: SiteName,
+    /// The item's stage at the moment.
+    pub stage: Stage,
+    /// The same in words.
+    pub stage_words: String,
+    /// The recovery point that will be used, if one is.
+    pub point: Option<Point>,
+    /// Its age in ms.
+    pub point_age_ms: Option<u64>,
+    /// What will be deleted, one line each.
+    pub deletes: Vec<String>,
+    /// What will be done, in order.
+    pub steps: Vec<String>,
+    /// What was checked; a plan with a failed check is refused when it is started.
+    pub checks: Vec<Check>,
+    /// Bytes that will travel, as far as that is known.
+    pub bytes: Option<u64>,
+    /// Expected downtime in ms, as far as that is known.
+    pub downtime_ms: Option<u64>,
+    /// Until when it can be undone, in words.
+    pub undo_until: String,
+    /// Whether nothing would be done, because it is so already.
+    pub already: bool,
+}
+
+/// The result of one check.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct Check {
+    /// What was looked at.
+    pub what: String,
+    /// What is wrong, if anything is.
+    pub fault: Option<Fault>,
+}
+
+/// Starts what a plan showed.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct Start {
+    /// What is to be done.
+    pub request: Request,
+    /// The fingerprint of the plan that was shown; none to start without having looked.
+    pub fingerprint: Option<String>,
+    /// For the audit log.
+    pub reason: Option<String>,
+    /// A repeated request with the same key is answered with the job that the first one started.
+    pub idempotency_key: Option<String>,
+}
+
+/// A job.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct Job {
+    /// Its number.
+    pub id: i64,
+    /// The item.
+    pub item: ItemId,
+    /// What was asked for.
+    pub operation: Operation,
+    /// How it goes.
+    pub state: JobState,
+    /// Its steps in order.
+    pub steps: Vec<Step>,
+    /// When it was started, ms since 1970.
+    pub started_at_ms: i64,
+    /// When it ended.
+    pub ended_at_ms: Option<i64>,
+    /// Why it failed.
+    pub fault: Option<Fault>,
+    /// The command that a waiting job waits for, or that follows a finished one.
+    pub next: Option<String>,
+    /// Figures that the job measured.
+    pub figures: Figures,
+}
+
+/// How a job goes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum JobState {
+    /// A step is being done.
+    Running,
+    /// It waits for a person.
+    Waiting,
+    /// What was done is being undone.
+    Compensating,
+    /// It reached its end.
+    Done,
+    /// It failed, and what it had done is undone.
+    Failed,
+    /// It was cancelled, and what it had done is undone.
+    Cancelled,
+}
+
+impl JobState {
+    /// Whether nothing more will happen.
+    pub fn ended(self) -> bool {
+        matches!(self, JobState::Done | JobState::Failed | JobState::Cancelled)
+    }
+}
+
+/// One step of a job.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct Step {
+    /// In an operator's words.
+    pub name: String,
+    /// How it goes.
+    pub state: StepState,
+    /// More, while it runs.
+    pub detail: Option<String>,
+    /// How far, 0 to 100, when that is known.
+    pub percent: Option<u8>,
+    /// ms since 1970.
+    pub started_at_ms: Option<i64>,
+    /// ms since 1970.
+    pub ended_at_ms: Option<i64>,
+}
+
+/// How a step goes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum StepState {
+    /// Not begun.
+    Pending,
+    /// Under way.
+    Running,
+    /// Done.
+    Done,
+    /// Failed.
+    Failed,
+    /// Done, then undone.
+    Undone,
+    /// Not needed.
+    Skipped,
+}
+
+/// What a job measured.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct Figures {
+    /// How the first epoch was chosen.
+    pub sync: Option<Sync>,
+    /// Why it was not tracked, when tracked was asked for.
+    pub distrust: Option<String>,
+    /// What the first copy of the direction moved.
+    pub first: Option<Moved>,
+    /// What the last delta moved.
+    pub last: Option<Moved>,
+    /// From the source standing still (or the order to start, when it was unplanned) to the target going on, in ms.
+    pub downtime_ms: Option<u64>,
+    /// The point that the machine was started from.
+    pub point: Option<Point>,
+    /// Bytes of the old side's unreplicated changes, as far as they are known.
+    pub unreplicated_bytes: Option<u64>,
+}
+
+/// An item as people see it.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, ToSchema)]
+pub struct ItemView {
+    /// Its name.
+    pub item: ItemId,
+    /// Its stage.
+    #[serde(flatten)]
+    pub stage: Stage,
+    /// The same in words.
+    pub stage_words: String,
+    /// How well it goes.
+    pub health: Health,
+    /// Why not well.
+    pub health_reason: Option<String>,
+    /// Where the machine runs.
+    pub runs_at: SiteName,
+    /// The side of that site.
+    pub side: Side,
+    /// Home.
+    pub home: SiteName,
+    /// The disaster recovery site.
+    pub away: SiteName,
+    /// Now minus the cut time of the newest durable epoch, in ms; none while nothing is replicated.
+    pub rpo_ms: Option<u64>,
+    /// The policy's limit for it, in ms.
+    pub rpo_limit_ms: u64,
+    /// The newest recovery point at the side where the machine does not run.
+    pub newest: Option<Point>,
+    /// Whether a failback is possible, in words.
+    pub failback: String,
+    /// The next command.
+    pub next: Option<String>,
+    /// The generation that is authorised to run.
+    pub generation: u64,
+    /// The job at work.
+    pub job: Option<i64>,
+    /// How replication stands, as the process server last told.
+    pub replication: Option<ReplicationStatus>,
+}
+
+/// How well an item does.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum Health {
+    /// As it should be.
+    Ok,
+    /// It wants to be looked at.
+    Warning,
+    /// Data or protection is at stake.
+    Critical,
+}
+
+/// What is allowed on an item, and why not the rest.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct Explanation {
+    /// The item.
+    pub item: ItemId,
+    /// Its stage in words.
+    pub stage_words: String,
+    /// Each verb: none when it is allowed, otherwise why not.
+    pub operations: Vec<Allowed>,
+}
+
+/// Whether a verb is allowed.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct Allowed {
+    /// The verb.
+    pub verb: String,
+    /// Why not.
+    pub refused: Option<Fault>,
+}
+
+/// A component as control knows it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct ComponentView {
+    /// What it told about itself.
+    pub name: String,
+    /// Its site.
+    pub site: SiteName,
+    /// Its role.
+    pub role: crate::order::Role,
+    /// Where movers reach it.
+    pub address: Option<String>,
+    /// Its version.
+    pub version: String,
+    /// Its platform.
+    pub platform: String,
+    /// When it was last heard of, ms since 1970.
+    pub seen_at_ms: i64,
+    /// Whether that was recently enough to count as connected.
+    pub connected: bool,
+}
+
+/// The answer to a registration.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct Registered {
+    /// The component's own token for `exchange`.
+    pub token: String,
+}
+
+/// A machine at a site.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct MachineView {
+    /// The site.
+    pub site: SiteName,
+    /// The machine.
+    pub machine: Machine,
+    /// The item that it is, if it is protected.
+    pub item: Option<ItemId>,
+}
+
+/// One entry of the audit log.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct AuditEntry {
+    /// ms since 1970.
+    pub at_ms: i64,
+    /// The item.
+    pub item: Option<ItemId>,
+    /// What was done.
+    pub what: String,
+    /// Why, as the user gave it.
+    pub reason: Option<String>,
+}
+
+/// What `POST /components/register` takes beside the join token in the `Authorization` header.
+pub type Register = Registration;

@@ -1,0 +1,132 @@
+//! What the two ends of a mover session say to each other, in order.
+//!
+//! ```text
+//!   process server                                master target
+//!     Hello{token,item} ────────────────────────►
+//!                        ◄──────────────────────── Welcome{position, newest, disks}
+//!     OpenEpoch{header} ────────────────────────►
+//!                        ◄──────────────────────── EpochOpened{resume_after}
+//!     Data, Data, Zero … ───────────────────────►   (many in flight)
+//!                        ◄──────────────────────── Received{through}     now and then
+//!     Seal{totals} ─────────────────────────────►
+//!                        ◄──────────────────────── Sealed{point}         = acknowledged, durable
+//!
+//!     HashRequest ──────────────────────────────►                        while comparing
+//!                        ◄──────────────────────── Hashes
+//!     either end: Refused{fault}, then closes
+//! ```
+//!
+//! Either end may have dialled. Control messages are JSON inside a bounded frame, so that a version can add a field;
+//! data frames are binary (see [`crate::frame`]).
+
+use serde::{Deserialize, Serialize};
+
+use crate::epoch::{DiskSize, EpochHeader, EpochTotals, Point};
+use crate::fault::Fault;
+use crate::id::{Attempt, ItemId};
+use crate::position::Position;
+
+/// The version of the session protocol that this build speaks. A peer with another major version is refused in words.
+pub const VERSION: u32 = 1;
+
+/// A control message of a mover session.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(tag = "message", rename_all = "snake_case")]
+pub enum Message {
+    /// Sender's first word.
+    Hello {
+        /// [`VERSION`].
+        version: u32,
+        /// The item to be replicated.
+        item: ItemId,
+        /// The secret that control gave to both ends for this direction and generation.
+        token: String,
+        /// The generation that the sender is authorised to send.
+        generation: u64,
+    },
+    /// Receiver's answer: where its copy stands.
+    Welcome {
+        /// [`VERSION`].
+        version: u32,
+        /// Where the copy stands; none when it never held a sealed point (an empty or inconsistent target).
+        position: Option<Position>,
+        /// The newest attempt that the replica sealed, if any.
+        newest: Option<Attempt>,
+        /// The replica's disks.
+        disks: Vec<DiskSize>,
+        /// Whether the disks may hold anything but zeroes.
+        has_content: bool,
+    },
+    /// Begins an epoch; the receiver rolls back whatever unfinished epoch of another attempt it finds.
+    OpenEpoch {
+        /// The epoch.
+        header: EpochHeader,
+    },
+    /// The receiver is ready for the epoch's frames.
+    EpochOpened {
+        /// The attempt.
+        attempt: Attempt,
+        /// The sender may skip all frames up to this sequence number: they arrived before a connection was cut.
+        resume_after: u64,
+    },
+    /// All frames up to this one were taken over by the receiver (not yet durable).
+    Received {
+        /// Sequence number of the last frame.
+        through: u64,
+    },
+    /// The sender has sent everything.
+    Seal {
+        /// The attempt.
+        attempt: Attempt,
+        /// What was sent.
+        totals: EpochTotals,
+    },
+    /// The epoch is durable and a recovery point.
+    Sealed {
+        /// The point.
+        point: Point,
+    },
+    /// The sender gives the attempt up; the receiver rolls it back.
+    Abandon {
+        /// The attempt.
+        attempt: Attempt,
+    },
+    /// The attempt is gone.
+    Abandoned {
+        /// The attempt.
+        attempt: Attempt,
+    },
+    /// Asks for the receiver's leaf hashes of `offset .. offset + length` of a disk.
+    HashRequest {
+        /// Index into the `disks` of `Welcome`.
+        disk: u16,
+        /// First byte; a multiple of [`crate::BLOCK`].
+        offset: u64,
+        /// Number of bytes; at most [`MOST_HASHED`].
+        length: u64,
+    },
+    /// The end: the message says why.
+    Refused {
+        /// Code, cause and remedy.
+        fault: Fault,
+    },
+    /// Keeps the connection alive and measures it; answered by `Pong` with the same number.
+    Ping {
+        /// Any number.
+        number: u64,
+    },
+    /// The answer to `Ping`.
+    Pong {
+        /// The number.
+        number: u64,
+    },
+}
+
+/// The most bytes that one `HashRequest` may ask for.
+pub const MOST_HASHED: u64 = 64 * 1024 * 1024;
+
+/// A hash of one [`crate::BLOCK`] of a disk: BLAKE3, or all zeroes for a block of zeroes (which is never hashed).
+pub type Leaf = [u8; 32];
+
+/// The leaf of a block that holds only zeroes.
+pub const ZERO_LEAF: Leaf = [0; 32];
