@@ -1,2 +1,76 @@
-//! (being written)
-fn main() {}
+//! The chores of this workspace: `cargo xtask <chore>`.
+//!
+//! ```text
+//!   setup ─► check = fmt · clippy · tidy · tests (· deny)
+//!     │
+//!     └────► demo
+//! ```
+//! `test` is setup and check together, and is exactly what continuous integration runs.
+
+mod check;
+mod command;
+mod cpio;
+mod demo;
+mod initramfs;
+mod packages;
+mod setup;
+mod tidy;
+
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+
+use anyhow::{Context, Result, bail};
+
+const USAGE: &str = "\
+usage: cargo xtask <chore>
+
+  setup        install what this machine lacks, fetch the test guest's kernel, build its initramfs
+  check        format, clippy, tidy, all tests: what continuous integration checks
+  test         setup, then check
+  tidy         the workspace's own rules: edges between the rooms, names, lengths
+  demo [..]    setup, build, then the whole circle: sockeye demo [..]";
+
+fn main() -> ExitCode {
+    let arguments: Vec<String> = std::env::args().skip(1).collect();
+    match chore(&arguments) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("xtask: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn chore(arguments: &[String]) -> Result<()> {
+    let root = workspace_root()?;
+    let Some((chore, rest)) = arguments.split_first() else { bail!("{USAGE}") };
+    if !rest.is_empty() && chore != "demo" {
+        bail!("`{chore}` takes no arguments\n{USAGE}");
+    }
+    match chore.as_str() {
+        "setup" => setup::setup(&root),
+        "check" => check::check(&root),
+        "test" => {
+            setup::setup(&root)?;
+            check::check(&root)
+        }
+        "tidy" => tidy::tidy(&root),
+        "demo" => demo::demo(&root, rest),
+        // `sabotage` will stand here: it builds with one fault in and expects the demo or a test to catch it.
+        _ => bail!("there is no chore called {chore}\n{USAGE}"),
+    }
+}
+
+fn workspace_root() -> Result<PathBuf> {
+    let here = Path::new(env!("CARGO_MANIFEST_DIR"));
+    let root = here.ancestors().nth(2).context("this crate stands two folders below the root")?;
+    if !root.join("Cargo.lock").is_file() {
+        bail!("{} is gone: run cargo xtask from the clone it was built in", root.display());
+    }
+    Ok(root.to_path_buf())
+}
+
+/// Where cargo builds, as an absolute path.
+fn target_dir(root: &Path) -> PathBuf {
+    root.join(std::env::var_os("CARGO_TARGET_DIR").unwrap_or_else(|| "target".into()))
+}
