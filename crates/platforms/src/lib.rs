@@ -16,6 +16,8 @@
 //! - What changed is forgotten only by [`Capture::acknowledged`]. Whatever else happens, it is part of the next cut.
 //! - Unknown is said as unknown, never as "nothing changed".
 
+pub mod qemu;
+
 use std::collections::BTreeMap;
 use std::time::Duration;
 

@@ -1,0 +1,268 @@
+//! QEMU, steered by ourselves: nothing but the QEMU package is needed.
+//!
+//! ```text
+//!   Qemu ── folder      every machine is a folder of files           marks    what overlays know, which mark is honest
+//!     ├──── launch      a process that outlives ours                 bitmap   change maps, named after their cut
+//!     ├──── power       shut down, power off, hold                   fleece   the nodes of an open cut
+//!     ├──── settle      let go, and say what the disks hold          changes  reading maps
+//!     └──── capture     cut, acknowledge, fail                       qmp      the conversation with QEMU
+//! ```
+//! # Always true
+//! - What a machine is and does is in its folder and in its QEMU, never in this process: any number of processes may steer
+//!   the same site, and each may die at any time.
+//! - A guest runs only after its tracking is in place.
+//!
+//! # If power fails
+//! QEMU is gone: `Power::Off`. The next start or settle finds inconsistent maps and says unknown, or, for overlays, what
+//! they hold since their mark.
+
+mod accelerator;
+mod bitmap;
+mod capture;
+mod changes;
+mod fleece;
+mod folder;
+mod image;
+mod launch;
+mod marks;
+mod power;
+mod process;
+mod qmp;
+mod settle;
+mod start;
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use async_trait::async_trait;
+use protocol::fault::code;
+use protocol::machine::{DiskSource, Machine, MachineSpec, Power, Settled};
+use protocol::{DiskKey, Fault, Lineage};
+
+use self::capture::QemuCapture;
+use self::fleece::Bounds;
+use self::folder::Folder;
+use self::marks::Marks;
+use crate::{Capture, Platform, Start, Stopped};
+
+/// How long another process may be at work on a machine.
+const LOCK_PATIENCE: Duration = Duration::from_secs(90);
+
+/// The machines of one site, each under a QEMU of its own.
+#[derive(Debug, Clone)]
+pub struct Qemu {
+    site: PathBuf,
+    bounds: Bounds,
+}
+
+impl Qemu {
+    /// The site in the folder `site_dir`, which is created when it is absent. Machines live in `machines/` below it; kernels
+    /// that are not where a description says are looked for in `boot/`; disks with relative paths are below it.
+    ///
+    /// # Errors
+    /// `PLT-001` when the folder cannot be made.
+    pub fn open(site_dir: &Path) -> Result<Qemu, Fault> {
+        let make = || {
+            for below in ["machines", "started", "boot"] {
+                std::fs::create_dir_all(site_dir.join(below))?;
+            }
+            std::fs::canonicalize(site_dir)
+        };
+        let site = make().map_err(|why: std::io::Error| {
+            Fault::new(code::HYPERVISOR, format!("the site {} cannot be opened", site_dir.display()), why.to_string())
+        })?;
+        Ok(Qemu { site, bounds: Bounds::default() })
+    }
+
+    /// With this many bytes of scratch per disk for an open cut, instead of a quarter of the disk and at least 64 MiB. A guest
+    /// that overwrites more than that while a cut is open makes the cut fail, never its own writes.
+    #[must_use]
+    pub fn with_scratch_bytes(mut self, bytes: u64) -> Qemu {
+        self.bounds.scratch_bytes = Some(bytes);
+        self
+    }
+
+    /// With a guest's write waiting at most this many seconds (at least 1) for the scratch of an open cut, instead of 5;
+    /// then the cut fails and the guest goes on.
+    #[must_use]
+    pub fn with_scratch_patience(mut self, seconds: u32) -> Qemu {
+        self.bounds.patience_seconds = seconds.max(1);
+        self
+    }
+
+    /// The folder in which the machine `name` is kept; its serial console is in `console.log` there.
+    ///
+    /// # Errors
+    /// `PLT-002` for a name that no machine can have.
+    pub fn machine_dir(&self, name: &str) -> Result<PathBuf, Fault> {
+        Ok(self.folder(name)?.path().to_path_buf())
+    }
+
+    fn folder(&self, name: &str) -> Result<Folder, Fault> {
+        Folder::new(&self.site, name)
+    }
+
+    /// The folder of a machine that exists.
+    fn known(&self, name: &str) -> Result<Folder, Fault> {
+        let folder = self.folder(name)?;
+        folder.known_spec()?;
+        Ok(folder)
+    }
+
+    /// Refuses what only a machine that is off allows.
+    async fn must_be_off(&self, folder: &Folder, what: &str) -> Result<(), Fault> {
+        match power::power(folder).await? {
+            Power::Off => Ok(()),
+            now => Err(Fault::new(
+                code::MACHINE_RUNNING,
+                format!("machine {} cannot be {what}", folder.name()),
+                format!("it is {now:?}").to_lowercase(),
+            )),
+        }
+    }
+}
+
+/// What no machine of ours can be.
+fn check(folder: &Folder, spec: &MachineSpec) -> Result<(), Fault> {
+    let refuse = |why: String| Err(folder.fault("cannot be defined", why));
+    for (place, disk) in spec.disks.iter().enumerate() {
+        if disk.key.as_str().len() > launch::LONGEST_SERIAL {
+            return refuse(format!(
+                "disk key {} is longer than a serial number of {} bytes",
+                disk.key,
+                launch::LONGEST_SERIAL
+            ));
+        }
+        if spec.disks[..place].iter().any(|other| other.key == disk.key) {
+            return refuse(format!("there are two disks {}", disk.key));
+        }
+        if let DiskSource::OverlayOnView { view, .. } = &disk.source {
+            view.parse::<nbd::Uri>().map_err(|why| folder.fault("cannot be defined", why))?;
+        }
+    }
+    if spec.memory_mib == 0 || spec.vcpus == 0 {
+        return refuse("it has no memory or no processor".into());
+    }
+    Ok(())
+}
+
+/// Creates the overlays that are absent, each with a note that it is empty.
+async fn create_overlays(folder: &Folder, spec: &MachineSpec) -> Result<(), Fault> {
+    let cannot = |why: &dyn std::fmt::Display| folder.fault("cannot be given an overlay", why);
+    let mut marks = Marks::read(folder)?;
+    for disk in &spec.disks {
+        let DiskSource::OverlayOnView { overlay, view } = &disk.source else { continue };
+        let path = folder.overlay_path(overlay);
+        if path.exists() {
+            continue;
+        }
+        // Under another name first: an overlay that exists is whole and noted.
+        let fresh = path.with_extension("new");
+        if let Some(parent) = path.parent() {
+            std::fs::create_dir_all(parent).map_err(|why| cannot(&why))?;
+        }
+        folder::remove_file(&fresh).map_err(|why| cannot(&why))?;
+        image::create_overlay(&fresh, view, disk.size).await.map_err(|why| cannot(&why))?;
+        let settled = || {
+            std::fs::File::open(&fresh)?.sync_all()?;
+            image::inode(&fresh)
+        };
+        let inode = settled().map_err(|why| cannot(&why))?;
+        marks.fresh(folder, &disk.key, inode)?;
+        let placed = std::fs::rename(&fresh, &path).and_then(|()| folder::sync_parent(&path));
+        placed.map_err(|why| cannot(&why))?;
+    }
+    Ok(())
+}
+
+#[async_trait]
+impl Platform for Qemu {
+    fn name(&self) -> &'static str {
+        "qemu"
+    }
+
+    async fn inventory(&self) -> Result<Vec<Machine>, Fault> {
+        let cannot = |why: std::io::Error| {
+            Fault::new(code::HYPERVISOR, "the machines of the site cannot be listed", why.to_string())
+        };
+        let mut names = Vec::new();
+        for entry in std::fs::read_dir(self.site.join("machines")).map_err(cannot)? {
+            names.extend(entry.map_err(cannot)?.file_name().into_string());
+        }
+        names.sort();
+        let mut machines = Vec::new();
+        for name in names {
+            machines.extend(self.machine(&name).await?);
+        }
+        Ok(machines)
+    }
+
+    async fn machine(&self, name: &str) -> Result<Option<Machine>, Fault> {
+        let Ok(folder) = self.folder(name) else { return Ok(None) };
+        let Some(spec) = folder.spec()? else { return Ok(None) };
+        Ok(Some(Machine { spec, power: power::power(&folder).await? }))
+    }
+
+    async fn define(&self, spec: &MachineSpec) -> Result<(), Fault> {
+        let folder = self.folder(&spec.name)?;
+        check(&folder, spec)?;
+        std::fs::create_dir_all(folder.file("overlays")).map_err(|why| folder.fault("cannot be defined", why))?;
+        let _lock = folder.lock("lock", LOCK_PATIENCE).await?;
+        self.must_be_off(&folder, "defined").await?;
+        // The overlays first: a description without them could be started by someone who then found them absent.
+        create_overlays(&folder, spec).await?;
+        folder.write("machine.json", spec)
+    }
+
+    async fn delete(&self, name: &str) -> Result<(), Fault> {
+        let folder = self.folder(name)?;
+        let Some(spec) = folder.spec()? else { return Ok(()) };
+        let _lock = folder.lock("lock", LOCK_PATIENCE).await?;
+        self.must_be_off(&folder, "deleted").await?;
+        // The description last: as long as it is there, deleting can be repeated, and no overlay outlives it.
+        for disk in &spec.disks {
+            if let DiskSource::OverlayOnView { overlay, .. } = &disk.source {
+                let gone = folder::remove_file(&folder.overlay_path(overlay));
+                gone.map_err(|why| folder.fault("cannot be rid of an overlay", why))?;
+            }
+        }
+        for note in ["marks.json", "carry.json", "machine.json"] {
+            folder.remove(note)?;
+        }
+        std::fs::remove_dir_all(folder.path()).map_err(|why| folder.fault("cannot be rid of its folder", why))
+    }
+
+    async fn start(&self, name: &str, how: Start) -> Result<(), Fault> {
+        let folder = self.known(name)?;
+        let _lock = folder.lock("lock", LOCK_PATIENCE).await?;
+        start::start(&folder, how).await
+    }
+
+    async fn resume(&self, name: &str) -> Result<(), Fault> {
+        power::resume(&self.known(name)?).await
+    }
+
+    async fn shut_down(&self, name: &str, timeout: Duration) -> Result<Stopped, Fault> {
+        power::shut_down(&self.known(name)?, timeout).await
+    }
+
+    async fn power_off(&self, name: &str) -> Result<Stopped, Fault> {
+        power::power_off(&self.known(name)?).await
+    }
+
+    async fn settle(&self, name: &str, lineage: Lineage) -> Result<Settled, Fault> {
+        let folder = self.known(name)?;
+        let _lock = folder.lock("lock", LOCK_PATIENCE).await?;
+        settle::settle(&folder, lineage).await
+    }
+
+    async fn stamps(&self, name: &str) -> Result<BTreeMap<DiskKey, String>, Fault> {
+        let folder = self.known(name)?;
+        settle::stamps(&folder, &folder.known_spec()?)
+    }
+
+    async fn capture(&self, name: &str, lineage: Lineage) -> Result<Box<dyn Capture>, Fault> {
+        Ok(Box::new(QemuCapture::open(self.known(name)?, lineage, self.bounds).await?))
+    }
+}

@@ -1,0 +1,165 @@
+//! What a machine does, and taking its power.
+//!
+//! ```text
+//!   running ── guest shuts down ──────────► shutdown   QEMU stays (`-no-shutdown`), holds disks and maps: Held
+//!      │    ── reboot=shutdown, reset ────► shutdown   power is taken the same way
+//!   paused  ── power taken: a file says so ► paused    but Held, and never resumed
+//! ```
+//! In the run state `shutdown` QEMU itself refuses `cont`. So a cut that is under way in another process while the power is
+//! taken cannot wake the guest again, which a guest that was only stopped would not survive.
+
+use std::time::Duration;
+
+use protocol::Fault;
+use protocol::fault::code;
+use protocol::machine::Power;
+use serde_json::{Value, json};
+
+use super::folder::Folder;
+use super::process;
+use super::qmp::{Qmp, QmpError};
+use crate::Stopped;
+
+/// How often the guest is asked again to shut down: some press the button away while they boot.
+const ASK_AGAIN: Duration = Duration::from_secs(3);
+/// How often QEMU is asked what the guest does.
+const LOOK_AGAIN: Duration = Duration::from_millis(50);
+/// For how long a paused guest may be one that a cut is about to continue.
+const CUT_TAKES: Duration = Duration::from_secs(2);
+/// How long QEMU may take to act on a reset.
+const RESET_PATIENCE: Duration = Duration::from_secs(10);
+/// The file that says that power was taken from a paused guest.
+const TAKEN: &str = "power-taken";
+
+/// What QEMU says of the guest.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum State {
+    Running,
+    Paused,
+    /// Cannot go on: shut down, or dead.
+    Ended,
+}
+
+/// A conversation about the life of the machine, which runs under QEMU.
+pub(crate) async fn converse(folder: &Folder) -> Result<Qmp, Fault> {
+    let qmp = Qmp::over_sockets(&folder.life_sockets()).await;
+    qmp.map_err(|why| folder.fault("cannot be asked", why))
+}
+
+async fn state(qmp: &mut Qmp) -> Result<State, QmpError> {
+    let status = qmp.execute("query-status", Value::Null).await?;
+    Ok(match status["status"].as_str().unwrap_or_default() {
+        "running" | "suspended" => State::Running,
+        "shutdown" | "internal-error" | "guest-panicked" => State::Ended,
+        _ => State::Paused,
+    })
+}
+
+fn taken(folder: &Folder) -> bool {
+    folder.file(TAKEN).exists()
+}
+
+/// What the machine does.
+pub(crate) async fn power(folder: &Folder) -> Result<Power, Fault> {
+    if process::running(folder).is_none() {
+        return Ok(Power::Off);
+    }
+    let asked = async {
+        let mut qmp = converse(folder).await?;
+        state(&mut qmp).await.map_err(|why| folder.fault("cannot be asked", why))
+    };
+    match asked.await {
+        Ok(State::Running) => Ok(Power::Running),
+        Ok(State::Paused) if taken(folder) => Ok(Power::Held),
+        Ok(State::Paused) => Ok(Power::Paused),
+        Ok(State::Ended) => Ok(Power::Held),
+        // It may have ended while it was asked.
+        Err(_) if process::running(folder).is_none() => Ok(Power::Off),
+        Err(why) => Err(why),
+    }
+}
+
+/// Lets a paused guest go on; one whose power was taken never does.
+pub(crate) async fn resume(folder: &Folder) -> Result<(), Fault> {
+    match power(folder).await? {
+        Power::Running => Ok(()),
+        Power::Off => Err(folder.fault("cannot go on", "it is off")),
+        Power::Held => Err(folder.fault("cannot go on", "its guest is off; it has to be settled and started")),
+        Power::Paused => {
+            let mut qmp = converse(folder).await?;
+            let done = qmp.execute("cont", Value::Null).await;
+            done.map(|_| ()).map_err(|why| folder.fault("cannot go on", why))
+        }
+    }
+}
+
+/// Asks the guest to shut down until it does, at most `timeout`.
+pub(crate) async fn shut_down(folder: &Folder, timeout: Duration) -> Result<Stopped, Fault> {
+    let start = tokio::time::Instant::now();
+    let mut asked: Option<tokio::time::Instant> = None;
+    loop {
+        match power(folder).await? {
+            Power::Off if asked.is_none() => return Ok(Stopped::WasOff),
+            Power::Off => return Err(folder.fault("did not shut down", "QEMU ended while it was waited for")),
+            Power::Held if taken(folder) => return Ok(Stopped::PoweredOff),
+            Power::Held => return Ok(Stopped::ByGuest),
+            Power::Paused if start.elapsed() > CUT_TAKES => {
+                return Err(ignores(folder, "it is paused and hears nothing"));
+            }
+            Power::Paused => {}
+            Power::Running if start.elapsed() >= timeout => {
+                return Err(ignores(folder, &format!("it still ran after {} s", timeout.as_secs_f32())));
+            }
+            Power::Running if asked.is_none_or(|at| at.elapsed() > ASK_AGAIN) => {
+                let mut qmp = converse(folder).await?;
+                let pressed = qmp.execute("system_powerdown", Value::Null).await;
+                pressed.map_err(|why| folder.fault("cannot be shut down", why))?;
+                asked = Some(tokio::time::Instant::now());
+            }
+            Power::Running => {}
+        }
+        tokio::time::sleep(LOOK_AGAIN).await;
+    }
+}
+
+fn ignores(folder: &Folder, why: &str) -> Fault {
+    Fault::new(code::GUEST_IGNORES_SHUTDOWN, format!("machine {} did not shut down", folder.name()), why)
+}
+
+/// Takes the power from the guest; QEMU goes on to hold its disks.
+pub(crate) async fn power_off(folder: &Folder) -> Result<Stopped, Fault> {
+    let cannot = |why: QmpError| folder.fault("cannot be powered off", why);
+    match power(folder).await? {
+        Power::Off => return Ok(Stopped::WasOff),
+        Power::Held if taken(folder) => return Ok(Stopped::PoweredOff),
+        Power::Held => return Ok(Stopped::ByGuest),
+        Power::Running | Power::Paused => {}
+    }
+    let mut qmp = converse(folder).await?;
+    let start = tokio::time::Instant::now();
+    let mut reset: Option<tokio::time::Instant> = None;
+    loop {
+        match state(&mut qmp).await.map_err(cannot)? {
+            // The note only tells a later question how it ended; the run state is what keeps the guest off.
+            State::Ended => {
+                folder.write(TAKEN, &process::running(folder))?;
+                return Ok(Stopped::PoweredOff);
+            }
+            State::Paused if start.elapsed() > CUT_TAKES => {
+                folder.write(TAKEN, &process::running(folder))?;
+                return Ok(Stopped::PoweredOff);
+            }
+            State::Paused => {}
+            State::Running if start.elapsed() > RESET_PATIENCE => {
+                return Err(folder.fault("cannot be powered off", "it runs on after a reset that should have ended it"));
+            }
+            State::Running if reset.is_none_or(|at| at.elapsed() > Duration::from_secs(1)) => {
+                qmp.execute("set-action", json!({ "reboot": "shutdown" })).await.map_err(cannot)?;
+                qmp.execute("system_reset", Value::Null).await.map_err(cannot)?;
+                reset = Some(tokio::time::Instant::now());
+            }
+            State::Running => {}
+        }
+        tokio::time::sleep(LOOK_AGAIN).await;
+    }
+}

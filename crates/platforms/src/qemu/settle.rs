@@ -1,0 +1,216 @@
+//! Letting go of a machine that stands still, and saying what its disks hold.
+//!
+//! ```text
+//!   QEMU lives   all maps merged into one, read ─► quit ─► stamps        exact, for every format
+//!   QEMU gone    qcow2: consistent maps of every disk, read from the images
+//!                overlays: what they hold, since their mark (survives every crash)
+//!                else: unknown, and why
+//! ```
+//! # If power fails
+//! Before `quit`: the next call does it all again. After: the images are asked, as for a QEMU that was killed.
+
+use std::collections::BTreeMap;
+use std::path::Path;
+use std::process::Stdio;
+use std::time::Duration;
+
+use nbd::Uri;
+use protocol::extent::BlockMap;
+use protocol::fault::code;
+use protocol::machine::{DiskFormat, DiskSource, MachineSpec, Power, Settled};
+use protocol::position::{Distrust, union};
+use protocol::{Attempt, Changes, DiskKey, Fault, Lineage};
+use serde_json::{Value, json};
+
+use super::bitmap::{self, Bitmaps};
+use super::folder::Folder;
+use super::marks::{self, Carry, Marks};
+use super::qmp::{Qmp, QmpError};
+use super::{changes, fleece, image, launch, power, process};
+
+/// How long QEMU may take to write its maps down and end.
+const QUIT_PATIENCE: Duration = Duration::from_secs(60);
+/// How long a tool may take to serve an image.
+const SERVE_PATIENCE: Duration = Duration::from_secs(10);
+/// The map that everything is merged into.
+const MERGED: &str = "sockeye-settle";
+
+type Maps = BTreeMap<DiskKey, BlockMap>;
+
+/// Settles the machine. The caller holds its lock.
+pub(crate) async fn settle(folder: &Folder, lineage: Lineage) -> Result<Settled, Fault> {
+    let spec = folder.known_spec()?;
+    let known = match power::power(folder).await? {
+        Power::Running => {
+            return Err(Fault::new(
+                code::MACHINE_RUNNING,
+                format!("machine {} cannot be settled", folder.name()),
+                "its guest runs",
+            ));
+        }
+        Power::Paused | Power::Held => {
+            let mut qmp = power::converse(folder).await?;
+            let known = alive(folder, &spec, lineage, &mut qmp).await?;
+            quit(folder, qmp).await?;
+            known
+        }
+        Power::Off => offline(folder, &spec, lineage).await?,
+    };
+    let known = match known {
+        Err(why) => after_a_crash(folder, &spec, lineage).await?.ok_or(why),
+        known => known,
+    };
+    let stamps = stamps(folder, &spec)?;
+    Ok(match known {
+        Ok((since, maps)) => {
+            let changes = Changes::Known(union(&maps, &Carry::read(folder, lineage, since)?));
+            Settled { since: Some(since), changes, stamps }
+        }
+        Err(why) => Settled { since: None, changes: Changes::Unknown(why), stamps },
+    })
+}
+
+/// What identifies the present state of each of the machine's own disks.
+pub(crate) fn stamps(folder: &Folder, spec: &MachineSpec) -> Result<BTreeMap<DiskKey, String>, Fault> {
+    let mut stamps = BTreeMap::new();
+    for disk in &spec.disks {
+        if let DiskSource::Own { path, .. } = &disk.source {
+            let path = folder.disk_path(path);
+            let stamp = image::stamp(&path)
+                .map_err(|why| folder.fault("has a disk that cannot be found", format!("{}: {why}", path.display())))?;
+            stamps.insert(disk.key.clone(), stamp);
+        }
+    }
+    Ok(stamps)
+}
+
+/// The union of all maps that a QEMU whose guest stands still holds.
+async fn alive(
+    folder: &Folder,
+    spec: &MachineSpec,
+    lineage: Lineage,
+    qmp: &mut Qmp,
+) -> Result<Result<(Attempt, Maps), Distrust>, Fault> {
+    let cannot = |why: QmpError| folder.fault("does not tell what changed", why);
+    fleece::sweep(folder, qmp, spec.disks.len()).await.map_err(cannot)?;
+    let nodes: Vec<String> = launch::nodes(spec).into_iter().map(|(node, _)| node).collect();
+    let found = Bitmaps::ask(qmp, lineage, &nodes).await.map_err(cannot)?;
+    let held = found.held();
+    let Some(oldest) = held.first() else {
+        return Ok(Err(if found.inconsistent() { Distrust::MapInconsistent } else { Distrust::MapAbsent }));
+    };
+    // Growing maps cannot be exported read-only, and making one stand still would be written into the image: so a copy.
+    let names: Vec<String> = held.iter().map(|held| bitmap::name(lineage, held.since)).collect();
+    let mut actions = Vec::new();
+    for node in &nodes {
+        let old = json!({ "node": node, "name": MERGED });
+        let _ = qmp.execute("block-dirty-bitmap-remove", old).await; // left by a call that died
+        let copy = json!({ "node": node, "name": MERGED, "granularity": bitmap::GRANULARITY, "persistent": false, "disabled": true });
+        actions.push(json!({ "type": "block-dirty-bitmap-add", "data": copy }));
+        let merge = json!({ "node": node, "target": MERGED, "bitmaps": names });
+        actions.push(json!({ "type": "block-dirty-bitmap-merge", "data": merge }));
+    }
+    bitmap::transact(qmp, actions).await.map_err(cannot)?;
+    changes::serve(folder, qmp).await.map_err(cannot)?;
+    let mut maps = Maps::new();
+    for (place, disk) in spec.disks.iter().enumerate() {
+        let name = format!("settle-{}", disk.key);
+        let export = json!({ "type": "nbd", "id": fleece::export(place), "node-name": nodes[place], "name": name, "bitmaps": [MERGED] });
+        qmp.execute("block-export-add", export).await.map_err(cannot)?;
+        let read = changes::read(&Uri::unix(changes::socket(folder), name), MERGED).await;
+        let (map, _) = read.map_err(|why| folder.fault("does not tell what changed", why))?;
+        maps.insert(disk.key.clone(), map);
+    }
+    fleece::sweep(folder, qmp, spec.disks.len()).await.map_err(cannot)?;
+    Ok(Ok((oldest.since, maps)))
+}
+
+/// Ends QEMU, which writes everything down first.
+async fn quit(folder: &Folder, mut qmp: Qmp) -> Result<(), Fault> {
+    // It may end before it answers.
+    let _ = qmp.execute("quit", Value::Null).await;
+    if process::gone(folder, QUIT_PATIENCE).await {
+        return Ok(());
+    }
+    Err(folder.fault("does not end", format!("its QEMU lives {} s after it was told to quit", QUIT_PATIENCE.as_secs())))
+}
+
+/// What the images keep, now that no QEMU has them open.
+async fn offline(
+    folder: &Folder,
+    spec: &MachineSpec,
+    lineage: Lineage,
+) -> Result<Result<(Attempt, Maps), Distrust>, Fault> {
+    let unreadable = |why: String| folder.fault("has an image that cannot be read", why);
+    let mut found = Vec::new();
+    for disk in &spec.disks {
+        let Some(path) = keeper(folder, &disk.source) else { return Ok(Err(Distrust::MapAbsent)) };
+        found.push(image::bitmaps(&path, lineage).await.map_err(unreadable)?);
+    }
+    let found = Bitmaps::new(found);
+    let held = found.held();
+    let Some(oldest) = held.first() else {
+        return Ok(Err(if found.inconsistent() { Distrust::MapInconsistent } else { Distrust::MapAbsent }));
+    };
+    let names: Vec<String> = held.iter().map(|held| bitmap::name(lineage, held.since)).collect();
+    let mut maps = Maps::new();
+    for disk in &spec.disks {
+        let Some(path) = keeper(folder, &disk.source) else { return Ok(Err(Distrust::MapAbsent)) };
+        maps.insert(disk.key.clone(), read_image(folder, &path, &names).await?);
+    }
+    Ok(Ok((oldest.since, maps)))
+}
+
+/// The image that can keep maps of a disk.
+fn keeper(folder: &Folder, source: &DiskSource) -> Option<std::path::PathBuf> {
+    match source {
+        DiskSource::Own { path, format: DiskFormat::Qcow2 } => Some(folder.disk_path(path)),
+        DiskSource::Own { format: DiskFormat::Raw, .. } => None,
+        DiskSource::OverlayOnView { overlay, .. } => Some(folder.overlay_path(overlay)),
+    }
+}
+
+/// The union of some maps in an image.
+async fn read_image(folder: &Folder, path: &Path, names: &[String]) -> Result<BlockMap, Fault> {
+    let unreadable = |why: String| folder.fault("has an image that cannot be read", why);
+    let socket = folder.file("nbd.sock");
+    let mut union = BlockMap::new();
+    for name in names {
+        let _ = std::fs::remove_file(&socket);
+        let mut server = tokio::process::Command::new("qemu-nbd")
+            .args(["--read-only", "--persistent", "--export-name=", "--bitmap", name, "--socket"])
+            .arg(&socket)
+            .arg(image::alone(path))
+            .stdin(Stdio::null())
+            .stdout(Stdio::null())
+            .stderr(Stdio::null())
+            .kill_on_drop(true)
+            .spawn()
+            .map_err(|why| unreadable(format!("qemu-nbd: {why}")))?;
+        let deadline = tokio::time::Instant::now() + SERVE_PATIENCE;
+        let map = loop {
+            match changes::read(&Uri::unix(&socket, ""), name).await {
+                Ok((map, _)) => break Ok(map),
+                Err(why) if tokio::time::Instant::now() > deadline => break Err(why.to_string()),
+                Err(_) if server.try_wait().is_ok_and(|ended| ended.is_some()) => {
+                    break Err("qemu-nbd refused it".to_string());
+                }
+                Err(_) => tokio::time::sleep(Duration::from_millis(10)).await,
+            }
+        };
+        let _ = server.kill().await;
+        let _ = std::fs::remove_file(&socket);
+        union = union.union(&map.map_err(unreadable)?);
+    }
+    Ok(union)
+}
+
+/// What a machine of overlays still tells when its maps are lost.
+async fn after_a_crash(
+    folder: &Folder,
+    spec: &MachineSpec,
+    lineage: Lineage,
+) -> Result<Option<(Attempt, Maps)>, Fault> {
+    let Some(mark) = Marks::read(folder)?.common(folder, spec, lineage) else { return Ok(None) };
+    Ok(Some((mark, marks::allocation(folder, spec).await?)))
+}
