@@ -1,8 +1,8 @@
 //! A client of one export: many requests in flight over one connection, shared by cheap clones.
 //!
 //! ```text
-//!   read(offset, length) ─► widen to the minimum block ─► split at the maximum ─► up to 8 pieces in flight ─► joined
-//!   write, zero, trim    ─► must fit the minimum block ─► split                ─► up to 8 pieces in flight
+//!   read(offset, length) ─► widen to the minimum block ─► split at the maximum ─► some pieces in flight ─► joined
+//!   write, zero, trim    ─► must fit the minimum block ─► split                ─► some pieces in flight
 //!   block_status         ─► asked again where the answer stopped, until the range is covered
 //! ```
 //! Every future here may be dropped: a request already sent is carried out by the server, its answer is thrown away.
@@ -31,8 +31,10 @@ use crate::{
     wire::{self, command, command_flag, transmission},
 };
 
-/// Pieces of one call in flight at a time (guessed: enough to keep a disk busy, few enough to be fair to other calls).
-const WINDOW: usize = 8;
+/// Pieces of one call in flight at a time: 64 MiB of them, but at least 2 and at most 16 (guessed: enough to keep a disk
+/// busy, few enough to be fair to other calls and to memory).
+const WINDOW_BYTES: u64 = 64 * 1024 * 1024;
+const WINDOW: std::ops::RangeInclusive<u64> = 2..=16;
 /// Trim and write-zeroes carry no data, so they may exceed the maximum payload; this bounds how long one takes.
 const ZERO_STEP: u64 = 512 * 1024 * 1024;
 /// The longest block status question: the most 32 bits hold, aligned to the largest minimum block.
@@ -48,12 +50,16 @@ pub struct Options {
     pub contexts: Vec<String>,
     /// How long connecting and the handshake may take together.
     pub timeout: Duration,
+    /// Cuts reads and writes so that none crosses a multiple of this many bytes, a power of two not below the server's
+    /// minimum block. For servers that answer long reads wrongly: QEMU 7.2's `snapshot-access` over `copy-before-write`
+    /// wants 64 KiB.
+    pub cut_at: Option<u32>,
 }
 
 impl Default for Options {
-    /// No contexts, 30 seconds.
+    /// No contexts, 30 seconds, requests as long as the server takes them.
     fn default() -> Options {
-        Options { contexts: Vec::new(), timeout: Duration::from_secs(30) }
+        Options { contexts: Vec::new(), timeout: Duration::from_secs(30), cut_at: None }
     }
 }
 
@@ -78,6 +84,8 @@ pub struct Zeroing {
 pub struct Client {
     connection: Arc<Connection>,
     agreed: Arc<Agreed>,
+    /// Whether no request may cross a multiple of the maximum.
+    cut: bool,
 }
 
 impl std::fmt::Debug for Client {
@@ -91,7 +99,7 @@ impl Client {
     pub async fn connect(uri: &Uri, options: &Options) -> Result<Client, Error> {
         within(options.timeout, async {
             let (incoming, outgoing) = dial(&uri.address).await?;
-            Client::begin(incoming, outgoing, &uri.export, &options.contexts).await
+            Client::begin(incoming, outgoing, &uri.export, options).await
         })
         .await
     }
@@ -102,21 +110,29 @@ impl Client {
         R: AsyncRead + Send + Unpin + 'static,
         W: AsyncWrite + Send + Unpin + 'static,
     {
-        within(options.timeout, Client::begin(incoming, outgoing, export, &options.contexts)).await
+        within(options.timeout, Client::begin(incoming, outgoing, export, options)).await
     }
 
-    async fn begin<R, W>(incoming: R, mut outgoing: W, export: &str, contexts: &[String]) -> Result<Client, Error>
+    async fn begin<R, W>(incoming: R, mut outgoing: W, export: &str, options: &Options) -> Result<Client, Error>
     where
         R: AsyncRead + Send + Unpin + 'static,
         W: AsyncWrite + Send + Unpin + 'static,
     {
-        if export.len() > wire::MAX_STRING || contexts.iter().any(|name| name.len() > wire::MAX_STRING) {
+        if export.len() > wire::MAX_STRING || options.contexts.iter().any(|name| name.len() > wire::MAX_STRING) {
             return Err(Error::Unsupported("names longer than 4096 bytes"));
         }
         let mut incoming = BufReader::with_capacity(64 * 1024, incoming);
-        let agreed = handshake::open(&mut incoming, &mut outgoing, export, contexts).await?;
+        let mut agreed = handshake::open(&mut incoming, &mut outgoing, export, &options.contexts).await?;
+        match options.cut_at {
+            Some(cut) if !cut.is_power_of_two() || cut < agreed.block.minimum => {
+                return Err(Error::Unsupported("requests cut at that size"));
+            }
+            // the largest power of two that the server takes divides every larger one
+            Some(cut) => agreed.block.maximum = cut.min(1 << agreed.block.maximum.ilog2()),
+            None => (),
+        }
         let connection = Connection::start(incoming, outgoing, agreed.structured);
-        Ok(Client { connection: Arc::new(connection), agreed: Arc::new(agreed) })
+        Ok(Client { connection: Arc::new(connection), agreed: Arc::new(agreed), cut: options.cut_at.is_some() })
     }
 
     /// The names of the exports of a server.
@@ -194,15 +210,19 @@ impl Client {
         let (skip, take) = ((offset - start) as usize, length as usize);
         let step = u64::from(self.agreed.block.maximum);
         let mut pieces = Pieces::new(self, command::READ, 0, start, end - start, step);
-        if end - start <= step {
-            let data = pieces.next(|_| Bytes::new()).await?.map(reply::Answer::into_data).unwrap_or_default();
-            return Ok(data.slice(skip..skip + take));
+        let mut read = match pieces.next(|_| Bytes::new()).await? {
+            Some(answer) => answer.into_data(),
+            None => Bytes::new(),
+        };
+        if !pieces.is_empty() {
+            let mut all = BytesMut::with_capacity((end - start) as usize);
+            all.extend_from_slice(&read);
+            while let Some(answer) = pieces.next(|_| Bytes::new()).await? {
+                all.extend_from_slice(&answer.into_data());
+            }
+            read = all.freeze();
         }
-        let mut all = BytesMut::with_capacity((end - start) as usize);
-        while let Some(answer) = pieces.next(|_| Bytes::new()).await? {
-            all.extend_from_slice(&answer.into_data());
-        }
-        Ok(all.freeze().slice(skip..skip + take))
+        Ok(read.slice(skip..skip + take))
     }
 
     /// Writes `data` at `offset`. Durable after the next [`Client::flush`].
@@ -390,19 +410,29 @@ struct Pieces<'a> {
     next: u64,
     end: u64,
     step: u64,
+    /// Whether pieces end at multiples of the step, wherever they start.
+    aligned: bool,
+    window: usize,
     in_flight: VecDeque<connection::InFlight>,
 }
 
 impl<'a> Pieces<'a> {
     fn new(client: &'a Client, command: u16, flags: u16, offset: u64, length: u64, step: u64) -> Pieces<'a> {
-        let end = offset + length;
-        Pieces { client, command, flags, start: offset, next: offset, end, step, in_flight: VecDeque::new() }
+        let window = (WINDOW_BYTES / step.max(1)).clamp(*WINDOW.start(), *WINDOW.end()) as usize;
+        let (end, aligned, in_flight) = (offset + length, client.cut, VecDeque::new());
+        Pieces { client, command, flags, start: offset, next: offset, end, step, aligned, window, in_flight }
+    }
+
+    /// Whether there is neither an answer to come nor a piece to send.
+    fn is_empty(&self) -> bool {
+        self.in_flight.is_empty() && self.next == self.end
     }
 
     /// The answer to the next piece, in order; `data` gives what to send for a range counted from the call's start.
     async fn next(&mut self, data: impl Fn(std::ops::Range<usize>) -> Bytes) -> Result<Option<reply::Answer>, Error> {
-        while self.next < self.end && self.in_flight.len() < WINDOW {
-            let length = (self.end - self.next).min(self.step);
+        while self.next < self.end && self.in_flight.len() < self.window {
+            let to_the_cut = if self.aligned { self.step - self.next % self.step } else { self.step };
+            let length = (self.end - self.next).min(to_the_cut);
             let from = (self.next - self.start) as usize;
             let data = data(from..from + length as usize);
             let request = self.client.connection.submit(self.command, self.flags, self.next, length as u32, None, data);

@@ -1,4 +1,6 @@
 //! Our client against our server: what is written is what is read, whatever the order and the sizes.
+#![allow(clippy::unwrap_used, reason = "a helper of a test may panic as the test itself may")]
+
 mod common;
 
 use std::sync::{Arc, atomic::Ordering};

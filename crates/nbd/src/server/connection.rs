@@ -131,6 +131,20 @@ where
             }
         };
         self.replies.ending.send_replace(true);
+        self.finish(begun, ordered_to_end, gone, stop).await;
+        // a stream with an end of its own, as TLS has, gets to say it
+        let _ = timeout(LAST_REPLIES, async { self.replies.outgoing.lock().await.shutdown().await }).await;
+    }
+
+    /// Waits for the requests that were begun: without limit while nobody else needs the export, since a flush may take
+    /// minutes, and bounded once the server stops or the export is removed.
+    async fn finish(
+        &self,
+        mut begun: JoinSet<()>,
+        ordered_to_end: bool,
+        mut gone: watch::Receiver<bool>,
+        mut stop: watch::Receiver<bool>,
+    ) {
         let mut finish = std::pin::pin!(async { while begun.join_next().await.is_some() {} });
         if !ordered_to_end {
             tokio::select! {

@@ -1,5 +1,5 @@
 //! What the tests of this room share: a disk in memory, a way to run real programs, and where they are.
-#![allow(dead_code, reason = "each test file uses its part of this")]
+#![allow(dead_code, clippy::unwrap_used, reason = "for tests only, and each test file uses its part of this")]
 
 use std::{
     path::{Path, PathBuf},
