@@ -1,1 +1,78 @@
-//! (being written)
+//! The process server: near the source, it captures epochs, chooses what must travel, and sends it.
+//!
+//! ```text
+//!   control ─orders─► duty ── machines: shut down · start · settle
+//!                      │
+//!                      └── one replication per item
+//!                            capture ─ cut ─► choice ─► pieces ─► session ═══► master target
+//!                            (platforms)     (trust)   (read,     (frames)
+//!                                                       compare)
+//! ```
+//!
+//! # Always true
+//! - What changed is forgotten only after the target said *sealed*.
+//! - A delta is sent only where `protocol::position::delta` proves the base; otherwise both sides are compared.
+//! - The guest never waits for a mover: a slow link or target costs epochs, not writes.
+//! # If the process dies
+//! - the change maps stay with the hypervisor; the next start finds them, asks the target for its newest sealed attempt
+//!   and either drops the older map or merges both.
+//! - replications go on from the list on its own disk, whether control can be reached or not.
+
+mod choice;
+mod compare;
+mod duty;
+mod epoch;
+mod keep;
+mod pieces;
+mod replication;
+mod session;
+
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use component::Membership;
+use platforms::Platform;
+use protocol::order::{Registration, Role};
+use protocol::{Fault, SiteName};
+use tokio::sync::Notify;
+
+/// How a process server is set up.
+pub struct Config {
+    /// Its name, unique in the system.
+    pub name: String,
+    /// The site it stands at.
+    pub site: SiteName,
+    /// Base URL of the control server.
+    pub server: String,
+    /// Lets it register.
+    pub join_token: String,
+    /// Where it keeps its list of replications and the attempts it used.
+    pub data_dir: PathBuf,
+    /// The hypervisor of its site.
+    pub platform: Arc<dyn Platform>,
+}
+
+/// Runs a process server until `shutdown` ends. Machines and change maps stay as they are then.
+///
+/// # Errors
+/// `RPL-005` when the data directory cannot be used.
+pub async fn run(config: Config, shutdown: impl Future<Output = ()>) -> Result<(), Fault> {
+    let registration = Registration {
+        name: config.name,
+        site: config.site,
+        role: Role::ProcessServer,
+        address: None,
+        version: env!("CARGO_PKG_VERSION").into(),
+        platform: config.platform.name().into(),
+    };
+    let membership = Membership { server: config.server, join_token: config.join_token, registration };
+    let news = Arc::new(Notify::new());
+    let keep = keep::Keep::open(&config.data_dir)?;
+    let duty = Arc::new(duty::ProcessServer::start(config.platform, keep, news.clone()).await);
+    tokio::select! {
+        () = component::line::serve(membership, duty.clone(), news) => {}
+        () = shutdown => {}
+    }
+    duty.stop().await;
+    Ok(())
+}

@@ -1,0 +1,224 @@
+//! What a master target does with orders.
+
+use std::sync::Arc;
+
+use async_trait::async_trait;
+use component::{Duty, Heartbeat, Ticket};
+use protocol::epoch::{DiskSize, PointKind};
+use protocol::fault::code;
+use protocol::machine::Power;
+use protocol::order::{Grant, Order, Outcome, Replication};
+use protocol::{Attempt, Fault, ItemId, Lineage};
+use replica::{Content, DiskHome, DiskRecord, Replica, Spec};
+
+use crate::absorb::absorb;
+use crate::item::Item;
+use crate::raise::{clear, lower, raise, roll_back};
+use crate::record::{Record, Standing};
+use crate::shelf::{Shelf, blocking};
+use crate::take_over::{Takeover, take_over};
+
+pub(crate) struct MasterTarget {
+    pub(crate) shelf: Arc<Shelf>,
+}
+
+impl MasterTarget {
+    async fn prepare(
+        &self,
+        id: ItemId,
+        lineage: Lineage,
+        disks: Vec<DiskSize>,
+        grant: Grant,
+    ) -> Result<Outcome, Fault> {
+        if let Some(item) = self.shelf.get(&id) {
+            if item.record().lineage != lineage {
+                let message = format!("{id} is kept here with another history");
+                return Err(Fault::new(code::REPLICA_EXISTS, message, "a machine of that name was protected before"));
+            }
+            item.change(|record| record.grant = Some(grant))?;
+            return Ok(Outcome::Nothing);
+        }
+        let disks =
+            disks.into_iter().map(|disk| DiskRecord { key: disk.disk, size: disk.size, home: DiskHome::Inside });
+        let spec = Spec { item: id.clone(), lineage, disks: disks.collect(), content: Content::Empty };
+        let record = Record { item: id, lineage, grant: Some(grant), standing: None, kept: None, raised: None };
+        self.shelf.create(spec, record).await?;
+        Ok(Outcome::Nothing)
+    }
+
+    async fn close(&self, item: &Arc<Item>) -> Result<Outcome, Fault> {
+        let closed = item.clone();
+        blocking(move || closed.close()).await?;
+        Ok(Outcome::Closed { newest: item.replica.newest() })
+    }
+
+    async fn absorb(&self, item: &Arc<Item>, attempt: Attempt, cut_at_ms: u64) -> Result<Outcome, Fault> {
+        let Some(raised) = item.record().raised else {
+            // A repeated order: the point is there and the machine is gone.
+            return item.replica.point(attempt).map(|point| Outcome::Absorbed { point }).ok_or_else(|| {
+                Fault::new(
+                    code::POINT_GONE,
+                    format!("{} was not running here", item.id()),
+                    "there is nothing to absorb",
+                )
+            });
+        };
+        let lineage = item.record().lineage;
+        match self.shelf.platform.machine(&raised.spec.name).await?.map(|machine| machine.power) {
+            Some(Power::Held) => drop(self.shelf.platform.settle(&raised.spec.name, lineage).await?),
+            Some(power @ (Power::Running | Power::Paused)) => {
+                let message = format!("{} is not off", raised.spec.name);
+                return Err(Fault::new(code::MACHINE_RUNNING, message, format!("it is {power:?}")));
+            }
+            Some(Power::Off) | None => {}
+        }
+        let point = absorb(&self.shelf, item, &raised, attempt, cut_at_ms, PointKind::Final).await?;
+        clear(&self.shelf, item, &raised).await?;
+        Ok(Outcome::Absorbed { point })
+    }
+
+    async fn standpoint(&self, item: &Arc<Item>) -> Result<Outcome, Fault> {
+        let Some(raised) = item.record().raised else {
+            let message = format!("{} was not raised here", item.id());
+            return Err(Fault::new(code::REPLICA_CLOSED, message, "only a raised machine has a standpoint"));
+        };
+        let mut position = item.position().ok_or_else(|| {
+            Fault::new(code::DAMAGED, format!("the replica of {} holds no point", item.id()), "it was never finished")
+        })?;
+        let (replica, of) = (item.replica.clone(), item.clone());
+        let since = blocking(move || replica.changed_since(raised.point).map_err(|error| of.fault(&error))).await;
+        let since = match since {
+            Ok(maps) => protocol::Changes::Known(maps),
+            Err(fault) if fault.is(code::POINT_GONE) => {
+                protocol::Changes::Unknown(protocol::position::Distrust::HistoryPruned)
+            }
+            Err(fault) => return Err(fault),
+        };
+        position.changes = position.changes.union(&since);
+        Ok(Outcome::Stands { position })
+    }
+
+    async fn give_back(&self, item: &Arc<Item>) -> Result<Outcome, Fault> {
+        let closed = item.clone();
+        blocking(move || closed.close()).await?;
+        let newest = item.replica.newest();
+        if let (Some(kept), Some(newest)) = (item.record().kept, &newest)
+            && newest.attempt != kept.at
+        {
+            let point = roll_back(item, kept.at).await?;
+            let standing = Standing { at: point.attempt, position: kept.position };
+            item.change(|record| record.standing = Some(standing))?;
+        }
+        item.change(|record| record.kept = None)?;
+        Ok(Outcome::Closed { newest: item.replica.newest() })
+    }
+
+    async fn drop_replica(&self, id: &ItemId) -> Result<Outcome, Fault> {
+        let Some(item) = self.shelf.get(id) else { return Ok(Outcome::Nothing) };
+        if item.record().raised.is_some() {
+            let message = format!("{id} stands on its replica");
+            return Err(Fault::new(code::REPLICA_BUSY, message, "a machine was raised from it"));
+        }
+        let closed = item.clone();
+        blocking(move || closed.close()).await?;
+        self.shelf.remove(id);
+        let file = item.file().clone();
+        blocking(move || {
+            let failed =
+                |error: std::io::Error| Fault::new(code::REPLICA_IO, "a record cannot be removed", error.to_string());
+            let id = item.id();
+            let replica = Arc::try_unwrap(item).map(|item| item.replica).map_err(|_| in_use(&id))?;
+            let replica: Replica = Arc::try_unwrap(replica).map_err(|_| in_use(&id))?;
+            replica.delete().map_err(|error| error.fault(&id))?;
+            std::fs::remove_file(&file).map_err(failed)
+        })
+        .await?;
+        Ok(Outcome::Nothing)
+    }
+}
+
+fn in_use(item: &ItemId) -> Fault {
+    Fault::new(
+        code::REPLICA_BUSY,
+        format!("the replica of {item} cannot be dropped"),
+        "a session or a view still uses it",
+    )
+}
+
+#[async_trait]
+impl Duty for MasterTarget {
+    async fn carry_out(&self, order: Order, ticket: &Ticket) -> Result<Outcome, Fault> {
+        let shelf = &self.shelf;
+        let item = match &order {
+            Order::CloseReplica { item }
+            | Order::Raise { item, .. }
+            | Order::Release { item }
+            | Order::Lower { item, .. }
+            | Order::Absorb { item, .. }
+            | Order::Standpoint { item }
+            | Order::GiveBack { item }
+            | Order::ListPoints { item } => Some(shelf.must(item)?),
+            _ => None,
+        };
+        let gate = item.clone();
+        let _turn = match &gate {
+            Some(item) => Some(item.gate.lock().await),
+            None => None,
+        };
+        match (order, item) {
+            (Order::PrepareReplica { item, lineage, disks, grant }, _) => {
+                self.prepare(item, lineage, disks, grant).await
+            }
+            (Order::TakeOver { item, lineage, machine, settled, authored, grant }, _) => {
+                ticket.step("keeping the present state as a recovery point", None);
+                let what = Takeover { item, lineage, machine, settled, authored, grant };
+                take_over(shelf, what).await
+            }
+            (Order::DropReplica { item }, _) => self.drop_replica(&item).await,
+            (Order::CloseReplica { .. }, Some(item)) => self.close(&item).await,
+            (Order::Raise { spec, point, generation, .. }, Some(item)) => {
+                ticket.step("starting the machine from its recovery point", None);
+                raise(shelf, &item, spec, point, generation).await.map(|point| Outcome::Raised { point })
+            }
+            (Order::Release { .. }, Some(item)) => {
+                let name = item.record().raised.map(|raised| raised.spec.name).ok_or_else(|| {
+                    Fault::new(
+                        code::MACHINE_ABSENT,
+                        format!("{} is not raised", item.id()),
+                        "there is nothing to release",
+                    )
+                })?;
+                shelf.platform.resume(&name).await.map(|()| Outcome::Nothing)
+            }
+            (Order::Lower { keep, .. }, Some(item)) => lower(shelf, &item, keep).await.map(|()| Outcome::Nothing),
+            (Order::Absorb { attempt, cut_at_ms, .. }, Some(item)) => {
+                ticket.step("writing the overlay into the replica", None);
+                self.absorb(&item, attempt, cut_at_ms).await
+            }
+            (Order::Standpoint { .. }, Some(item)) => self.standpoint(&item).await,
+            (Order::GiveBack { .. }, Some(item)) => {
+                ticket.step("rolling the disks back to what they were", None);
+                self.give_back(&item).await
+            }
+            (Order::ListPoints { .. }, Some(item)) => Ok(Outcome::Points { points: item.replica.points() }),
+            (other, _) => Err(Fault::new(
+                code::INTERNAL,
+                "a master target cannot carry out this order",
+                format!("it belongs to a {}", other.role()),
+            )),
+        }
+    }
+
+    async fn replicate(&self, replications: Vec<Replication>) {
+        if !replications.is_empty() {
+            tracing::warn!("a master target was given replications; it has no use for them");
+        }
+    }
+
+    async fn heartbeat(&self) -> Heartbeat {
+        match self.shelf.platform.inventory().await {
+            Ok(machines) => Heartbeat { machines: Some(machines), ..Heartbeat::default() },
+            Err(fault) => Heartbeat { fault: Some(fault), ..Heartbeat::default() },
+        }
+    }
+}

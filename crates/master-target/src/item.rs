@@ -1,0 +1,241 @@
+//! One item at this master target: its replica, its record, the epoch that is open, the session that feeds it.
+//!
+//! The open epoch belongs to the item, not to the session: a session may be cut off while a batch is being applied, and
+//! the next one goes on where the epoch stands. Everything that touches a disk runs on a blocking thread and holds the
+//! epoch's lock while it does, so that nothing sees it half way.
+
+use std::path::PathBuf;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use component::clock::now_ms;
+use protocol::epoch::{DiskSize, EpochHeader, EpochTotals, Point};
+use protocol::fault::code;
+use protocol::order::Grant;
+use protocol::{Attempt, Changes, Fault, ItemId, Position};
+use replica::{Epoch, Replica, ReplicaError, Write};
+use tokio::task::AbortHandle;
+
+use crate::record::{Record, Standing};
+
+/// Recovery points are kept this long (R12: 24 hours).
+const RETENTION_MS: u64 = 24 * 3600 * 1000;
+/// Old points are looked for once in so many epochs.
+const PRUNE_EVERY: usize = 64;
+
+/// An item and everything that is open for it.
+pub(crate) struct Item {
+    pub(crate) replica: Arc<Replica>,
+    file: PathBuf,
+    record: Mutex<Record>,
+    open: Mutex<Option<OpenEpoch>>,
+    session: Mutex<Option<AbortHandle>>,
+    /// Orders for one item are carried out one after the other.
+    pub(crate) gate: tokio::sync::Mutex<()>,
+}
+
+struct OpenEpoch {
+    epoch: Epoch,
+    header: EpochHeader,
+    /// The sender's order of disks, as indexes into the replica's.
+    order: Vec<u16>,
+    taken: u64,
+    totals: EpochTotals,
+}
+
+/// A numbered write of an epoch with the checksum of its frame.
+pub(crate) struct Numbered {
+    pub(crate) sequence: u64,
+    pub(crate) checksum: u64,
+    pub(crate) data_bytes: u64,
+    pub(crate) zero_bytes: u64,
+    pub(crate) write: Write,
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+impl Item {
+    pub(crate) fn new(replica: Replica, record: Record, file: PathBuf) -> Item {
+        Item {
+            replica: Arc::new(replica),
+            file,
+            record: Mutex::new(record),
+            open: Mutex::default(),
+            session: Mutex::default(),
+            gate: tokio::sync::Mutex::default(),
+        }
+    }
+
+    pub(crate) fn record(&self) -> Record {
+        lock(&self.record).clone()
+    }
+
+    /// Changes the record durably.
+    pub(crate) fn change(&self, change: impl FnOnce(&mut Record)) -> Result<(), Fault> {
+        let mut record = lock(&self.record);
+        let mut changed = record.clone();
+        change(&mut changed);
+        changed.save(&self.file).map_err(|error| {
+            let message = format!("the record of {} could not be written", record.item);
+            Fault::new(code::REPLICA_IO, message, error.to_string())
+        })?;
+        *record = changed;
+        Ok(())
+    }
+
+    pub(crate) fn id(&self) -> ItemId {
+        lock(&self.record).item.clone()
+    }
+
+    pub(crate) fn fault(&self, error: &ReplicaError) -> Fault {
+        error.fault(&self.id())
+    }
+
+    pub(crate) fn file(&self) -> &PathBuf {
+        &self.file
+    }
+
+    /// Where the copy stands; none while it has no point.
+    pub(crate) fn position(&self) -> Option<Position> {
+        let newest = self.replica.newest()?.attempt;
+        let record = self.record();
+        match record.standing {
+            Some(Standing { at, position }) if at == newest => Some(position),
+            _ => Some(Position { lineage: record.lineage, base: newest, authored: None, changes: Changes::none() }),
+        }
+    }
+
+    pub(crate) fn disks(&self) -> Vec<DiskSize> {
+        let disks = self.replica.disks().iter();
+        disks.map(|disk| DiskSize { disk: disk.key.clone(), size: disk.size }).collect()
+    }
+
+    /// Checks who wants to send, and takes the place of an older session.
+    pub(crate) fn admit(&self, token: &str, generation: u64, session: AbortHandle) -> Result<(), Fault> {
+        let record = self.record();
+        let message = format!("{} takes no epochs from this sender", record.item);
+        let grant = record.grant.ok_or_else(|| Fault::new(code::REPLICA_CLOSED, &*message, "its replica is closed"))?;
+        if generation < grant.generation {
+            let cause = format!("it was sent as generation {generation}; {} is authorised", grant.generation);
+            return Err(Fault::new(code::STALE_GENERATION, message, cause));
+        }
+        if !authorised(&grant, token, generation) {
+            return Err(Fault::new(code::NOT_AUTHORISED, message, "its secret is not the one that control gave out"));
+        }
+        if let Some(older) = lock(&self.session).replace(session) {
+            older.abort();
+        }
+        Ok(())
+    }
+
+    /// Opens an epoch, or goes on with it if it is the one that is open. Gives the number up to which frames were taken.
+    pub(crate) fn open_epoch(&self, header: &EpochHeader) -> Result<u64, Fault> {
+        let mut open = lock(&self.open);
+        match open.take() {
+            Some(same) if same.header == *header => {
+                let taken = same.taken;
+                *open = Some(same);
+                return Ok(taken);
+            }
+            Some(other) => other.epoch.roll_back().map_err(|error| self.fault(&error))?,
+            None => {}
+        }
+        let epoch = self.replica.begin(header).map_err(|error| self.fault(&error))?;
+        let disks = self.replica.disks();
+        let order = header.disks.iter().filter_map(|disk| disks.iter().position(|here| here.key == disk.disk));
+        let order = order.map(|index| index as u16).collect();
+        *open = Some(OpenEpoch { epoch, header: header.clone(), order, taken: 0, totals: EpochTotals::default() });
+        Ok(0)
+    }
+
+    /// Applies a batch of the open epoch. Gives the number up to which frames were taken.
+    pub(crate) fn apply(&self, batch: Vec<Numbered>) -> Result<u64, Fault> {
+        let mut guard = lock(&self.open);
+        let open = guard.as_mut().ok_or_else(|| protocol_fault("data came before an epoch was opened"))?;
+        let mut writes = Vec::with_capacity(batch.len());
+        for numbered in batch {
+            if numbered.sequence <= open.taken {
+                continue;
+            }
+            if numbered.sequence != open.taken + 1 {
+                return Err(protocol_fault("a frame of the epoch is missing"));
+            }
+            open.taken = numbered.sequence;
+            open.totals.count(numbered.data_bytes, numbered.zero_bytes, numbered.checksum);
+            let disk = open.order.get(usize::from(numbered.write.disk));
+            let disk = *disk.ok_or_else(|| protocol_fault("a frame names a disk that the epoch does not have"))?;
+            writes.push(Write { disk, ..numbered.write });
+        }
+        let taken = open.taken;
+        if let Err(error) = open.epoch.apply(&writes) {
+            // What was counted as taken is not there: the epoch cannot be continued by anybody.
+            if let Some(open) = guard.take()
+                && let Err(error) = open.epoch.roll_back()
+            {
+                tracing::error!(%error, "an epoch that failed could not be rolled back; the next start does it");
+            }
+            return Err(self.fault(&error));
+        }
+        Ok(taken)
+    }
+
+    /// Makes the open epoch a point, if all of it arrived.
+    pub(crate) fn seal(&self, attempt: Attempt, totals: EpochTotals) -> Result<Point, Fault> {
+        let mut guard = lock(&self.open);
+        let Some(open) = guard.take_if(|open| open.header.attempt == attempt) else {
+            return Err(protocol_fault("the epoch to be sealed is not open"));
+        };
+        if open.totals != totals {
+            let cause = format!("sent: {totals:?}; arrived: {:?}", open.totals);
+            open.epoch.roll_back().map_err(|error| self.fault(&error))?;
+            return Err(Fault::new(code::TOTALS, format!("epoch {attempt} of {} is incomplete", self.id()), cause));
+        }
+        let point = open.epoch.seal(now_ms()).map_err(|error| self.fault(&error))?;
+        drop(guard);
+        self.prune();
+        Ok(point)
+    }
+
+    /// Rolls the open epoch back, if it is this attempt (or whichever it is).
+    pub(crate) fn abandon(&self, attempt: Option<Attempt>) -> Result<(), Fault> {
+        let mut guard = lock(&self.open);
+        match guard.take_if(|open| attempt.is_none_or(|attempt| open.header.attempt == attempt)) {
+            Some(open) => open.epoch.roll_back().map_err(|error| self.fault(&error)),
+            None => Ok(()),
+        }
+    }
+
+    /// Takes no more epochs: the grant goes, the session ends, an open epoch is rolled back.
+    pub(crate) fn close(&self) -> Result<(), Fault> {
+        self.change(|record| record.grant = None)?;
+        if let Some(session) = lock(&self.session).take() {
+            session.abort();
+        }
+        self.abandon(None)
+    }
+
+    fn prune(&self) {
+        let points = self.replica.points();
+        if points.len() % PRUNE_EVERY != 0 {
+            return;
+        }
+        let limit = now_ms().saturating_sub(RETENTION_MS);
+        let raised = self.record().raised.map(|raised| raised.point);
+        let first = points.iter().find(|point| point.sealed_at_ms >= limit || Some(point.attempt) == raised);
+        if let Some(first) = first
+            && let Err(error) = self.replica.prune_before(first.attempt)
+        {
+            tracing::warn!(%error, "old recovery points could not be removed");
+        }
+    }
+}
+
+fn authorised(grant: &Grant, token: &str, generation: u64) -> bool {
+    // Compared as hashes, so that the time it takes tells nothing about the secret.
+    generation == grant.generation && blake3::hash(token.as_bytes()) == blake3::hash(grant.token.as_bytes())
+}
+
+pub(crate) fn protocol_fault(why: &str) -> Fault {
+    Fault::new(code::PROTOCOL, "the sender broke the session", why)
+}

@@ -1,0 +1,122 @@
+//! A platform's own disk as a replica disk: opened by `qemu-nbd`, so that its format is never parsed here and its image
+//! lock keeps every other program from writing it.
+//!
+//! # If this process dies
+//! - the child lives on and holds the lock; the next start finds its process id in a file beside the socket, makes sure
+//!   that it is that very program, and ends it (which flushes) before it opens the disk itself.
+
+use std::io;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use bytes::Bytes;
+use nbd::{Client, Options, QemuNbd};
+use protocol::machine::DiskFormat;
+use protocol::{BlockMap, Extent};
+use rustix::process::{Pid, Signal, kill_process};
+use tokio::runtime::Handle;
+
+const ALLOCATION: &str = "base:allocation";
+/// A request that takes longer than this is not slow storage but a dead child.
+const STUCK: Duration = Duration::from_secs(120);
+
+/// A disk behind a `qemu-nbd` of our own. Its calls block; they are made on blocking threads only.
+pub(crate) struct OutsideDisk {
+    client: Client,
+    runtime: Handle,
+    // Ends the program when the disk is dropped.
+    _program: QemuNbd,
+}
+
+impl OutsideDisk {
+    /// Opens the image at `path`, with the socket at `socket`. To be called on a blocking thread of `runtime`.
+    pub(crate) fn open(path: &str, format: DiskFormat, socket: PathBuf, runtime: Handle) -> io::Result<OutsideDisk> {
+        let format = match format {
+            DiskFormat::Raw => nbd::qemu_nbd::Format::Raw,
+            DiskFormat::Qcow2 => nbd::qemu_nbd::Format::Qcow2,
+        };
+        let (client, program) = runtime.block_on(async {
+            end_orphan(&socket).await?;
+            let settings = nbd::qemu_nbd::Settings::file(path, format, &socket);
+            let program = QemuNbd::start(&settings).await.map_err(io::Error::other)?;
+            if let Some(pid) = program.pid() {
+                std::fs::write(pid_file(&socket), pid.to_string())?;
+            }
+            let options = Options::with_contexts([ALLOCATION]);
+            let client = Client::connect(&program.uri(), &options).await.map_err(io::Error::other)?;
+            Ok::<_, io::Error>((client, program))
+        })?;
+        Ok(OutsideDisk { client, runtime, _program: program })
+    }
+
+    fn wait<T>(&self, work: impl Future<Output = Result<T, nbd::Error>>) -> io::Result<T> {
+        self.runtime.block_on(async {
+            match tokio::time::timeout(STUCK, work).await {
+                Ok(done) => done.map_err(io::Error::other),
+                Err(_) => Err(io::ErrorKind::TimedOut.into()),
+            }
+        })
+    }
+}
+
+impl replica::Disk for OutsideDisk {
+    fn size(&self) -> u64 {
+        self.client.size()
+    }
+
+    fn read_at(&self, offset: u64, buffer: &mut [u8]) -> io::Result<()> {
+        let length = u32::try_from(buffer.len()).map_err(|_| io::ErrorKind::InvalidInput)?;
+        let bytes = self.wait(self.client.read(offset, length))?;
+        buffer.copy_from_slice(&bytes);
+        Ok(())
+    }
+
+    fn write_at(&self, offset: u64, bytes: &[u8]) -> io::Result<()> {
+        self.wait(self.client.write(offset, Bytes::copy_from_slice(bytes)))
+    }
+
+    fn write_zeroes(&self, offset: u64, length: u64) -> io::Result<()> {
+        self.wait(self.client.write_zeroes(offset, length))
+    }
+
+    fn flush(&self) -> io::Result<()> {
+        self.wait(self.client.flush())
+    }
+
+    fn data(&self, offset: u64, length: u64) -> io::Result<BlockMap> {
+        if !self.client.has_context(ALLOCATION) {
+            return Ok([Extent::new(offset, length)].into_iter().collect());
+        }
+        let told = self.wait(self.client.block_status(ALLOCATION, offset, length))?;
+        let data = told.into_iter().filter(|extent| extent.flags & nbd::status::ZERO == 0);
+        Ok(data.map(|extent| Extent::new(extent.offset, extent.length)).collect())
+    }
+}
+
+fn pid_file(socket: &Path) -> PathBuf {
+    socket.with_extension("pid")
+}
+
+/// Ends the program that a dead predecessor left on `socket`, if there is one.
+async fn end_orphan(socket: &Path) -> io::Result<()> {
+    let file = pid_file(socket);
+    let Some(pid) = std::fs::read_to_string(&file).ok().and_then(|text| text.trim().parse().ok()) else {
+        return Ok(());
+    };
+    let ours = |pid: i32| {
+        let line = std::fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
+        String::from_utf8_lossy(&line).contains(&*socket.to_string_lossy())
+    };
+    for signal in [Signal::TERM, Signal::KILL] {
+        for _ in 0..100 {
+            if !ours(pid) {
+                return std::fs::remove_file(&file);
+            }
+            if let Some(pid) = Pid::from_raw(pid) {
+                let _ = kill_process(pid, signal);
+            }
+            tokio::time::sleep(Duration::from_millis(100)).await;
+        }
+    }
+    Err(io::Error::other(format!("a left-over qemu-nbd (process {pid}) does not end")))
+}

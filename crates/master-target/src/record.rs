@@ -1,0 +1,68 @@
+//! What a master target remembers of an item beside its replica: who may send, where the copy stands, what is raised.
+//!
+//! One JSON file per item, replaced as a whole (written beside, synced, renamed): it holds either the old or the new
+//! truth. It is small and changes with orders, never with epochs.
+
+use std::io::Write;
+use std::path::{Path, PathBuf};
+
+use protocol::machine::MachineSpec;
+use protocol::order::Grant;
+use protocol::{Attempt, ItemId, Lineage, Position};
+use serde::{Deserialize, Serialize};
+
+/// The record of one item.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub(crate) struct Record {
+    pub(crate) item: ItemId,
+    pub(crate) lineage: Lineage,
+    /// Who may send; none while the replica is closed.
+    pub(crate) grant: Option<Grant>,
+    /// Where the copy stands when its newest point is not itself one that the other side knows.
+    pub(crate) standing: Option<Standing>,
+    /// The point that `GiveBack` returns to: the copy as it was when it was taken over.
+    pub(crate) kept: Option<Standing>,
+    /// The machine that stands on a view of this replica.
+    pub(crate) raised: Option<Raised>,
+}
+
+/// A point that only this copy has, and where the copy stands with it.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub(crate) struct Standing {
+    /// While this is the newest point …
+    pub(crate) at: Attempt,
+    /// … the copy stands here.
+    pub(crate) position: Position,
+}
+
+/// A machine raised from a point.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub(crate) struct Raised {
+    pub(crate) point: Attempt,
+    pub(crate) generation: u64,
+    /// The machine on its overlays.
+    pub(crate) spec: MachineSpec,
+    /// What the site knew under that name before, to be put back.
+    pub(crate) before: Option<MachineSpec>,
+}
+
+impl Record {
+    pub(crate) fn load(file: &Path) -> std::io::Result<Record> {
+        Ok(serde_json::from_slice(&std::fs::read(file)?)?)
+    }
+
+    pub(crate) fn save(&self, file: &Path) -> std::io::Result<()> {
+        let fresh = file.with_extension("new");
+        let mut out = std::fs::File::create(&fresh)?;
+        out.write_all(&serde_json::to_vec_pretty(self)?)?;
+        out.sync_all()?;
+        std::fs::rename(&fresh, file)?;
+        sync_parent(file)
+    }
+}
+
+/// Makes the names in `file`'s directory durable.
+pub(crate) fn sync_parent(file: &Path) -> std::io::Result<()> {
+    let parent: PathBuf = file.parent().map_or_else(|| ".".into(), Path::to_path_buf);
+    std::fs::File::open(parent)?.sync_all()
+}

@@ -1,0 +1,245 @@
+//! The receiving end of a mover session.
+//!
+//! ```text
+//!   link ─► reader task ─► bounded queue ─► batches ─► item.apply (blocking) ─► Received
+//! ```
+//! While a batch is being journalled and written the next one arrives; the queue's bound is the memory that a session
+//! may take. A batch ends when the queue is empty, when it is large enough, or at a control message.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use component::link::{Incoming, Link, LinkError, Outgoing};
+use protocol::fault::code;
+use protocol::frame::Frame;
+use protocol::session::{Leaf, MOST_HASHED, Message, VERSION, ZERO_LEAF};
+use protocol::{BLOCK, BlockMap, Extent, Fault};
+use replica::{Payload, Write};
+use tokio::net::TcpListener;
+use tokio::sync::{mpsc, oneshot};
+use tokio::task::AbortHandle;
+
+use crate::item::{Item, Numbered, protocol_fault};
+use crate::shelf::{Shelf, blocking};
+
+/// Frames that may wait: 64 of at most 1 MiB.
+const QUEUE: usize = 64;
+/// A batch is applied when it holds this many bytes: each costs one sync of the journal.
+const BATCH_BYTES: usize = 8 << 20;
+/// How long a stranger may take to say hello.
+const HELLO: Duration = Duration::from_secs(10);
+
+/// Accepts sessions for ever.
+pub(crate) async fn accept(listener: TcpListener, shelf: Arc<Shelf>) {
+    loop {
+        match listener.accept().await {
+            Ok((stream, peer)) => {
+                let shelf = shelf.clone();
+                // A session knows how it can be ended: a later session of the same item takes its place.
+                let (tell, told) = oneshot::channel();
+                let task = tokio::spawn(async move {
+                    let Ok(me) = told.await else { return };
+                    if let Err(error) = greet(Link::new(stream), &shelf, me).await {
+                        tracing::debug!(%peer, %error, "a session ended");
+                    }
+                });
+                let _ = tell.send(task.abort_handle());
+            }
+            Err(error) => {
+                tracing::warn!(%error, "a connection could not be accepted");
+                tokio::time::sleep(Duration::from_millis(100)).await;
+            }
+        }
+    }
+}
+
+async fn greet(link: Link, shelf: &Shelf, me: AbortHandle) -> Result<(), LinkError> {
+    let Link { mut incoming, mut outgoing } = link;
+    let Ok(hello) = tokio::time::timeout(HELLO, incoming.message("hello")).await else { return Ok(()) };
+    let result = match hello? {
+        Message::Hello { version, .. } if version != VERSION => {
+            let cause = format!("it speaks version {version}, this one {VERSION}");
+            Err(Fault::new(code::PROTOCOL, "the versions of the movers differ", cause))
+        }
+        Message::Hello { item, token, generation, .. } => {
+            shelf.must(&item).and_then(|item| item.admit(&token, generation, me).map(|()| item))
+        }
+        _ => Err(protocol_fault("the first message is not hello")),
+    };
+    match result {
+        Ok(item) => serve(incoming, outgoing, item).await,
+        Err(fault) => {
+            tracing::warn!(peer = incoming.peer(), %fault, cause = %fault.cause, "a sender was not admitted");
+            outgoing.say(Message::Refused { fault }).await
+        }
+    }
+}
+
+async fn serve(incoming: Incoming, mut outgoing: Outgoing, item: Arc<Item>) -> Result<(), LinkError> {
+    outgoing
+        .say(Message::Welcome {
+            version: VERSION,
+            position: item.position(),
+            newest: item.replica.newest().map(|point| point.attempt),
+            disks: item.disks(),
+            has_content: item.replica.has_content(),
+        })
+        .await?;
+    let (queue, mut queued) = mpsc::channel(QUEUE);
+    let reader = tokio::spawn(read(incoming, queue));
+    let result = follow(&mut queued, &mut outgoing, &item).await;
+    reader.abort();
+    match result {
+        Err(Ended::Refuse(fault)) => {
+            tracing::warn!(item = %item.id(), %fault, cause = %fault.cause, "a session is refused");
+            outgoing.say(Message::Refused { fault }).await
+        }
+        Err(Ended::Link(error)) => Err(error),
+        Ok(()) => Ok(()),
+    }
+}
+
+enum Ended {
+    Link(LinkError),
+    Refuse(Fault),
+}
+
+impl From<LinkError> for Ended {
+    fn from(error: LinkError) -> Ended {
+        Ended::Link(error)
+    }
+}
+
+impl From<Fault> for Ended {
+    fn from(fault: Fault) -> Ended {
+        Ended::Refuse(fault)
+    }
+}
+
+type Queued = Result<(Frame, u64), LinkError>;
+
+async fn read(mut incoming: Incoming, queue: mpsc::Sender<Queued>) {
+    loop {
+        let next = match incoming.next().await {
+            Ok(Some(frame)) => Ok(frame),
+            Ok(None) => return,
+            Err(error) => Err(error),
+        };
+        let over = next.is_err();
+        if queue.send(next).await.is_err() || over {
+            return;
+        }
+    }
+}
+
+async fn follow(queue: &mut mpsc::Receiver<Queued>, outgoing: &mut Outgoing, item: &Arc<Item>) -> Result<(), Ended> {
+    let mut after_batch = None;
+    loop {
+        let next = match after_batch.take() {
+            Some(next) => next,
+            None => match queue.recv().await {
+                Some(next) => next?,
+                None => return Ok(()),
+            },
+        };
+        match next {
+            (Frame::Message(message), _) => answer(message, outgoing, item).await?,
+            (Frame::Hashes { .. }, _) => return Err(protocol_fault("hashes came from the sender").into()),
+            first => {
+                let (batch, next) = gather(first, queue)?;
+                after_batch = next;
+                let applied = item.clone();
+                let through = blocking(move || applied.apply(batch)).await?;
+                outgoing.say(Message::Received { through }).await?;
+            }
+        }
+    }
+}
+
+/// A batch of data frames: what is queued already, up to the bound. Also the frame that ended it, if one did.
+fn gather(
+    first: (Frame, u64),
+    queue: &mut mpsc::Receiver<Queued>,
+) -> Result<(Vec<Numbered>, Option<(Frame, u64)>), Ended> {
+    let mut batch = Vec::new();
+    let mut bytes = 0;
+    let mut next = Some(first);
+    while let Some((frame, checksum)) = next.take() {
+        match frame {
+            Frame::Data { sequence, disk, offset, bytes: data } => {
+                bytes += data.len();
+                let data_bytes = data.len() as u64;
+                let write = Write { disk, offset, payload: Payload::Data(data) };
+                batch.push(Numbered { sequence, checksum, data_bytes, zero_bytes: 0, write });
+            }
+            Frame::Zero { sequence, disk, offset, length } => {
+                let write = Write { disk, offset, payload: Payload::Zero(length) };
+                batch.push(Numbered { sequence, checksum, data_bytes: 0, zero_bytes: length, write });
+            }
+            other => return Ok((batch, Some((other, checksum)))),
+        }
+        if bytes >= BATCH_BYTES {
+            break;
+        }
+        next = queue.try_recv().ok().transpose()?;
+    }
+    Ok((batch, None))
+}
+
+async fn answer(message: Message, outgoing: &mut Outgoing, item: &Arc<Item>) -> Result<(), Ended> {
+    let of = item.clone();
+    match message {
+        Message::OpenEpoch { header } => {
+            let attempt = header.attempt;
+            let resume_after = blocking(move || of.open_epoch(&header)).await?;
+            outgoing.say(Message::EpochOpened { attempt, resume_after }).await?;
+        }
+        Message::Seal { attempt, totals } => {
+            let point = blocking(move || of.seal(attempt, totals)).await?;
+            outgoing.say(Message::Sealed { point }).await?;
+        }
+        Message::Abandon { attempt } => {
+            blocking(move || of.abandon(Some(attempt))).await?;
+            outgoing.say(Message::Abandoned { attempt }).await?;
+        }
+        Message::HashRequest { disk, offset, length } => {
+            let leaves = blocking(move || hash(&of, disk, offset, length)).await?;
+            outgoing.queue(&Frame::Hashes { disk, offset, leaves }).await?;
+            outgoing.flush().await?;
+        }
+        Message::Ping { number } => outgoing.say(Message::Pong { number }).await?,
+        _ => return Err(protocol_fault("a message came that is not a sender's").into()),
+    }
+    Ok(())
+}
+
+/// The leaves of a stretch of a replica disk. Holes are not read.
+fn hash(item: &Item, disk: u16, offset: u64, length: u64) -> Result<Vec<Leaf>, Fault> {
+    let disks = item.replica.disks();
+    let size = disks.get(usize::from(disk)).map(|disk| disk.size);
+    let fits = size.is_some_and(|size| offset.checked_add(length).is_some_and(|end| end <= size));
+    if !fits || length == 0 || length > MOST_HASHED || offset % BLOCK != 0 {
+        return Err(protocol_fault("hashes were asked for that do not exist"));
+    }
+    let failed = |error: replica::ReplicaError| item.fault(&error);
+    // The newest point, not what the open epoch has made of it: the same question then always has the same answer, also
+    // when a link broke and a stretch is asked for again.
+    let newest =
+        item.replica.newest().ok_or_else(|| protocol_fault("hashes were asked of a replica without a point"))?;
+    let view = item.replica.view(newest.attempt).map_err(failed)?;
+    let data = view.data(usize::from(disk), offset, length).map_err(failed)?;
+    let mut buffer = vec![0; BLOCK as usize];
+    let mut leaves = Vec::with_capacity(length.div_ceil(BLOCK) as usize);
+    for at in (offset..offset + length).step_by(BLOCK as usize) {
+        let block = Extent::new(at, BLOCK.min(offset + length - at));
+        let one: BlockMap = [block].into_iter().collect();
+        if data.intersection(&one).is_empty() {
+            leaves.push(ZERO_LEAF);
+            continue;
+        }
+        let bytes = &mut buffer[..block.length as usize];
+        view.read(usize::from(disk), at, bytes).map_err(failed)?;
+        leaves.push(if bytes.iter().all(|byte| *byte == 0) { ZERO_LEAF } else { *blake3::hash(bytes).as_bytes() });
+    }
+    Ok(leaves)
+}

@@ -1,0 +1,189 @@
+//! All items of a master target, and what they share: directories, the platform, the NBD server of views.
+
+use std::collections::BTreeMap;
+use std::io;
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, PoisonError, RwLock};
+
+use nbd::{Address, Server};
+use platforms::Platform;
+use protocol::fault::code;
+use protocol::{Attempt, Fault, ItemId};
+use replica::{Disk, DiskHome, DiskRecord, Place, Replica, Spec};
+use tokio::runtime::Handle;
+
+use crate::item::Item;
+use crate::outside::OutsideDisk;
+use crate::record::Record;
+use crate::view::{self, ViewExport};
+
+/// Everything that is kept here.
+pub(crate) struct Shelf {
+    data_dir: PathBuf,
+    retention: PathBuf,
+    pub(crate) platform: Arc<dyn Platform>,
+    views: Server,
+    items: RwLock<BTreeMap<ItemId, Arc<Item>>>,
+}
+
+impl Shelf {
+    /// Opens every item that has a record, and serves the views that raised machines stand on.
+    pub(crate) async fn open(data_dir: &Path, retention: &Path, platform: Arc<dyn Platform>) -> Result<Shelf, Fault> {
+        let failed = |what: &Path| {
+            let message = format!("{} cannot be used", what.display());
+            move |error: io::Error| Fault::new(code::REPLICA_IO, message, error.to_string())
+        };
+        for directory in [data_dir, retention, &data_dir.join("items"), &data_dir.join("raised")] {
+            std::fs::create_dir_all(directory).map_err(failed(directory))?;
+        }
+        let socket = data_dir.join("views.sock");
+        let views = Server::bind(&Address::Unix(socket.clone())).await.map_err(failed(&socket))?;
+        let shelf = Shelf {
+            data_dir: data_dir.to_path_buf(),
+            retention: retention.to_path_buf(),
+            platform,
+            views,
+            items: RwLock::default(),
+        };
+        let records = data_dir.join("items");
+        for entry in std::fs::read_dir(&records).map_err(failed(&records))? {
+            let file = entry.map_err(failed(&records))?.path();
+            if file.extension().is_some_and(|extension| extension == "json") {
+                let record = Record::load(&file).map_err(failed(&file))?;
+                shelf.reopen(record, file).await?;
+            }
+        }
+        Ok(shelf)
+    }
+
+    async fn reopen(&self, record: Record, file: PathBuf) -> Result<(), Fault> {
+        let id = record.item.clone();
+        let place = self.place(&id);
+        let replica = self.on_disk(&id, move |open| Replica::open(&place, open)).await?;
+        let item = Arc::new(Item::new(replica, record, file));
+        if let Some(raised) = item.record().raised {
+            self.serve_view(&item, raised.point).await?;
+        }
+        self.write_items().insert(id, item);
+        Ok(())
+    }
+
+    /// Makes a new item with a replica of `spec`.
+    pub(crate) async fn create(&self, spec: Spec, record: Record) -> Result<Arc<Item>, Fault> {
+        let id = record.item.clone();
+        let place = self.place(&id);
+        let replica = self.on_disk(&id, move |open| Replica::create(&place, &spec, open)).await?;
+        let file = self.data_dir.join("items").join(format!("{id}.json"));
+        record.save(&file).map_err(|error| {
+            Fault::new(code::REPLICA_IO, format!("the record of {id} could not be written"), error.to_string())
+        })?;
+        let item = Arc::new(Item::new(replica, record, file));
+        self.write_items().insert(id, item.clone());
+        Ok(item)
+    }
+
+    /// The item, if it is kept here.
+    pub(crate) fn get(&self, item: &ItemId) -> Option<Arc<Item>> {
+        self.items.read().unwrap_or_else(PoisonError::into_inner).get(item).cloned()
+    }
+
+    /// The item.
+    pub(crate) fn must(&self, item: &ItemId) -> Result<Arc<Item>, Fault> {
+        self.get(item).ok_or_else(|| {
+            Fault::new(
+                code::REPLICA_ABSENT,
+                format!("there is no replica of {item} here"),
+                "it was never made, or was dropped",
+            )
+        })
+    }
+
+    /// Takes the item away; its replica can then be deleted once nobody uses it any more.
+    pub(crate) fn remove(&self, item: &ItemId) -> Option<Arc<Item>> {
+        self.write_items().remove(item)
+    }
+
+    /// Serves all disks of a point. Gives their URIs in the replica's order.
+    pub(crate) async fn serve_view(&self, item: &Arc<Item>, point: Attempt) -> Result<Vec<String>, Fault> {
+        let (replica, kept) = (item.replica.clone(), item.clone());
+        let view = blocking(move || replica.view(point).map_err(|error| kept.fault(&error))).await?;
+        let mut uris = Vec::new();
+        for (index, disk) in item.replica.disks().iter().enumerate() {
+            let name = view::name(&item.id(), &disk.key, point);
+            self.views.add(&name, ViewExport::new(view.clone(), index));
+            uris.push(nbd::Uri { address: self.views.local_address(), export: name }.to_string());
+        }
+        Ok(uris)
+    }
+
+    /// Stops serving a point and waits until nobody holds it.
+    pub(crate) async fn withdraw_view(&self, item: &Item, point: Attempt) {
+        for disk in item.replica.disks() {
+            self.views.withdraw(&view::name(&item.id(), &disk.key, point)).await;
+        }
+    }
+
+    /// Where the overlay of a raised machine's disk is kept.
+    pub(crate) fn overlay(&self, item: &ItemId, disk: &protocol::DiskKey, generation: u64) -> PathBuf {
+        self.data_dir.join("raised").join(format!("{item}-{disk}-g{generation}.qcow2"))
+    }
+
+    /// A socket path for a helper of `item`; short, since unix sockets allow about a hundred bytes.
+    pub(crate) fn socket(&self, item: &ItemId, what: &str) -> PathBuf {
+        self.data_dir.join(format!("{item}-{what}.sock"))
+    }
+
+    /// Ends sessions and views. Replicas are closed when their last user is gone.
+    pub(crate) async fn close(&self) {
+        let items = std::mem::take(&mut *self.write_items());
+        for item in items.values() {
+            let item = item.clone();
+            if let Err(fault) = blocking(move || item.abandon(None)).await {
+                tracing::warn!(%fault, "an open epoch could not be rolled back; the next start does it");
+            }
+        }
+        self.views.clone().stop().await;
+    }
+
+    fn write_items(&self) -> std::sync::RwLockWriteGuard<'_, BTreeMap<ItemId, Arc<Item>>> {
+        self.items.write().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn place(&self, item: &ItemId) -> Place {
+        Place {
+            directory: self.data_dir.join("replicas").join(item.as_str()),
+            retention: self.retention.join(item.as_str()),
+        }
+    }
+
+    /// Runs `work` on a blocking thread with an opener for all kinds of disks.
+    async fn on_disk<T: Send + 'static>(
+        &self,
+        item: &ItemId,
+        work: impl FnOnce(replica::Opener<'_>) -> Result<T, replica::ReplicaError> + Send + 'static,
+    ) -> Result<T, Fault> {
+        let (runtime, id, directory) = (Handle::current(), item.clone(), self.data_dir.clone());
+        blocking(move || {
+            let open = |disk: &DiskRecord, inside: &Path| -> io::Result<Arc<dyn Disk>> {
+                match &disk.home {
+                    DiskHome::Inside => replica::open_inside(disk, inside),
+                    DiskHome::Outside { path, format } => {
+                        let socket = directory.join(format!("{id}-{}.sock", disk.key));
+                        Ok(Arc::new(OutsideDisk::open(path, *format, socket, runtime.clone())?))
+                    }
+                }
+            };
+            work(&open).map_err(|error| error.fault(&id))
+        })
+        .await
+    }
+}
+
+/// Runs disk work on a blocking thread.
+pub(crate) async fn blocking<T: Send + 'static>(
+    work: impl FnOnce() -> Result<T, Fault> + Send + 'static,
+) -> Result<T, Fault> {
+    tokio::task::spawn_blocking(work).await.unwrap_or_else(|panic| {
+        Err(Fault::new(code::INTERNAL, "the master target failed while it worked on a disk", panic.to_string()))
+    })
+}

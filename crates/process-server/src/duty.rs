@@ -1,0 +1,178 @@
+//! What a process server does with orders: it stops, starts and settles machines, and sends last epochs.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::time::Duration;
+
+use async_trait::async_trait;
+use component::clock::now_ms;
+use component::{Duty, Heartbeat, Ticket};
+use platforms::{Platform, Start, Stopped};
+use protocol::fault::code;
+use protocol::machine::Power;
+use protocol::order::{Order, Outcome, Replication};
+use protocol::{Attempt, Fault, ItemId, Lineage};
+use tokio::sync::{Mutex, Notify};
+
+use crate::keep::Keep;
+use crate::replication::Running;
+
+/// How long a last epoch waits for its replication to be in the list: the list and the order travel together, but a
+/// restarted process server takes the order before it has begun the replication.
+const LIST_PATIENCE: Duration = Duration::from_secs(10);
+
+pub(crate) struct ProcessServer {
+    platform: Arc<dyn Platform>,
+    keep: Arc<Keep>,
+    news: Arc<Notify>,
+    running: Mutex<BTreeMap<ItemId, Running>>,
+}
+
+impl ProcessServer {
+    /// Begins with the replications of its own list.
+    pub(crate) async fn start(platform: Arc<dyn Platform>, keep: Keep, news: Arc<Notify>) -> ProcessServer {
+        let replications = keep.replications();
+        let server = ProcessServer { platform, keep: Arc::new(keep), news, running: Mutex::default() };
+        server.adjust(replications).await;
+        server
+    }
+
+    /// Ends all replications; change maps stay.
+    pub(crate) async fn stop(&self) {
+        let running = std::mem::take(&mut *self.running.lock().await);
+        for (_, running) in running {
+            running.stop().await;
+        }
+    }
+
+    async fn adjust(&self, replications: Vec<Replication>) {
+        let mut running = self.running.lock().await;
+        let mut wanted: BTreeMap<ItemId, Replication> =
+            replications.into_iter().map(|replication| (replication.item.clone(), replication)).collect();
+        for item in running.keys().cloned().collect::<Vec<_>>() {
+            let goes_on = match (wanted.get(&item), running.get(&item)) {
+                (Some(wish), Some(now)) => now.continues(wish),
+                _ => false,
+            };
+            if goes_on {
+                if let (Some(wish), Some(now)) = (wanted.remove(&item), running.get(&item)) {
+                    now.take_over(wish);
+                }
+            } else if let Some(gone) = running.remove(&item) {
+                gone.stop().await;
+            }
+        }
+        for (item, wish) in wanted {
+            tracing::info!(%item, generation = wish.generation, target = %wish.target, "replication begins");
+            let begun = Running::begin(wish, self.platform.clone(), self.keep.clone(), self.news.clone());
+            running.insert(item, begun);
+        }
+    }
+
+    async fn shut_down(&self, machine: &str, timeout: Duration, then_power_off: bool) -> Result<Outcome, Fault> {
+        let stopped = match self.platform.shut_down(machine, timeout).await {
+            Err(fault) if then_power_off && fault.is(code::GUEST_IGNORES_SHUTDOWN) => {
+                self.platform.power_off(machine).await?
+            }
+            other => other?,
+        };
+        Ok(Outcome::Stopped { by_guest: stopped == Stopped::ByGuest, at_ms: now_ms() })
+    }
+
+    async fn start_machine(&self, machine: &str, lineage: Lineage, mark: Attempt) -> Result<Outcome, Fault> {
+        let found = self.platform.machine(machine).await?;
+        if found.is_some_and(|found| found.power == Power::Running) {
+            return Ok(Outcome::Nothing);
+        }
+        // A machine that is held cannot go on: it is let go of first. A qcow2 keeps its maps through that.
+        self.platform.settle(machine, lineage).await?;
+        self.platform.start(machine, Start { paused: false, track: Some((lineage, mark)) }).await?;
+        Ok(Outcome::Nothing)
+    }
+
+    async fn final_delta(&self, item: &ItemId, ticket: &Ticket) -> Result<Outcome, Fault> {
+        let deadline = tokio::time::Instant::now() + LIST_PATIENCE;
+        loop {
+            let answered = match self.running.lock().await.get(item) {
+                Some(running) => Some(running.final_delta().await),
+                None => None,
+            };
+            if let Some(answered) = answered {
+                tokio::select! {
+                    answer = answered => if let Ok(outcome) = answer { return outcome },
+                    () = ticket.cancelled() => return Err(cancelled()),
+                }
+            }
+            if tokio::time::Instant::now() > deadline {
+                let message = format!("{item} is not being replicated from here");
+                return Err(Fault::new(code::CAPTURE_LOST, message, "it is not in this process server's list"));
+            }
+            tokio::time::sleep(Duration::from_millis(50)).await;
+        }
+    }
+
+    async fn settle(&self, machine: &str, lineage: Lineage, stop: Option<u64>) -> Result<Outcome, Fault> {
+        let found = self.platform.machine(machine).await?;
+        let power = found.map_or(Power::Off, |found| found.power);
+        let was_running = matches!(power, Power::Running | Power::Paused);
+        match (was_running, stop) {
+            (true, None) => {
+                let message = format!("{machine} still runs at this site");
+                let cause = "a copy that is being written cannot be replicated to";
+                return Err(Fault::new(code::MACHINE_RUNS_AT_HOME, message, cause));
+            }
+            (true, Some(timeout_ms)) => {
+                self.shut_down(machine, Duration::from_millis(timeout_ms), true).await?;
+            }
+            (false, _) => {}
+        }
+        let settled = self.platform.settle(machine, lineage).await?;
+        Ok(Outcome::Settled { settled, was_running })
+    }
+}
+
+fn cancelled() -> Fault {
+    Fault::new(code::CANCELLED, "the last epoch was called off", "control no longer wants it")
+}
+
+#[async_trait]
+impl Duty for ProcessServer {
+    async fn carry_out(&self, order: Order, ticket: &Ticket) -> Result<Outcome, Fault> {
+        match order {
+            Order::ShutDown { machine, timeout_ms, then_power_off } => {
+                ticket.step(format!("waiting for the guest of {machine} to shut down"), None);
+                self.shut_down(&machine, Duration::from_millis(timeout_ms), then_power_off).await
+            }
+            Order::StartMachine { machine, lineage, mark } => self.start_machine(&machine, lineage, mark).await,
+            Order::FinalDelta { item } => {
+                ticket.step("sending the last changes", None);
+                self.final_delta(&item, ticket).await
+            }
+            Order::Settle { machine, lineage, stop } => {
+                ticket.step(format!("reading the change maps of {machine}"), None);
+                self.settle(&machine, lineage, stop).await
+            }
+            other => Err(Fault::new(
+                code::INTERNAL,
+                "a process server cannot carry out this order",
+                format!("it belongs to a {}", other.role()),
+            )),
+        }
+    }
+
+    async fn replicate(&self, replications: Vec<Replication>) {
+        if let Err(error) = self.keep.set_replications(&replications) {
+            tracing::warn!(%error, "the list of replications could not be kept; a restart would wait for control");
+        }
+        self.adjust(replications).await;
+    }
+
+    async fn heartbeat(&self) -> Heartbeat {
+        let (machines, fault) = match self.platform.inventory().await {
+            Ok(machines) => (Some(machines), None),
+            Err(fault) => (None, Some(fault)),
+        };
+        let replications = self.running.lock().await.values().map(Running::status).collect();
+        Heartbeat { machines, fault, replications }
+    }
+}

@@ -1,0 +1,100 @@
+//! What a process server keeps on its own disk: the replications it was given, and the attempt numbers it used.
+//!
+//! Attempt numbers must never be used twice, also when a cut was given up before its target heard of it, so the number
+//! is written down before the cut is made. A host crash may lose the last such write, and that is harmless: it also
+//! ends the hypervisor, and with it every cut that could have carried the number.
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+use std::sync::{Mutex, PoisonError};
+
+use protocol::fault::code;
+use protocol::order::Replication;
+use protocol::{Attempt, Fault, ItemId};
+use serde::{Deserialize, Serialize};
+
+#[derive(Debug, Default, Clone, Serialize, Deserialize)]
+struct Kept {
+    replications: Vec<Replication>,
+    attempts: BTreeMap<ItemId, Attempt>,
+}
+
+/// The process server's own records.
+pub(crate) struct Keep {
+    file: PathBuf,
+    kept: Mutex<Kept>,
+}
+
+impl Keep {
+    pub(crate) fn open(directory: &Path) -> Result<Keep, Fault> {
+        let file = directory.join("process-server.json");
+        let failed = |error: std::io::Error| {
+            Fault::new(code::REPLICA_IO, format!("{} cannot be used", file.display()), error.to_string())
+        };
+        std::fs::create_dir_all(directory).map_err(failed)?;
+        let kept = match std::fs::read(&file) {
+            Ok(bytes) => serde_json::from_slice(&bytes).map_err(|error| failed(error.into()))?,
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => Kept::default(),
+            Err(error) => return Err(failed(error)),
+        };
+        Ok(Keep { file, kept: Mutex::new(kept) })
+    }
+
+    pub(crate) fn replications(&self) -> Vec<Replication> {
+        self.kept.lock().unwrap_or_else(PoisonError::into_inner).replications.clone()
+    }
+
+    pub(crate) fn set_replications(&self, replications: &[Replication]) -> std::io::Result<()> {
+        self.change(|kept| kept.replications = replications.to_vec())
+    }
+
+    /// An attempt of `generation` that was never used, newer than every one in `seen`.
+    pub(crate) fn next_attempt(
+        &self,
+        item: &ItemId,
+        generation: u64,
+        seen: impl IntoIterator<Item = Attempt>,
+    ) -> std::io::Result<Attempt> {
+        let mut next = Attempt::start_of(generation);
+        self.change(|kept| {
+            let used = kept.attempts.get(item).copied();
+            let highest = seen.into_iter().chain(used).filter(|attempt| attempt.generation == generation).max();
+            next = highest.unwrap_or(Attempt::start_of(generation)).next();
+            kept.attempts.insert(item.clone(), next);
+        })?;
+        Ok(next)
+    }
+
+    fn change(&self, change: impl FnOnce(&mut Kept)) -> std::io::Result<()> {
+        let mut kept = self.kept.lock().unwrap_or_else(PoisonError::into_inner);
+        change(&mut kept);
+        let fresh = self.file.with_extension("new");
+        std::fs::write(&fresh, serde_json::to_vec(&*kept)?)?;
+        std::fs::rename(&fresh, &self.file)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_attempt_is_never_given_twice_even_after_a_restart() {
+        let directory = tempfile::tempdir().unwrap();
+        let item: ItemId = "web01".parse().unwrap();
+        let first = Keep::open(directory.path()).unwrap().next_attempt(&item, 1, []).unwrap();
+        let second = Keep::open(directory.path()).unwrap().next_attempt(&item, 1, []).unwrap();
+        assert!(first < second);
+        let sealed = Attempt { generation: 1, number: 40 };
+        let third = Keep::open(directory.path()).unwrap().next_attempt(&item, 1, [sealed]).unwrap();
+        assert_eq!(third, sealed.next());
+        assert_eq!(Keep::open(directory.path()).unwrap().next_attempt(&item, 2, [sealed]).unwrap().number, 1);
+    }
+
+    #[test]
+    fn a_damaged_record_is_refused_not_forgotten() {
+        let directory = tempfile::tempdir().unwrap();
+        std::fs::write(directory.path().join("process-server.json"), b"{").unwrap();
+        assert_eq!(Keep::open(directory.path()).err().unwrap().code, "RPL-005");
+    }
+}

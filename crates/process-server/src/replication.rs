@@ -1,0 +1,412 @@
+//! One item's replication: epoch after epoch, through broken links, lost cuts and restarts.
+//!
+//! ```text
+//!   open capture ─► open session ─► settle what a predecessor left ─► ┌ cut ─► send ─► sealed ─► forget ┐ ─► …
+//!        ▲                                                            └──────────────────────────────────┘
+//!        └── after any failure: release the cut, merge its map back, wait, begin again
+//! ```
+//!
+//! # Always true
+//! - At most one cut is open. It is kept over a broken link for [`CUT_PATIENCE`], then given up: the changes wait in the
+//!   hypervisor's map (design section 2), not here.
+//! - `acknowledged` is called only with an attempt that the target itself called sealed.
+
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use component::clock::now_ms;
+use component::link::LinkError;
+use platforms::{Capture, Platform};
+use protocol::epoch::{Point, PointKind};
+use protocol::fault::code;
+use protocol::machine::Power;
+use protocol::order::{Moved, Outcome, Progress, Replication, ReplicationPhase, ReplicationStatus};
+use protocol::{Attempt, Fault};
+use tokio::sync::{Notify, mpsc, oneshot, watch};
+use tokio::time::Instant;
+
+use crate::choice::Choice;
+use crate::epoch::{Broken, Epoch};
+use crate::keep::Keep;
+use crate::session::{Session, said_by_target, wants_other_base};
+
+/// How long an open cut waits for a broken link. Guessed: a switch that reboots takes longer, a lost packet does not.
+const CUT_PATIENCE: Duration = Duration::from_secs(15);
+/// Pause between two tries: from the first to the last.
+const BACKOFF: (Duration, Duration) = (Duration::from_millis(200), Duration::from_secs(5));
+
+/// What a running replication can be asked.
+pub(crate) enum Ask {
+    /// Send the last epoch of a machine that stands still. The answer is dropped if nobody waits any more.
+    Final(oneshot::Sender<Result<Outcome, Fault>>),
+}
+
+/// A replication at work.
+pub(crate) struct Running {
+    wish: watch::Sender<Replication>,
+    asks: mpsc::Sender<Ask>,
+    status: Arc<Mutex<ReplicationStatus>>,
+    stop: watch::Sender<bool>,
+    task: tokio::task::JoinHandle<()>,
+}
+
+impl Running {
+    pub(crate) fn begin(wish: Replication, platform: Arc<dyn Platform>, keep: Arc<Keep>, news: Arc<Notify>) -> Running {
+        let status = Arc::new(Mutex::new(fresh_status(&wish)));
+        let (wishes, wished) = watch::channel(wish);
+        let (asks, asked) = mpsc::channel(8);
+        let (stop, stopped) = watch::channel(false);
+        let worker =
+            Worker { wish: wished, asks: asked, status: status.clone(), platform, keep, news, finals: Vec::new() };
+        let task = tokio::spawn(worker.run(stopped));
+        Running { wish: wishes, asks, status, stop, task }
+    }
+
+    /// Whether `wish` can be taken over without a new beginning.
+    pub(crate) fn continues(&self, wish: &Replication) -> bool {
+        let now = self.wish.borrow();
+        (&now.item, now.lineage, now.generation, &now.token, &now.target, &now.machine)
+            == (&wish.item, wish.lineage, wish.generation, &wish.token, &wish.target, &wish.machine)
+    }
+
+    pub(crate) fn take_over(&self, wish: Replication) {
+        self.wish.send_replace(wish);
+    }
+
+    pub(crate) fn status(&self) -> ReplicationStatus {
+        lock(&self.status).clone()
+    }
+
+    /// Asks for the last epoch. The receiver hears the outcome; it may take as long as the link needs.
+    pub(crate) async fn final_delta(&self) -> oneshot::Receiver<Result<Outcome, Fault>> {
+        let (answer, answered) = oneshot::channel();
+        // A worker that is gone drops the sender, which the receiver notices.
+        let _ = self.asks.send(Ask::Final(answer)).await;
+        answered
+    }
+
+    /// Ends it. An open cut is released; the change maps stay.
+    pub(crate) async fn stop(self) {
+        self.stop.send_replace(true);
+        let abort = self.task.abort_handle();
+        if tokio::time::timeout(Duration::from_secs(10), self.task).await.is_err() {
+            abort.abort();
+        }
+    }
+}
+
+fn lock(status: &Mutex<ReplicationStatus>) -> std::sync::MutexGuard<'_, ReplicationStatus> {
+    status.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+fn fresh_status(wish: &Replication) -> ReplicationStatus {
+    ReplicationStatus {
+        item: wish.item.clone(),
+        generation: wish.generation,
+        phase: ReplicationPhase::Connecting,
+        newest: None,
+        sync: None,
+        distrust: None,
+        first: Progress::default(),
+        first_moved: None,
+        moved: Moved::default(),
+        epochs: 0,
+        pauses_us: Vec::new(),
+        rpo_ms: Vec::new(),
+        fault: None,
+    }
+}
+
+type Slot = Option<Box<dyn Capture>>;
+
+struct Worker {
+    wish: watch::Receiver<Replication>,
+    asks: mpsc::Receiver<Ask>,
+    status: Arc<Mutex<ReplicationStatus>>,
+    platform: Arc<dyn Platform>,
+    keep: Arc<Keep>,
+    news: Arc<Notify>,
+    finals: Vec<oneshot::Sender<Result<Outcome, Fault>>>,
+}
+
+impl Worker {
+    async fn run(mut self, mut stop: watch::Receiver<bool>) {
+        let mut capture: Slot = None;
+        tokio::select! {
+            () = self.replicate(&mut capture) => {}
+            _ = stop.wait_for(|stop| *stop) => {}
+        }
+        if let Some(capture) = &mut capture
+            && let Err(fault) = capture.release().await
+        {
+            tracing::warn!(%fault, "an open cut could not be released; the next start cleans it up");
+        }
+    }
+
+    async fn replicate(&mut self, capture: &mut Slot) {
+        let mut backoff = BACKOFF.0;
+        loop {
+            let began = Instant::now();
+            let fault = match self.round(capture).await {
+                Ok(never) => match never {},
+                Err(fault) => fault,
+            };
+            if began.elapsed() > BACKOFF.1 {
+                backoff = BACKOFF.0;
+            }
+            tracing::warn!(item = %self.wish.borrow().item, %fault, cause = %fault.cause, "replication waits");
+            {
+                let mut status = lock(&self.status);
+                status.phase = ReplicationPhase::Waiting;
+                status.fault = Some(fault);
+            }
+            self.news.notify_one();
+            tokio::time::sleep(backoff).await;
+            backoff = (backoff * 2).min(BACKOFF.1);
+        }
+    }
+
+    /// Opens everything and sends epochs until something fails.
+    async fn round(&mut self, slot: &mut Slot) -> Result<std::convert::Infallible, Fault> {
+        let wish = self.wish.borrow().clone();
+        let mut session = Session::open(&wish).await.map_err(|error| error.fault())?;
+        *slot = None;
+        let capture = slot.insert(self.platform.capture(&wish.machine, wish.lineage).await?);
+        settle_predecessor(capture.as_mut(), session.target.newest).await?;
+        self.phase_of(&session);
+        let mut next_cut = Instant::now();
+        loop {
+            let final_wanted = self.wait_for_turn(next_cut).await;
+            next_cut = Instant::now() + Duration::from_millis(self.wish.borrow().interval_ms);
+            let result = self.epoch(capture.as_mut(), &mut session, final_wanted).await;
+            match result {
+                Ok(Some(outcome)) => self.answer_finals(outcome),
+                Ok(None) => {}
+                Err(fault) => return Err(fault),
+            }
+        }
+    }
+
+    fn phase_of(&self, session: &Session) {
+        let wish = self.wish.borrow();
+        let mut status = lock(&self.status);
+        let ours = session.target.newest.is_some_and(|newest| newest.generation == wish.generation);
+        status.phase = if ours { ReplicationPhase::Epochs } else { ReplicationPhase::FirstEpoch };
+        status.fault = None;
+    }
+
+    /// Returns when the next epoch is due: true for the last one, which was asked for.
+    async fn wait_for_turn(&mut self, due: Instant) -> bool {
+        loop {
+            self.finals.retain(|answer| !answer.is_closed());
+            if !self.finals.is_empty() {
+                return true;
+            }
+            let quiesced = {
+                let wish = self.wish.borrow_and_update();
+                let copied = wish.offline && lock(&self.status).newest.is_some();
+                wish.quiesced || copied
+            };
+            if quiesced {
+                lock(&self.status).phase = ReplicationPhase::Quiesced;
+            }
+            tokio::select! {
+                () = tokio::time::sleep_until(due), if !quiesced => return false,
+                asked = self.asks.recv() => match asked {
+                    Some(Ask::Final(answer)) => self.finals.push(answer),
+                    None => std::future::pending().await,
+                },
+                changed = self.wish.changed() => if changed.is_err() { std::future::pending().await },
+            }
+        }
+    }
+
+    /// One epoch from cut to acknowledgement. The outcome is given for a last epoch.
+    async fn epoch(
+        &mut self,
+        capture: &mut dyn Capture,
+        session: &mut Session,
+        is_final: bool,
+    ) -> Result<Option<Outcome>, Fault> {
+        let wish = self.wish.borrow().clone();
+        if is_final {
+            self.must_stand_still(&wish).await?;
+        }
+        let held = capture.held().await?;
+        let seen = held.iter().map(|held| held.since).chain(session.target.newest);
+        let attempt = self.keep.next_attempt(&wish.item, wish.generation, seen).map_err(|error| {
+            Fault::new(code::REPLICA_IO, "the number of an attempt could not be written down", error.to_string())
+        })?;
+        let cut = capture.cut(attempt).await?;
+        note_pause(&mut lock(&self.status), cut.paused);
+        let kind = if is_final { PointKind::Final } else { PointKind::CrashConsistent };
+        let sent = self.send(&wish, attempt, kind, &cut, session).await;
+        match sent {
+            Ok((point, moved, choice)) => {
+                capture.acknowledged(attempt).await?;
+                session.target.newest = Some(point.attempt);
+                session.target.position = Some(protocol::Position {
+                    lineage: wish.lineage,
+                    base: point.attempt,
+                    authored: None,
+                    changes: protocol::Changes::none(),
+                });
+                session.target.has_content = true;
+                self.sealed(&point, moved, &choice);
+                if !is_final {
+                    return Ok(None);
+                }
+                let stamps = self.platform.stamps(&wish.machine).await?;
+                Ok(Some(Outcome::Final { point, moved, stamps }))
+            }
+            Err(fault) => {
+                capture.failed().await?;
+                Err(fault)
+            }
+        }
+    }
+
+    /// Sends the epoch of an open cut, over as many sessions as it takes while the cut is worth keeping.
+    async fn send(
+        &self,
+        wish: &Replication,
+        attempt: Attempt,
+        kind: PointKind,
+        cut: &platforms::Cut,
+        session: &mut Session,
+    ) -> Result<(Point, Moved, Choice), Fault> {
+        let mut epoch = Epoch::begin(wish, attempt, kind, cut, session).await?;
+        self.chosen(&epoch.choice, session);
+        let status = self.status.clone();
+        let progress = move |expected, done| lock(&status).first = Progress { expected, done };
+        let quiet = |_, _| {};
+        let first = session.target.newest.is_none_or(|newest| newest.generation != wish.generation);
+        let progress: &(dyn Fn(u64, u64) + Send + Sync) = if first { &progress } else { &quiet };
+        let mut broken_since: Option<Instant> = None;
+        loop {
+            let fault = match epoch.send(session, progress).await {
+                Ok(point) => {
+                    let moved = epoch.moved(session);
+                    return Ok((point, moved, epoch.choice));
+                }
+                Err(Broken::Attempt(fault)) => {
+                    abandon(session, attempt).await;
+                    return Err(fault);
+                }
+                Err(Broken::Link(error)) if said_by_target(&error).is_some() || wants_other_base(&error) => {
+                    return Err(error.fault());
+                }
+                Err(Broken::Link(error)) => error.fault(),
+            };
+            let since = *broken_since.get_or_insert_with(Instant::now);
+            lock(&self.status).fault = Some(fault.clone());
+            match self.reopen(wish, since).await {
+                Some(fresh) if fresh.target.newest == Some(attempt) => {
+                    // Sealed, but the answer was lost on the way: the target is the one who knows.
+                    *session = fresh;
+                    let point = Point {
+                        attempt,
+                        cut_at_ms: cut.at_ms,
+                        sealed_at_ms: now_ms(),
+                        kind,
+                        changed_bytes: epoch.moved(session).changed,
+                    };
+                    return Ok((point, epoch.moved(session), epoch.choice));
+                }
+                Some(fresh) if fresh.target.newest == session.target.newest => *session = fresh,
+                _ => return Err(fault),
+            }
+            lock(&self.status).fault = None;
+        }
+    }
+
+    /// A new session within the patience that an open cut has.
+    async fn reopen(&self, wish: &Replication, since: Instant) -> Option<Session> {
+        while since.elapsed() < CUT_PATIENCE {
+            match Session::open(wish).await {
+                Ok(session) => return Some(session),
+                Err(LinkError::Refused(_)) => return None,
+                Err(_) => tokio::time::sleep(BACKOFF.0 * 2).await,
+            }
+        }
+        None
+    }
+
+    async fn must_stand_still(&self, wish: &Replication) -> Result<(), Fault> {
+        match self.platform.machine(&wish.machine).await? {
+            Some(machine) if machine.power == Power::Held => Ok(()),
+            found => {
+                let message =
+                    format!("the last epoch of {} cannot be taken: the machine does not stand still", wish.item);
+                Err(Fault::new(
+                    code::MACHINE_RUNNING,
+                    message,
+                    format!("it is {:?}", found.map(|machine| machine.power)),
+                ))
+            }
+        }
+    }
+
+    fn chosen(&self, choice: &Choice, session: &Session) {
+        let mut status = lock(&self.status);
+        let first = session.target.newest.is_none_or(|newest| newest.generation != status.generation);
+        if first {
+            status.sync = Some(choice.sync());
+            status.distrust = match choice {
+                Choice::Compare(why) => Some(*why),
+                _ => None,
+            };
+        } else if let Choice::Compare(why) = choice {
+            tracing::warn!(item = %status.item, %why, "the base of an epoch is not proven: comparing");
+        }
+    }
+
+    fn sealed(&self, point: &Point, moved: Moved, _choice: &Choice) {
+        let mut status = lock(&self.status);
+        if let Some(before) = &status.newest {
+            let age = now_ms().saturating_sub(before.cut_at_ms);
+            push_bounded(&mut status.rpo_ms, age, 256);
+        }
+        if status.first_moved.is_none() {
+            status.first_moved = Some(moved);
+            self.news.notify_one();
+        }
+        status.newest = Some(point.clone());
+        status.moved += moved;
+        status.epochs += 1;
+        status.phase = ReplicationPhase::Epochs;
+        status.fault = None;
+    }
+
+    fn answer_finals(&mut self, outcome: Outcome) {
+        for answer in self.finals.drain(..) {
+            let _ = answer.send(Ok(outcome.clone()));
+        }
+    }
+}
+
+fn note_pause(status: &mut ReplicationStatus, paused: Duration) {
+    push_bounded(&mut status.pauses_us, paused.as_micros() as u64, 64);
+}
+
+fn push_bounded(list: &mut Vec<u64>, value: u64, most: usize) {
+    if list.len() >= most {
+        list.remove(0);
+    }
+    list.push(value);
+}
+
+/// Settles the fate of a cut that a predecessor made: the target knows whether it became a point.
+async fn settle_predecessor(capture: &mut dyn Capture, newest: Option<Attempt>) -> Result<(), Fault> {
+    let held = capture.held().await?;
+    let (Some(last), true) = (held.last(), held.len() > 1) else { return capture.release().await };
+    if newest == Some(last.since) { capture.acknowledged(last.since).await } else { capture.failed().await }
+}
+
+/// Tells the target that the attempt is over; if it cannot be told, it finds out when the next one is opened.
+async fn abandon(session: &mut Session, attempt: Attempt) {
+    use protocol::session::Message;
+    if session.say(Message::Abandon { attempt }).await.is_err() {
+        tracing::debug!(%attempt, "the target could not be told that an attempt was given up");
+    }
+}
