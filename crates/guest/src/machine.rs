@@ -35,17 +35,19 @@ pub(crate) fn run() -> Result<ExitCode, String> {
     if std::process::id() != 1 {
         return Err("`ledger run` is for the first process of the test machine; it would switch this one off".into());
     }
-    let last = match work() {
-        Ok(last) => last,
-        Err(message) => {
+    // The button comes first: a press that nobody listens to is lost.
+    let last = Button::find().and_then(|mut button| {
+        work(&mut button).or_else(|message| {
             println!("LEDGER-ERROR {message}");
             // The disks stay as they are, for whoever comes to look; the button still works.
-            if let Ok(mut button) = Button::find() {
-                while !button.pressed_within(Duration::from_secs(3600)) {}
-            }
-            0
-        }
-    };
+            button.wait();
+            Ok(0)
+        })
+    });
+    let last = last.unwrap_or_else(|message| {
+        println!("LEDGER-ERROR {message}");
+        0
+    });
     println!("BYE {last} {}", now_ms());
     rustix::fs::sync();
     drain_console();
@@ -53,23 +55,22 @@ pub(crate) fn run() -> Result<ExitCode, String> {
     Ok(ExitCode::SUCCESS)
 }
 
-fn work() -> Result<u64, String> {
+fn work(button: &mut Button) -> Result<u64, String> {
     let told = std::fs::read_to_string("/proc/cmdline").map_err(|error| format!("/proc/cmdline: {error}"))?;
     let orders = Orders::parse(&told)?;
-    let mut button = Button::find()?;
     let [a, b] = [open_disk(SERIALS[0])?, open_disk(SERIALS[1])?];
     let (report, writer) = Writer::resume(a, b, orders.pattern, boot_id()).map_err(spoken)?;
     println!("LEDGER {}", report.to_json());
     report.problems.iter().for_each(|problem| println!("LEDGER-PROBLEM {problem}"));
     let Some(mut writer) = writer else { return Err("the ledger is not consistent; not writing to it".into()) };
     if orders.idle {
-        while !button.pressed_within(Duration::from_secs(3600)) {}
+        button.wait();
         println!("BUTTON {}", now_ms());
         return Ok(report.highest);
     }
     writer.finish_newest().map_err(spoken)?;
     println!("WRITING {}", writer.next_number());
-    write_until_button(&mut writer, orders, &mut button)
+    write_until_button(&mut writer, orders, button)
 }
 
 fn write_until_button<D: WriteAt>(writer: &mut Writer<D>, orders: Orders, button: &mut Button) -> Result<u64, String> {
@@ -159,10 +160,9 @@ impl Button {
             for entry in std::fs::read_dir("/sys/class/input").into_iter().flatten().flatten() {
                 let name = std::fs::read_to_string(entry.path().join("device/name")).unwrap_or_default();
                 let device = PathBuf::from("/dev/input").join(entry.file_name());
-                if name.trim() == "Power Button" && entry.file_name().as_encoded_bytes().starts_with(b"event") {
-                    if let Ok(file) = File::open(&device) {
-                        return Ok(Self(file));
-                    }
+                let is_it = name.trim() == "Power Button" && entry.file_name().as_encoded_bytes().starts_with(b"event");
+                if let (true, Ok(file)) = (is_it, File::open(&device)) {
+                    return Ok(Self(file));
                 }
             }
             if Instant::now() > deadline {
@@ -170,6 +170,11 @@ impl Button {
             }
             pause(Duration::from_millis(20));
         }
+    }
+
+    /// Waits until the button is pressed.
+    fn wait(&mut self) {
+        while !self.pressed_within(Duration::from_secs(3600)) {}
     }
 
     /// Waits up to `patience` and tells whether the button was pressed.
