@@ -1,0 +1,178 @@
+//! Checks: what must be so before anything irreversible begins, each with a code when it is not.
+//!
+//! What would prevent the way home is checked on the way out (R24): `protect` and `failover` look at the components
+//! that a reprotect will need.
+
+use protocol::fault::{Fault, code};
+use protocol::id::SiteName;
+use protocol::machine::Power;
+use protocol::order::Role;
+use protocol::rest::{Check, FailoverKind, Operation, ShutDownFirst};
+use protocol::stage::Side;
+
+use crate::component::Fleet;
+use crate::item::Item;
+use crate::sequence;
+use crate::view::{power_words, unknown_site};
+
+struct Checks<'a> {
+    fleet: &'a Fleet,
+    done: Vec<Check>,
+}
+
+impl Checks<'_> {
+    fn note(&mut self, what: impl Into<String>, result: Result<(), Fault>) {
+        self.done.push(Check { what: what.into(), fault: result.err() });
+    }
+
+    fn component(&mut self, site: &SiteName, role: Role) {
+        self.note(format!("{role} at {site} is connected"), self.fleet.need(site, role).map(|_| ()));
+    }
+}
+
+/// The checks of `protect` for a machine at `from`.
+pub(crate) fn protect(fleet: &Fleet, items: &[Item], name: &str, operation: &Operation) -> Vec<Check> {
+    let Operation::Protect { machine, from, to, interval_ms } = operation else { return vec![] };
+    let mut checks = Checks { fleet, done: vec![] };
+    let sites = fleet.sites();
+    for site in [from, to] {
+        let known = if sites.contains(site) { Ok(()) } else { Err(unknown_site(fleet, site)) };
+        checks.note(format!("site {site} is known"), known);
+    }
+    let differ = Fault::new(code::BAD_REQUEST, "source and target are the same site", format!("both are {from}"));
+    checks.note("source and target differ", if from == to { Err(differ) } else { Ok(()) });
+    checks.component(from, Role::ProcessServer);
+    checks.component(to, Role::MasterTarget);
+    let found = fleet.machine(from, machine).map(|(machine, _)| machine);
+    let listed: Vec<String> = fleet
+        .at(from, Role::ProcessServer)
+        .and_then(|name| fleet.components.get(&name))
+        .map(|component| component.machines.iter().map(|machine| machine.spec.name.clone()).collect())
+        .unwrap_or_default();
+    let absent = || {
+        Fault::new(
+            code::UNKNOWN_VM,
+            format!("{from} knows no machine {machine}"),
+            format!("it has: {}", listed.join(", ")),
+        )
+    };
+    checks.note(format!("{from} knows {machine}"), found.map(|_| ()).ok_or_else(absent));
+    if let Some(found) = found {
+        let result = if found.spec.disks.is_empty() {
+            Err(Fault::new(code::BAD_REQUEST, format!("{machine} has no disks"), "there is nothing to replicate"))
+        } else {
+            Ok(())
+        };
+        checks.note(format!("{machine} has disks"), result);
+        let result = if matches!(found.power, Power::Running | Power::Paused) {
+            Ok(())
+        } else {
+            let cause = format!("it is: {}", power_words(found.power));
+            Err(Fault::new(code::BAD_REQUEST, format!("{machine} does not run"), cause)
+                .with_remedy("start it, then repeat"))
+        };
+        checks.note(format!("{machine} runs"), result);
+    }
+    let taken =
+        items.iter().find(|item| item.name.as_str() != name && item.spec.name == *machine && item.home == *from);
+    let result = match taken {
+        Some(item) => Err(crate::item::for_item(
+            Fault::new(
+                code::ALREADY_PROTECTED,
+                format!("{machine} is protected already"),
+                format!("as item {}", item.name),
+            ),
+            &item.name,
+        )),
+        None => Ok(()),
+    };
+    checks.note(format!("{machine} is not protected yet"), result);
+    let sane = (100..=86_400_000).contains(interval_ms);
+    let insane = || {
+        Fault::new(code::BAD_REQUEST, "the interval is not usable", format!("{interval_ms} ms; 100 ms to a day are"))
+    };
+    checks.note("the interval is usable", if sane { Ok(()) } else { Err(insane()) });
+    // R24: the way home needs these two.
+    checks.component(to, Role::ProcessServer);
+    checks.component(from, Role::MasterTarget);
+    checks.done
+}
+
+/// The checks of every other operation.
+pub(crate) fn of(fleet: &Fleet, item: &Item, operation: &Operation) -> Vec<Check> {
+    let mut checks = Checks { fleet, done: vec![] };
+    let here = item.stage.runs_at();
+    let (source, target) = (item.site(here), item.site(here.other()));
+    match operation {
+        Operation::Failover { kind: FailoverKind::Planned { .. }, .. } => {
+            checks.component(source, Role::ProcessServer);
+            checks.component(target, Role::MasterTarget);
+            not_running_at_target(&mut checks, item, false);
+        }
+        Operation::Failover { kind: FailoverKind::Unplanned { shut_down }, .. } => {
+            if *shut_down == ShutDownFirst::Require {
+                checks.component(source, Role::ProcessServer);
+            }
+            checks.component(target, Role::MasterTarget);
+            not_running_at_target(&mut checks, item, false);
+        }
+        Operation::Reprotect { shut_down, .. } => both_ways(&mut checks, item, here, *shut_down),
+        Operation::Failback { shut_down, .. } => both_ways(&mut checks, item, here, *shut_down),
+        Operation::Cancel {} => {
+            checks.component(source, Role::ProcessServer);
+            checks.component(source, Role::MasterTarget);
+            checks.component(target, Role::ProcessServer);
+            if item.copy(here.other()).raised {
+                checks.component(target, Role::MasterTarget);
+            }
+        }
+        Operation::Commit {} | Operation::Complete {} | Operation::Unprotect { .. } | Operation::Protect { .. } => {}
+    }
+    checks.done
+}
+
+fn both_ways(checks: &mut Checks<'_>, item: &Item, here: Side, shut_down: bool) {
+    for side in [here, here.other()] {
+        checks.component(item.site(side), Role::ProcessServer);
+        checks.component(item.site(side), Role::MasterTarget);
+    }
+    not_running_at_target(checks, item, shut_down);
+}
+
+/// R26: a machine that still runs where data is to be written.
+fn not_running_at_target(checks: &mut Checks<'_>, item: &Item, shut_down: bool) {
+    let target = item.site(item.stage.runs_at().other());
+    let machine = &item.spec.name;
+    let what = format!("{machine} does not run at {target}");
+    if !checks.fleet.runs(target, machine) {
+        return checks.note(what, Ok(()));
+    }
+    if shut_down {
+        return checks.note(format!("{machine} runs at {target}: it is shut down, its writes are kept"), Ok(()));
+    }
+    let fault = Fault::new(
+        code::MACHINE_RUNS_AT_HOME,
+        format!("{machine} still runs at {target}"),
+        "its disks would be written under it (R26)",
+    );
+    checks.note(what, Err(crate::item::for_item(fault, &item.name)));
+}
+
+/// What an operation deletes, one line each (H5, H11).
+pub(crate) fn deletes(item: &Item, operation: &Operation) -> Vec<String> {
+    let here = item.stage.runs_at();
+    let old = item.site(here.other());
+    let machine = &item.spec.name;
+    match operation {
+        Operation::Commit {} if sequence::absorbs(item) => vec![format!(
+            "machine {machine} at {old}: its definition and its overlays (their content goes into the replica there)"
+        )],
+        Operation::Unprotect { delete: true } => {
+            vec![format!("the replica of {machine} at {old}, with all its recovery points")]
+        }
+        Operation::Cancel {} => {
+            vec![format!("machine {machine} at {}: its overlays (kept there as a recovery point)", item.site(here))]
+        }
+        _ => vec![],
+    }
+}

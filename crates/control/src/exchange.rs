@@ -1,0 +1,203 @@
+//! The exchange: a component tells how things are, and is held until there is something for it.
+//!
+//! ```text
+//!   request ──► statuses, machines into the fleet ──► reports into the order book ──► engine is woken
+//!                                                                                        │
+//!   reply   ◄── oldest open order of each item + the whole list of replications  ◄───────┘ or wait_ms
+//! ```
+//!
+//! # Always true
+//! - The list of replications is computed from the item rows each time; its number rises exactly when it differs from
+//!   the last one that was made for this component, also across restarts.
+//! - An order that the component did not confirm is handed out again; one that it works on does not keep it busy.
+
+use std::time::{Duration, Instant};
+
+use protocol::fault::{Fault, code};
+use protocol::order::{ExchangeReply, ExchangeRequest, NumberedOrder, Registration, Replication, ReportState, Role};
+use protocol::rest::Registered;
+
+use crate::clock::now_ms;
+use crate::component::{Saved, save_text};
+use crate::database::{commit, to_text};
+use crate::item::Item;
+use crate::{Control, audit, item, order_book, token};
+
+/// A request is held for at most this long, so that an open request never hides that a component is gone.
+const LONGEST_WAIT: Duration = Duration::from_secs(5);
+/// An order that was handed out is handed out again after this time, unless the component says that it works on it.
+const HAND_OUT_AGAIN: Duration = Duration::from_secs(2);
+/// How often what a component tells is written to the database.
+const SAVE_EVERY: Duration = Duration::from_secs(2);
+
+impl Control {
+    /// Registers a component (the caller has checked the join token) and gives it its own token.
+    pub async fn register(&self, registration: Registration) -> Result<Registered, Fault> {
+        let name = registration.name.clone();
+        let saved = {
+            let mut fleet = self.fleet();
+            fleet.register(registration)?;
+            fleet.components.get(&name).map(Saved::of).transpose()?
+        };
+        let mut change = self.database().change().await?;
+        if let Some(saved) = saved {
+            save_text(&mut change, &saved).await?;
+        }
+        let token = token::for_component(&mut change, &name).await?;
+        audit::note(&mut change, None, &format!("component {name} registered"), None).await?;
+        commit(change).await?;
+        self.wake_exchanges();
+        Ok(Registered { token })
+    }
+
+    /// One exchange with the component `name` (the caller has checked its token).
+    pub async fn exchange(&self, name: &str, request: ExchangeRequest) -> Result<ExchangeReply, Fault> {
+        let wait = Duration::from_millis(request.wait_ms).min(LONGEST_WAIT);
+        let seen = request.seen;
+        let saved = self.take_news(name, &request)?;
+        if let Some(saved) = saved {
+            let mut change = self.database().change().await?;
+            save_text(&mut change, &saved).await?;
+            commit(change).await?;
+        }
+        for report in request.reports {
+            let end = match report.state {
+                ReportState::Running { .. } => continue,
+                ReportState::Done(outcome) => Ok(outcome),
+                ReportState::Failed(fault) => Err(fault),
+            };
+            if order_book::report(self.database(), name, &report.id, end).await? {
+                // The next order of the same item can be handed out now.
+                self.wake_exchanges();
+            }
+        }
+        self.wake_jobs();
+        self.hold(name, seen, wait).await
+    }
+
+    /// Takes what the component tells into memory; what is to be saved is returned.
+    fn take_news(&self, name: &str, request: &ExchangeRequest) -> Result<Option<Saved>, Fault> {
+        let mut fleet = self.fleet();
+        let Some(component) = fleet.components.get_mut(name) else {
+            return Err(Fault::new(code::SIGN_IN, format!("{name} is not registered"), "the server does not know it"));
+        };
+        component.heard = Some(Instant::now());
+        component.seen_at_ms = now_ms();
+        component.seen_list = request.seen;
+        component.fault.clone_from(&request.fault);
+        if let Some(machines) = &request.machines {
+            component.machines.clone_from(machines);
+        }
+        if component.registration.role == Role::ProcessServer {
+            component.statuses.clone_from(&request.replications);
+        }
+        for report in &request.reports {
+            match &report.state {
+                ReportState::Running { step, percent } => {
+                    component.working.insert(report.id.clone(), (step.clone(), *percent));
+                }
+                ReportState::Done(_) | ReportState::Failed(_) => {
+                    component.working.remove(&report.id);
+                    component.handed.retain(|(id, _), _| *id != report.id);
+                }
+            }
+        }
+        if component.saved.is_some_and(|saved| saved.elapsed() < SAVE_EVERY) {
+            return Ok(None);
+        }
+        component.saved = Some(Instant::now());
+        Saved::of(component).map(Some)
+    }
+
+    async fn hold(&self, name: &str, seen: u64, wait: Duration) -> Result<ExchangeReply, Fault> {
+        let until = tokio::time::Instant::now() + wait;
+        let mut work = self.work_to_do();
+        loop {
+            work.mark_unchanged();
+            let orders = order_book::open_for(self.database(), name).await?;
+            let (number, replications) = self.list_for(name).await?;
+            let fresh = self.has_fresh_order(name, &orders);
+            let other_list = number != seen && self.is_process_server(name);
+            if other_list || fresh || tokio::time::Instant::now() >= until || self.stopped() {
+                self.handed_out(name, &orders);
+                return Ok(ExchangeReply { orders, replications, number });
+            }
+            tokio::select! {
+                _ = work.changed() => {}
+                () = tokio::time::sleep_until(until) => {}
+            }
+        }
+    }
+
+    fn is_process_server(&self, name: &str) -> bool {
+        self.fleet().components.get(name).is_some_and(|component| component.registration.role == Role::ProcessServer)
+    }
+
+    fn has_fresh_order(&self, name: &str, orders: &[NumberedOrder]) -> bool {
+        let fleet = self.fleet();
+        let Some(component) = fleet.components.get(name) else { return true };
+        orders.iter().any(|order| match component.handed.get(&(order.id.clone(), order.cancelled)) {
+            None => true,
+            Some(when) => !component.working.contains_key(&order.id) && when.elapsed() >= HAND_OUT_AGAIN,
+        })
+    }
+
+    fn handed_out(&self, name: &str, orders: &[NumberedOrder]) {
+        if let Some(component) = self.fleet().components.get_mut(name) {
+            component.handed.retain(|(id, _), _| orders.iter().any(|order| order.id == *id));
+            for order in orders {
+                component.handed.insert((order.id.clone(), order.cancelled), Instant::now());
+            }
+        }
+    }
+
+    /// What the component should replicate now, with the number of that list.
+    pub(crate) async fn list_for(&self, name: &str) -> Result<(u64, Vec<Replication>), Fault> {
+        let items = item::all(self.database()).await?;
+        let (number, list, saved) = {
+            let mut fleet = self.fleet();
+            let list: Vec<Replication> = items.iter().filter_map(|item| replication(&fleet, item, name)).collect();
+            let digest = blake3::hash(to_text(&list)?.as_bytes()).to_hex().to_string();
+            let Some(component) = fleet.components.get_mut(name) else { return Ok((0, vec![])) };
+            let mut saved = None;
+            if component.list_digest != digest {
+                component.list_digest = digest;
+                component.list_number += 1;
+                saved = Some(Saved::of(component)?);
+            }
+            (component.list_number, list, saved)
+        };
+        if let Some(saved) = saved {
+            let mut change = self.database().change().await?;
+            save_text(&mut change, &saved).await?;
+            commit(change).await?;
+        }
+        Ok((number, list))
+    }
+}
+
+/// What `component` has to do with `item` in the way of replication.
+fn replication(fleet: &crate::component::Fleet, item: &Item, component: &str) -> Option<Replication> {
+    let wish = item.active_wish()?;
+    let from = item.stage.runs_at();
+    if fleet.at(item.site(from), Role::ProcessServer)? != component {
+        return None;
+    }
+    let keeper = match item.bound(from.other(), Role::MasterTarget) {
+        Some(bound) if fleet.components.contains_key(bound) => bound.to_string(),
+        _ => fleet.at(item.site(from.other()), Role::MasterTarget)?,
+    };
+    Some(Replication {
+        item: item.name.clone(),
+        machine: item.spec.name.clone(),
+        lineage: item.lineage,
+        generation: wish.generation,
+        target: fleet.components.get(&keeper)?.registration.address.clone()?,
+        token: wish.token.clone(),
+        standpoint: wish.standpoint.clone(),
+        sync: wish.sync,
+        interval_ms: item.interval_ms,
+        offline: wish.offline,
+        quiesced: wish.quiesced,
+    })
+}

@@ -1,0 +1,179 @@
+//! Sequences: which steps an operation takes on an item, in order.
+//!
+//! ```text
+//!   unplanned   stop? · end replication · close · raise (paused) · AUTHORISE · release
+//!   planned     shut down · last delta · end replication · close · raise · AUTHORISE · release · let go
+//!   reprotect   settle · take over · standpoint · replicate · first copy
+//!   failback    reprotect (unless protected) · wait for Complete · planned
+//! ```
+//!
+//! `S` is the side where the machine runs, `T` the other one: no sequence exists for one direction only. Capitals mark
+//! the point of no return.
+
+use protocol::order::Sync;
+use protocol::rest::{FailoverKind, Operation};
+use protocol::stage::{Side, Stage};
+
+use crate::item::Item;
+use crate::stage_table::Event;
+use crate::work::Work;
+
+/// How long a guest may take to shut down where nobody said.
+pub const SHUT_DOWN_MS: u64 = 60_000;
+
+/// The steps of `protect`; the item does not exist yet.
+pub fn protect(operation: &Operation) -> Vec<Work> {
+    let Operation::Protect { machine, from, to, interval_ms } = operation else { return vec![] };
+    vec![
+        Work::CreateItem { machine: machine.clone(), from: from.clone(), to: to.clone(), interval_ms: *interval_ms },
+        Work::PrepareReplica { at: Side::Away },
+        Work::Replicate { from: Side::Home, sync: Sync::Full, offline: false },
+        Work::AwaitFirst { from: Side::Home, then: Some(Event::FirstPoint) },
+    ]
+}
+
+/// The steps of any other operation that is a job of its own.
+pub fn steps(item: &Item, operation: &Operation) -> Vec<Work> {
+    let here = item.stage.runs_at();
+    match operation {
+        Operation::Protect { .. } => protect(operation),
+        Operation::Unprotect { delete } => unprotect(item, *delete),
+        Operation::Failover { kind, point } => failover(item, *kind, *point),
+        Operation::Commit {} => commit(item),
+        Operation::Reprotect { sync, shut_down } => {
+            let mut steps = vec![Work::Stage { event: Event::Reprotect, undo: Some(Event::UndoneUnprotected) }];
+            steps.extend(reverse(here, *sync, *shut_down, false));
+            steps.push(Work::AwaitFirst { from: here, then: Some(Event::FirstPoint) });
+            steps
+        }
+        Operation::Failback { .. } => failback(item, operation),
+        Operation::Cancel {} => take_back(item),
+        Operation::Complete {} => vec![],
+    }
+}
+
+fn failover(item: &Item, kind: FailoverKind, point: Option<protocol::Attempt>) -> Vec<Work> {
+    let from = item.stage.runs_at();
+    let to = from.other();
+    let generation = item.generation + 1;
+    let mut steps = vec![Work::Stage { event: Event::Failover, undo: Some(Event::UndoneProtected) }];
+    match kind {
+        FailoverKind::Planned { shut_down_timeout_ms, then_power_off } => {
+            steps.push(Work::ShutDown { at: from, timeout_ms: shut_down_timeout_ms, then_power_off });
+            steps.extend(completing(item));
+        }
+        FailoverKind::Unplanned { shut_down } => steps.extend([
+            Work::StopFirst { at: from, how: shut_down },
+            Work::StopReplication,
+            Work::CloseReplica { at: to },
+            Work::Raise { at: to, generation, point },
+            Work::Authorise { at: to, generation, raised: true, planned: false },
+            Work::Release { at: to },
+            Work::Stage { event: Event::Started, undo: None },
+        ]),
+    }
+    steps
+}
+
+/// From the machine standing still to the move being ready for commit.
+fn completing(item: &Item) -> Vec<Work> {
+    let from = item.stage.runs_at();
+    let to = from.other();
+    let generation = item.generation + 1;
+    vec![
+        Work::FinalDelta { at: from },
+        Work::StopReplication,
+        Work::CloseReplica { at: to },
+        Work::Raise { at: to, generation, point: None },
+        Work::Authorise { at: to, generation, raised: true, planned: true },
+        Work::Release { at: to },
+        Work::LetGo { at: from, required: false },
+        Work::Stage { event: Event::Started, undo: None },
+    ]
+}
+
+/// From nothing being replicated to epochs on their way to the other side.
+fn reverse(from: Side, sync: Sync, shut_down: bool, offline: bool) -> Vec<Work> {
+    vec![
+        Work::Settle { at: from.other(), shut_down },
+        Work::TakeOver { at: from.other() },
+        Work::Standpoint { at: from },
+        Work::Replicate { from, sync, offline },
+    ]
+}
+
+fn failback(item: &Item, operation: &Operation) -> Vec<Work> {
+    let &Operation::Failback { sync, offline, complete, shut_down, shut_down_timeout_ms, then_power_off } = operation
+    else {
+        return vec![];
+    };
+    let from = item.stage.runs_at();
+    let protected = matches!(item.stage, Stage::Protected { .. });
+    let undo = if protected { Event::UndoneProtected } else { Event::UndoneUnprotected };
+    let stop = Work::ShutDown { at: from, timeout_ms: shut_down_timeout_ms, then_power_off };
+    let mut steps = vec![Work::Stage { event: Event::Failback, undo: Some(undo) }];
+    // With the machine off there is no phase 1 to wait in: it runs through (H9).
+    let waits = !complete && !offline;
+    if offline {
+        steps.push(stop.clone());
+    }
+    if !protected {
+        steps.extend(reverse(from, sync, shut_down, offline));
+        steps.push(Work::AwaitFirst { from, then: None });
+    }
+    steps.push(Work::Stage { event: Event::Converged, undo: None });
+    if waits {
+        steps.push(Work::WaitForComplete);
+    }
+    steps.push(Work::Stage { event: Event::Complete, undo: None });
+    if !offline {
+        steps.push(stop);
+    }
+    steps.extend(completing(item));
+    steps
+}
+
+fn commit(item: &Item) -> Vec<Work> {
+    let old = item.stage.runs_at().other();
+    let mut steps = Vec::new();
+    if absorbs(item) {
+        steps.push(Work::Absorb { at: old });
+    }
+    steps.push(Work::Stage { event: Event::Commit, undo: None });
+    steps
+}
+
+/// Whether commit removes a machine at the side that lost it: one that ran there on overlays and was stopped in order.
+pub fn absorbs(item: &Item) -> bool {
+    let old = item.stage.runs_at().other();
+    item.copy(old).raised && item.last_move.as_ref().is_some_and(|last| last.planned)
+}
+
+/// Cancel of a move that is not committed: the machine goes back, what it wrote is kept as a point, and the side that
+/// it leaves becomes its replica again.
+fn take_back(item: &Item) -> Vec<Work> {
+    let leaves = item.stage.runs_at();
+    let back = leaves.other();
+    let mut steps = vec![
+        Work::ShutDown { at: leaves, timeout_ms: SHUT_DOWN_MS, then_power_off: true },
+        Work::LetGo { at: leaves, required: true },
+        Work::Authorise { at: back, generation: item.generation + 1, raised: false, planned: false },
+        Work::StartAgain { at: back },
+        Work::Lower { at: leaves },
+        Work::Stage { event: Event::UndoneUnprotected, undo: None },
+        Work::Stage { event: Event::Reprotect, undo: Some(Event::UndoneUnprotected) },
+    ];
+    // Both copies went on since they were equal, one of them perhaps unseen: nothing less than a compare is honest.
+    steps.extend(reverse(back, Sync::Compare, false, false));
+    steps.push(Work::AwaitFirst { from: back, then: Some(Event::FirstPoint) });
+    steps
+}
+
+fn unprotect(item: &Item, delete: bool) -> Vec<Work> {
+    let mut steps = vec![Work::StopReplication];
+    if delete {
+        steps.push(Work::DropReplica { at: item.stage.runs_at().other() });
+    }
+    steps.push(Work::RemoveItem);
+    steps
+}

@@ -1,0 +1,161 @@
+//! Steps that bring a machine up at its new side, and what becomes of the one at the old side.
+
+use std::time::Duration;
+
+use protocol::fault::{Fault, code};
+use protocol::id::Attempt;
+use protocol::order::{Order, Outcome, Role, untouched};
+use protocol::stage::Side;
+
+use super::ordering::{Patience, unexpected};
+use super::receiving::nothing_known;
+use super::stopping::NO_CUT;
+use super::{Context, Ending, Halt};
+use crate::clock::now_ms;
+use crate::database::commit;
+use crate::item::{self, LastMove};
+use crate::order_book;
+
+impl Context<'_> {
+    pub(super) async fn raise(&mut self, at: Side, generation: u64, point: Option<Attempt>) -> Result<Ending, Halt> {
+        let item = self.load().await?;
+        let point = self.notes.last.or(point);
+        let order = Order::Raise { item: self.item.clone(), spec: item.spec, point, generation };
+        match self.order(at, "raise", order, Patience::UntilReported).await? {
+            Outcome::Raised { point: stands } => {
+                if point.is_some_and(|wanted| wanted != stands.attempt) {
+                    return Err(Halt::Fault(Fault::new(
+                        code::INTERNAL,
+                        "the machine was brought up from another point",
+                        format!("asked for {point:?}, it stands on {}", stands.attempt),
+                    )));
+                }
+                self.notes.raised = Some((stands.attempt, stands.cut_at_ms));
+                let detail = format!("point {}", stands.attempt);
+                self.figures.point = Some(stands);
+                Ok(Ending::Done(Some(detail)))
+            }
+            other => Err(unexpected("raise", &other)),
+        }
+    }
+
+    pub(super) async fn undo_raise(&mut self, at: Side) -> Result<Option<String>, Halt> {
+        if !self.may_have_acted("raise").await? {
+            return Ok(None);
+        }
+        // It never ran: there is nothing to keep.
+        let order = Order::Lower { item: self.item.clone(), keep: false };
+        Ok(self.undo_order(at, "lower", order).await?.words())
+    }
+
+    /// The point of no return: one transaction gives the authority to the new side and takes back every order that waits
+    /// for a process server of the old one.
+    pub(super) async fn authorise(
+        &mut self,
+        at: Side,
+        generation: u64,
+        raised: bool,
+        planned: bool,
+    ) -> Result<Ending, Halt> {
+        self.control.tick()?;
+        let mut change = self.control.database().change().await?;
+        let (mut item, version) =
+            item::find(&mut change, &self.item).await?.ok_or_else(|| item::unknown(&self.item))?;
+        if item.generation != generation {
+            let losers = self.control.fleet().all_at(item.site(at.other()), Role::ProcessServer);
+            order_book::withdraw_all(&mut change, &self.item, &losers).await?;
+            item.generation = generation;
+            if let Some(wish) = &mut item.wish {
+                wish.active = false;
+            }
+            let copy = item.copy_mut(at);
+            copy.raised |= raised;
+            (copy.at_rest, copy.settled, copy.authored) = (false, None, Some(generation));
+            let (point, cut_at_ms) = self.notes.raised.map_or((None, 0), |(point, cut)| (Some(point), cut));
+            // Taking a move back leaves nothing to be committed.
+            item.last_move = raised.then_some(LastMove { planned, point, cut_at_ms, let_go: false });
+            item::store(&mut change, &item, version).await?;
+        }
+        commit(change).await?;
+        self.control.tick()?;
+        self.control.wake_exchanges();
+        Ok(Ending::Done(Some(format!("generation {generation}"))))
+    }
+
+    pub(super) async fn release(&mut self, at: Side) -> Result<Ending, Halt> {
+        match self.order(at, "release", Order::Release { item: self.item.clone() }, Patience::UntilReported).await? {
+            Outcome::Nothing => {
+                let since = self.notes.stopped_at_ms.unwrap_or(self.started_at_ms.unsigned_abs());
+                let down = now_ms().unsigned_abs().saturating_sub(since);
+                // A step that is done again after a crash finds its order done: the first measurement stands.
+                let down = *self.figures.downtime_ms.get_or_insert(down);
+                Ok(Ending::Done(Some(format!("{down} ms down"))))
+            }
+            other => Err(unexpected("release", &other)),
+        }
+    }
+
+    pub(super) async fn start_again(&mut self, at: Side) -> Result<Ending, Halt> {
+        let item = self.load().await?;
+        let order = Order::StartMachine { machine: item.spec.name, lineage: item.lineage, mark: NO_CUT };
+        match self.order(at, "start", order, Patience::UntilReported).await? {
+            Outcome::Nothing => Ok(Ending::Done(None)),
+            other => Err(unexpected("start", &other)),
+        }
+    }
+
+    pub(super) async fn lower(&mut self, at: Side) -> Result<Ending, Halt> {
+        let order = Order::Lower { item: self.item.clone(), keep: true };
+        match self.order(at, "lower", order, Patience::UntilReported).await? {
+            Outcome::Nothing => {
+                self.change(|item| {
+                    let copy = item.copy_mut(at);
+                    (copy.raised, copy.at_rest, copy.authored) = (false, true, None);
+                    copy.settled = Some(nothing_known());
+                    Ok(())
+                })
+                .await?;
+                Ok(Ending::Done(None))
+            }
+            other => Err(unexpected("lower", &other)),
+        }
+    }
+
+    /// Commit is a decision: where the old side does not answer, its machine stays for now, and reprotect takes it over
+    /// as it stands.
+    pub(super) async fn absorb(&mut self, at: Side) -> Result<Ending, Halt> {
+        let item = self.load().await?;
+        let Some((attempt, cut_at_ms)) =
+            item.last_move.as_ref().and_then(|last| last.point.map(|point| (point, last.cut_at_ms)))
+        else {
+            return Ok(Ending::Skipped("it was not brought here from a point".into()));
+        };
+        if !item.copy(at).raised {
+            return Ok(Ending::Done(None));
+        }
+        if !item.last_move.as_ref().is_some_and(|last| last.let_go)
+            && let Ending::Skipped(why) = self.let_go(at, false).await?
+        {
+            return Ok(Ending::Skipped(why));
+        }
+        if !self.reachable(at, Role::MasterTarget).await? {
+            return Ok(Ending::Skipped("its site does not answer; reprotect sees to it".into()));
+        }
+        let order = Order::Absorb { item: self.item.clone(), attempt, cut_at_ms };
+        match self.order(at, "absorb", order, Patience::Bounded(Duration::from_secs(3600))).await {
+            Ok(Outcome::Absorbed { point }) => {
+                self.change(|item| {
+                    let copy = item.copy_mut(at);
+                    (copy.raised, copy.at_rest, copy.authored) = (false, true, None);
+                    copy.settled = Some(untouched(point.attempt, Default::default()));
+                    Ok(())
+                })
+                .await?;
+                Ok(Ending::Done(Some(format!("the replica there stands at point {}", point.attempt))))
+            }
+            Ok(other) => Err(unexpected("absorb", &other)),
+            Err(Halt::Fault(fault)) => Ok(Ending::Skipped(format!("{fault}; reprotect sees to it"))),
+            Err(halt) => Err(halt),
+        }
+    }
+}

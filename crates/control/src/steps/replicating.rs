@@ -1,0 +1,178 @@
+//! Steps that remember an item, turn its replication on and off, and wait for the first copy.
+
+use protocol::fault::{Fault, code};
+use protocol::id::{Attempt, Lineage, SiteName};
+use protocol::order::{Order, Role, Sync};
+use protocol::stage::{Side, Stage};
+
+use super::{Context, Ending, Halt};
+use crate::database::commit;
+use crate::item::{self, Copy, Item, RPO_LIMIT_MS};
+use crate::job;
+use crate::stage_table::Event;
+
+impl Context<'_> {
+    pub(super) async fn create_item(
+        &mut self,
+        machine: &str,
+        from: &SiteName,
+        to: &SiteName,
+        interval_ms: u64,
+    ) -> Result<Ending, Halt> {
+        let spec = self.control.fleet().machine(from, machine).map(|(machine, _)| machine.spec.clone());
+        let spec = spec.ok_or_else(|| {
+            Fault::new(
+                code::UNKNOWN_VM,
+                format!("{from} knows no machine {machine}"),
+                "its process server does not list it",
+            )
+        })?;
+        let mut item = Item {
+            name: self.item.clone(),
+            home: from.clone(),
+            away: to.clone(),
+            spec,
+            lineage: Lineage::fresh(),
+            generation: 1,
+            stage: Stage::Unprotected,
+            interval_ms,
+            rpo_limit_ms: RPO_LIMIT_MS,
+            home_copy: Copy { authored: Some(1), ..Copy::default() },
+            away_copy: Copy { at_rest: true, ..Copy::default() },
+            wish: None,
+            last_move: None,
+        };
+        item.hear(Event::Protect)?;
+        self.control.tick()?;
+        let mut change = self.control.database().change().await?;
+        item::insert(&mut change, &item).await?;
+        commit(change).await?;
+        self.control.tick()?;
+        self.control.announce_item(&self.item).await;
+        Ok(Ending::Done(None))
+    }
+
+    pub(super) async fn forget_created(&mut self) -> Result<Option<String>, Halt> {
+        let mut change = self.control.database().change().await?;
+        if let Some((mut item, _)) = item::find(&mut change, &self.item).await? {
+            item.hear(Event::UndoneUnprotected)?;
+            item::remove(&mut change, &self.item).await?;
+        }
+        commit(change).await?;
+        self.control.wake_exchanges();
+        Ok(None)
+    }
+
+    pub(super) async fn replicate(&mut self, from: Side, sync: Sync, offline: bool) -> Result<Ending, Halt> {
+        let standpoint = self.notes.standpoint.clone();
+        self.change(|item| {
+            let generation = item.generation;
+            let Some(wish) = &mut item.wish else {
+                return Err(Fault::new(code::INTERNAL, "there is nothing to replicate to", "no grant was made"));
+            };
+            wish.generation = generation;
+            wish.standpoint = standpoint;
+            (wish.sync, wish.offline, wish.quiesced, wish.active) = (sync, offline, false, true);
+            item.copy_mut(from).settled = None;
+            Ok(())
+        })
+        .await?;
+        Ok(Ending::Done(None))
+    }
+
+    pub(super) async fn undo_replicate(&mut self) -> Result<Option<String>, Halt> {
+        self.set_active(false).await
+    }
+
+    pub(super) async fn stop_replication(&mut self) -> Result<Ending, Halt> {
+        self.set_active(false).await.map(|_| Ending::Done(None))
+    }
+
+    pub(super) async fn undo_stop_replication(&mut self) -> Result<Option<String>, Halt> {
+        self.set_active(true).await
+    }
+
+    async fn set_active(&mut self, active: bool) -> Result<Option<String>, Halt> {
+        self.change(|item| {
+            if let Some(wish) = &mut item.wish {
+                wish.active = active;
+            }
+            Ok(())
+        })
+        .await?;
+        Ok(None)
+    }
+
+    /// Waits until the process server tells of a durable point of this generation, on the list that holds this wish.
+    pub(super) async fn await_first(&mut self, from: Side, then: Option<Event>) -> Result<Ending, Halt> {
+        let item = self.load().await?;
+        let generation = item.wish.as_ref().map_or(item.generation, |wish| wish.generation);
+        loop {
+            let mut news = self.control.news();
+            if let Some(detail) = self.first_is_durable(&item, from, generation).await? {
+                self.change(|item| {
+                    // The receiving copy is a replica now; what was known of the machine that stood there is history.
+                    let received = item.copy_mut(from.other());
+                    (received.settled, received.authored) = (None, None);
+                    (received.raised, received.at_rest) = (false, true);
+                    then.map_or(Ok(false), |event| item.hear(event))
+                })
+                .await?;
+                return Ok(Ending::Done(Some(detail)));
+            }
+            let row = job::load(self.control.database(), self.id).await?;
+            self.check_cancelled(&row)?;
+            self.control.pause(&mut news).await?;
+        }
+    }
+
+    async fn first_is_durable(&mut self, item: &Item, from: Side, generation: u64) -> Result<Option<String>, Halt> {
+        let component = self.component(from, Role::ProcessServer).await?;
+        let (number, _) = self.control.list_for(&component).await?;
+        let (told, connected, current) = {
+            let fleet = self.control.fleet();
+            let known = fleet.components.get(&component);
+            let told = known.and_then(|known| known.statuses.iter().find(|status| status.item == item.name).cloned());
+            (told, fleet.connected(&component), known.is_some_and(|known| known.seen_list == number))
+        };
+        if !connected {
+            self.control.tell(self.id, Some(format!("waiting for component {component}")), None);
+            return Ok(None);
+        }
+        let Some(status) = told.filter(|status| current && status.generation == generation) else { return Ok(None) };
+        let newest: Option<Attempt> = status.newest.as_ref().map(|point| point.attempt);
+        if !newest.is_some_and(|attempt| attempt.generation == generation) {
+            let trouble = status.fault.as_ref().map(ToString::to_string);
+            let detail = trouble.unwrap_or_else(|| format!("{} bytes", status.first.done));
+            self.control.tell(self.id, Some(detail), status.first.percent());
+            return Ok(None);
+        }
+        self.figures.sync = status.sync.or(self.figures.sync);
+        self.figures.first = status.first_moved.or(self.figures.first);
+        if let Some(why) = status.distrust {
+            self.figures.distrust = Some(why.to_string());
+        }
+        let sent = self.figures.first.map_or(0, |moved| moved.sent);
+        let how = status.sync.map_or_else(String::new, |sync| format!("{sync}, "));
+        Ok(Some(format!("{how}{sent} bytes sent")))
+    }
+
+    pub(super) async fn drop_replica(&mut self, at: Side) -> Result<Ending, Halt> {
+        let order = Order::DropReplica { item: self.item.clone() };
+        let gone = self.undo_order(at, "drop", order).await?;
+        Ok(Ending::Done(gone.words()))
+    }
+
+    pub(super) async fn remove_item(&mut self) -> Result<Ending, Halt> {
+        self.control.tick()?;
+        let mut change = self.control.database().change().await?;
+        if let Some((mut item, _)) = item::find(&mut change, &self.item).await? {
+            item.hear(Event::Unprotect)?;
+            item::remove(&mut change, &self.item).await?;
+        }
+        commit(change).await?;
+        self.control.tick()?;
+        self.control.wake_exchanges();
+        Ok(Ending::Done(None))
+    }
+}

@@ -1,0 +1,280 @@
+//! Views: items, jobs and machines as people see them, with health and the next command.
+
+use protocol::fault::{Fault, code};
+use protocol::id::{ItemId, SiteName};
+use protocol::machine::Power;
+use protocol::order::{ReplicationPhase, ReplicationStatus, Role};
+use protocol::rest::{Allowed, AuditEntry, ComponentView, Explanation, Health, ItemView, Job, JobState, MachineView};
+use protocol::stage::{MovePhase, Side, Stage};
+
+use crate::clock::now_ms;
+use crate::component::Fleet;
+use crate::database::failed;
+use crate::item::{Item, for_item};
+use crate::job::JobRow;
+use crate::stage_table::{Decision, Event, decide};
+use crate::{Control, audit, item, job};
+
+impl Control {
+    /// All items.
+    pub async fn items(&self) -> Result<Vec<ItemView>, Fault> {
+        let mut views = Vec::new();
+        let jobs = job::unfinished(self.database()).await?;
+        for item in item::all(self.database()).await? {
+            let job = jobs.iter().find(|job| job.item == item.name);
+            views.push(item_view(&self.fleet(), &item, job));
+        }
+        Ok(views)
+    }
+
+    /// One item.
+    pub async fn item(&self, name: &ItemId) -> Result<ItemView, Fault> {
+        let item = item::load(self.database(), name).await?;
+        let mut on = self.database().readers().acquire().await.map_err(failed)?;
+        let job = job::at_work_on(&mut on, name).await?;
+        Ok(item_view(&self.fleet(), &item, job.as_ref()))
+    }
+
+    /// The newest jobs, oldest first.
+    pub async fn jobs(&self) -> Result<Vec<Job>, Fault> {
+        let mut views = Vec::new();
+        for row in job::newest(self.database(), 200).await? {
+            views.push(self.job_view(&row).await?);
+        }
+        Ok(views)
+    }
+
+    /// One job.
+    pub async fn job(&self, id: i64) -> Result<Job, Fault> {
+        self.job_view(&job::load(self.database(), id).await?).await
+    }
+
+    pub(crate) async fn job_view(&self, row: &JobRow) -> Result<Job, Fault> {
+        let log = job::log(self.database(), row.id).await?;
+        let telling = self.telling().get(&row.id).cloned();
+        Ok(job::view(row, &log, telling.as_ref()))
+    }
+
+    /// What is allowed on an item, and why not the rest.
+    pub async fn explain(&self, name: &ItemId) -> Result<Explanation, Fault> {
+        let item = item::load(self.database(), name).await?;
+        let operations = Event::verbs().map(|verb| Allowed {
+            verb: verb.words().into(),
+            refused: match decide(item.stage, verb) {
+                Decision::Move(_) | Decision::AlreadyThere => None,
+                Decision::Refused(fault) => Some(for_item(fault, name)),
+            },
+        });
+        Ok(Explanation { item: name.clone(), stage_words: item.stage.words(None), operations: operations.collect() })
+    }
+
+    /// Every site that has a component.
+    pub fn sites(&self) -> Vec<SiteName> {
+        self.fleet().sites()
+    }
+
+    /// All components.
+    pub fn components(&self) -> Vec<ComponentView> {
+        self.fleet().views()
+    }
+
+    /// The machines at one site or at all, as their process servers last told.
+    pub async fn machines(&self, site: Option<&SiteName>) -> Result<Vec<MachineView>, Fault> {
+        let items = item::all(self.database()).await?;
+        let fleet = self.fleet();
+        let sites = fleet.sites();
+        if let Some(site) = site
+            && !sites.contains(site)
+        {
+            return Err(unknown_site(&fleet, site));
+        }
+        let mut views = Vec::new();
+        for place in sites.iter().filter(|place| site.is_none_or(|site| site == *place)) {
+            let Some(component) = fleet.at(place, Role::ProcessServer).and_then(|name| fleet.components.get(&name))
+            else {
+                continue;
+            };
+            if let (Some(fault), Some(_)) = (&component.fault, site) {
+                // A list that cannot be read is an error, not an empty list (R2).
+                return Err(fault.clone());
+            }
+            views.extend(component.machines.iter().map(|machine| {
+                MachineView {
+                    site: place.clone(),
+                    machine: machine.clone(),
+                    item: items
+                        .iter()
+                        .find(|item| {
+                            item.spec.name == machine.spec.name && (item.home == *place || item.away == *place)
+                        })
+                        .map(|item| item.name.clone()),
+                }
+            }));
+        }
+        Ok(views)
+    }
+
+    /// The newest entries of the audit log, oldest first.
+    pub async fn audit(&self) -> Result<Vec<AuditEntry>, Fault> {
+        audit::newest(self.database(), 1000).await
+    }
+}
+
+/// The refusal of a site that nobody registered for.
+pub(crate) fn unknown_site(fleet: &Fleet, site: &SiteName) -> Fault {
+    let known: Vec<String> = fleet.sites().iter().map(ToString::to_string).collect();
+    Fault::new(code::UNKNOWN_SITE, format!("there is no site {site}"), format!("known sites: {}", known.join(", ")))
+}
+
+/// An item as people see it.
+pub(crate) fn item_view(fleet: &Fleet, item: &Item, job: Option<&JobRow>) -> ItemView {
+    let side = item.stage.runs_at();
+    let generation = item.wish.as_ref().map_or(item.generation, |wish| wish.generation);
+    let status = fleet
+        .status(item.site(side), &item.name)
+        .filter(|(status, _)| status.generation == generation && item.active_wish().is_some());
+    let newest = status.and_then(|(status, _)| status.newest.clone());
+    let rpo_ms = newest.as_ref().map(|point| now_ms().unsigned_abs().saturating_sub(point.cut_at_ms));
+    let percent = status.and_then(|(status, _)| status.first.percent());
+    let (health, health_reason) = health(fleet, item, status, rpo_ms);
+    ItemView {
+        item: item.name.clone(),
+        stage: item.stage,
+        stage_words: item.stage.words(percent),
+        health,
+        health_reason,
+        runs_at: item.site(side).clone(),
+        side,
+        home: item.home.clone(),
+        away: item.away.clone(),
+        rpo_ms,
+        rpo_limit_ms: item.rpo_limit_ms,
+        newest,
+        failback: failback(fleet, item),
+        next: next_command(item, job).or_else(|| fence_command(fleet, item)),
+        generation: item.generation,
+        job: job.map(|job| job.id),
+        replication: status.map(|(status, _)| status.clone()),
+    }
+}
+
+fn health(
+    fleet: &Fleet,
+    item: &Item,
+    status: Option<(&ReplicationStatus, bool)>,
+    rpo_ms: Option<u64>,
+) -> (Health, Option<String>) {
+    if let Some(reason) = unauthorised(fleet, item) {
+        return (Health::Critical, Some(reason));
+    }
+    match item.stage {
+        Stage::Damaged { .. } => {
+            let site = item.site(item.stage.runs_at().other());
+            return (Health::Critical, Some(format!("the disks at {site} are half written and must not be started")));
+        }
+        Stage::NotProtected { .. } => return (Health::Warning, Some("NOT PROTECTED: nothing is replicated".into())),
+        Stage::Unprotected => return (Health::Warning, Some("nothing is replicated".into())),
+        Stage::CommitPending { .. } => {
+            return (Health::Warning, Some("NOT PROTECTED until committed and reprotected".into()));
+        }
+        _ => {}
+    }
+    if item.active_wish().is_none() {
+        return (Health::Ok, None);
+    }
+    let site = item.site(item.stage.runs_at());
+    let Some((status, fresh)) = status else {
+        let reason = fleet
+            .need(site, Role::ProcessServer)
+            .err()
+            .map_or_else(|| "replication has not told how it stands yet".to_string(), |fault| fault.message);
+        return (Health::Warning, Some(reason));
+    };
+    if let Some(rpo) = rpo_ms
+        && rpo > item.rpo_limit_ms
+    {
+        let words =
+            format!("the newest recovery point is {} s old; the limit is {} s", rpo / 1000, item.rpo_limit_ms / 1000);
+        return (Health::Critical, Some(words));
+    }
+    if !fresh {
+        let words = fleet.need(site, Role::ProcessServer).err().map(|fault| fault.message);
+        return (Health::Warning, words.or_else(|| Some(format!("{site} does not answer"))));
+    }
+    match (&status.fault, status.phase) {
+        (Some(fault), ReplicationPhase::Waiting) => (Health::Warning, Some(fault.to_string())),
+        _ => (Health::Ok, None),
+    }
+}
+
+/// Whether the machine runs at a side that is not authorised (seen on contact with that side).
+fn unauthorised(fleet: &Fleet, item: &Item) -> Option<String> {
+    if matches!(item.stage, Stage::Moving { .. } | Stage::Seeding | Stage::Unprotected) {
+        return None;
+    }
+    let side = item.stage.runs_at();
+    let other = item.site(side.other());
+    fleet.runs(other, &item.spec.name).then(|| {
+        format!(
+            "{} also runs at {other}, which is not authorised: generation {} belongs to {}",
+            item.spec.name,
+            item.generation,
+            item.site(side)
+        )
+    })
+}
+
+fn fence_command(fleet: &Fleet, item: &Item) -> Option<String> {
+    unauthorised(fleet, item).map(|_| format!("sockeye reprotect {} --shut-down", item.name))
+}
+
+fn failback(fleet: &Fleet, item: &Item) -> String {
+    if item.stage.runs_at() == Side::Home && !matches!(item.stage, Stage::Moving { .. }) {
+        let missing = [(item.site(Side::Home), Role::MasterTarget), (item.site(Side::Away), Role::ProcessServer)]
+            .into_iter()
+            .find_map(|(site, role)| fleet.need(site, role).err());
+        return match missing {
+            // R24: what prevents the way home is said while it can still be mended.
+            Some(fault) => format!("not possible: {}", fault.message),
+            None => "possible after a failover".into(),
+        };
+    }
+    match decide(item.stage, Event::Failback) {
+        Decision::Move(_) => {
+            let missing = [Role::MasterTarget, Role::ProcessServer]
+                .into_iter()
+                .find_map(|role| fleet.need(item.site(Side::Home), role).err());
+            missing.map_or_else(|| "possible".into(), |fault| format!("not possible: {}", fault.message))
+        }
+        Decision::AlreadyThere => "under way".into(),
+        Decision::Refused(fault) => for_item(fault, &item.name).remedy,
+    }
+}
+
+/// The next command for an item that no job but `job` works on.
+pub(crate) fn next_command(item: &Item, job: Option<&JobRow>) -> Option<String> {
+    if let Some(job) = job {
+        return match job.state {
+            JobState::Waiting => job.next.clone(),
+            _ => Some(format!("sockeye job watch {}", job.id)),
+        };
+    }
+    let verb = match item.stage {
+        Stage::CommitPending { .. } => "commit",
+        Stage::NotProtected { .. } | Stage::Damaged { .. } => "reprotect",
+        Stage::Protected { runs_at: Side::Away } => "failback",
+        Stage::Moving { phase: MovePhase::WaitingForComplete, .. } => "complete",
+        _ => return None,
+    };
+    Some(format!("sockeye {verb} {}", item.name))
+}
+
+/// A machine's power in words.
+pub(crate) fn power_words(power: Power) -> &'static str {
+    match power {
+        Power::Off => "off",
+        Power::Running => "running",
+        Power::Paused => "paused",
+        Power::Held => "shut down, its disks held",
+    }
+}

@@ -1,0 +1,228 @@
+//! What a step of a job does, as data: written down when the job is planned, shown, logged and executed as it is.
+//!
+//! A job's steps are made once, by [`crate::sequence`], and kept with it. A newer server that finds an older job in its
+//! database does what was planned, not what it would plan today.
+
+use protocol::id::{Attempt, SiteName};
+use protocol::order::Sync;
+use protocol::rest::ShutDownFirst;
+use protocol::stage::Side;
+use serde::{Deserialize, Serialize};
+
+use crate::stage_table::Event;
+
+/// What one step does.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(tag = "work", rename_all = "snake_case")]
+pub enum Work {
+    /// Remember a new item, as its machine is found at `from`.
+    CreateItem {
+        /// The machine's name.
+        machine: String,
+        /// Home.
+        from: SiteName,
+        /// Away.
+        to: SiteName,
+        /// Time between epochs, in ms.
+        interval_ms: u64,
+    },
+    /// Take an event to the table; undone by another one.
+    Stage {
+        /// The event.
+        event: Event,
+        /// What is heard when the job is undone.
+        undo: Option<Event>,
+    },
+    /// Make an empty replica.
+    PrepareReplica {
+        /// The side that receives.
+        at: Side,
+    },
+    /// Let the process server replicate.
+    Replicate {
+        /// The side where the machine runs.
+        from: Side,
+        /// How the first epoch is chosen.
+        sync: Sync,
+        /// The machine is off on purpose.
+        offline: bool,
+    },
+    /// Wait until the first epoch of the direction is durable.
+    AwaitFirst {
+        /// The side where the machine runs.
+        from: Side,
+        /// What the table is told then.
+        then: Option<Event>,
+    },
+    /// Before an unplanned failover: stop the old machine, as far as that is wanted and possible.
+    StopFirst {
+        /// Its side.
+        at: Side,
+        /// How much it is wanted.
+        how: ShutDownFirst,
+    },
+    /// Shut the machine down.
+    ShutDown {
+        /// Its side.
+        at: Side,
+        /// How long the guest may take, in ms.
+        timeout_ms: u64,
+        /// Whether its power is taken then.
+        then_power_off: bool,
+    },
+    /// Send the last changes of the machine that stands still.
+    FinalDelta {
+        /// Its side.
+        at: Side,
+    },
+    /// End replication.
+    StopReplication,
+    /// Let the replica take no more epochs.
+    CloseReplica {
+        /// Its side.
+        at: Side,
+    },
+    /// Bring the machine up, paused.
+    Raise {
+        /// The new side.
+        at: Side,
+        /// The generation that it will write.
+        generation: u64,
+        /// The point; the final one of this job or the newest if none is given.
+        point: Option<Attempt>,
+    },
+    /// Record who may run: the point of no return.
+    Authorise {
+        /// The side that may run.
+        at: Side,
+        /// The generation.
+        generation: u64,
+        /// Whether the machine there was raised from the replica by this job.
+        raised: bool,
+        /// Whether nothing was lost.
+        planned: bool,
+    },
+    /// Let the raised machine go on.
+    Release {
+        /// Its side.
+        at: Side,
+    },
+    /// Start the machine again at the side that it had left (a cancelled move).
+    StartAgain {
+        /// Its side.
+        at: Side,
+    },
+    /// Let go of the disks at the old side, if it answers.
+    LetGo {
+        /// The old side.
+        at: Side,
+        /// Whether the job fails when that is not possible.
+        required: bool,
+    },
+    /// Write the overlay of the machine that ran at the old side into its replica, and remove that machine (H13).
+    Absorb {
+        /// The old side.
+        at: Side,
+    },
+    /// Throw the raised machine away and keep what it wrote as a point.
+    Lower {
+        /// Its side.
+        at: Side,
+    },
+    /// Make sure that the machine at the receiving side stands still, and read what maps it left.
+    Settle {
+        /// The receiving side.
+        at: Side,
+        /// Whether a running machine is shut down (R26).
+        shut_down: bool,
+    },
+    /// Take the receiving side's disks over as a replica.
+    TakeOver {
+        /// The receiving side.
+        at: Side,
+    },
+    /// Ask where the running machine's disks stood when it was started.
+    Standpoint {
+        /// The side where it runs.
+        at: Side,
+    },
+    /// Wait for a person to say *Complete*.
+    WaitForComplete,
+    /// Delete the replica.
+    DropReplica {
+        /// Its side.
+        at: Side,
+    },
+    /// Forget the item.
+    RemoveItem,
+}
+
+impl Work {
+    /// Whether nothing is undone any more once this step is done.
+    pub fn is_return(&self) -> bool {
+        matches!(
+            self,
+            Work::Authorise { .. }
+                | Work::RemoveItem
+                | Work::DropReplica { .. }
+                | Work::Stage { event: Event::Commit, .. }
+                | Work::Absorb { .. }
+        )
+    }
+
+    /// Whether a failure is answered by trying again: the authority has moved, the machine must go on.
+    pub fn is_repeated(&self) -> bool {
+        matches!(self, Work::Release { .. } | Work::StartAgain { .. })
+    }
+
+    /// The step in an operator's words.
+    pub fn words(&self, machine: &str, site: impl Fn(Side) -> String) -> String {
+        match self {
+            Work::CreateItem { machine, from, to, .. } => format!("remember {machine}, from {from} to {to}"),
+            Work::Stage { event, .. } => match event {
+                Event::Failover => "begin the move".into(),
+                Event::Failback => "begin the way home".into(),
+                Event::Reprotect => "begin to reprotect".into(),
+                Event::Converged => "phase 1 has converged".into(),
+                Event::Complete => "begin phase 2".into(),
+                Event::Started => "the move is ready to be committed".into(),
+                Event::Commit => "commit".into(),
+                Event::UndoneUnprotected => "the move is taken back".into(),
+                other => other.words().into(),
+            },
+            Work::PrepareReplica { at } => format!("make a replica at {}", site(*at)),
+            Work::Replicate { from, sync, offline } => format!(
+                "replicate {machine} from {} to {} ({sync}{})",
+                site(*from),
+                site(from.other()),
+                if *offline { ", machine off" } else { "" }
+            ),
+            Work::AwaitFirst { from, .. } => format!("first copy to {}", site(from.other())),
+            Work::StopFirst { at, how } => match how {
+                ShutDownFirst::Try => format!("shut {machine} down at {}, if it answers", site(*at)),
+                ShutDownFirst::Require => format!("shut {machine} down at {}", site(*at)),
+                ShutDownFirst::Skip => format!("leave {machine} at {} alone", site(*at)),
+            },
+            Work::ShutDown { at, .. } => format!("shut {machine} down at {}", site(*at)),
+            Work::FinalDelta { at } => format!("send the last changes from {}", site(*at)),
+            Work::StopReplication => "end replication".into(),
+            Work::CloseReplica { at } => format!("close the replica at {}", site(*at)),
+            Work::Raise { at, point, .. } => match point {
+                Some(point) => format!("bring {machine} up at {} from point {point}, paused", site(*at)),
+                None => format!("bring {machine} up at {}, paused", site(*at)),
+            },
+            Work::Authorise { at, .. } => format!("authorise {} to run {machine}", site(*at)),
+            Work::Release { at } => format!("let {machine} go on at {}", site(*at)),
+            Work::StartAgain { at } => format!("start {machine} at {} again", site(*at)),
+            Work::LetGo { at, .. } => format!("let go of the disks at {}", site(*at)),
+            Work::Absorb { at } => format!("remove the machine at {}, its writes go into the replica", site(*at)),
+            Work::Lower { at } => format!("remove the machine at {}, keep its writes as a point", site(*at)),
+            Work::Settle { at, .. } => format!("look how the disks at {} were left", site(*at)),
+            Work::TakeOver { at } => format!("take the disks at {} over as a replica", site(*at)),
+            Work::Standpoint { at } => format!("ask {} where its disks stood", site(*at)),
+            Work::WaitForComplete => "wait for Complete".into(),
+            Work::DropReplica { at } => format!("delete the replica at {}", site(*at)),
+            Work::RemoveItem => "forget the item".into(),
+        }
+    }
+}
