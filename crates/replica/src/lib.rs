@@ -1,1 +1,44 @@
-//! (being written)
+//! A disk and its history: apply an epoch, mark a recovery point, read as of a point, roll back, prune, recover after
+//! a crash. Knows no network and no hypervisor.
+//!
+//! ```text
+//!   epoch ──batches──► [Epoch] ──before-images──► segments ┐ (retention volume)
+//!                         │                        log     ┘      the log says which points exist
+//!                         └──new blocks─────────► [Disk]s         always at the newest applied epoch
+//!
+//!   [View] of a point = the oldest before-image newer than the point, else the disk
+//! ```
+//!
+//! # Always true
+//! - A sealed epoch is never lost, and an unsealed one leaves no trace: after any crash the disks are at the newest
+//!   point (unless a first copy was never completed: then there is no point).
+//! - Nothing reaches a disk before what it replaces is on stable storage.
+//! - A view is bit-exact, or refused; damage is never passed on as data.
+//! - An attempt is sealed at most once.
+//!
+//! All calls block: async callers give them to blocking threads. The layout of the files is in
+//! `docs/journal-format.md`.
+
+mod disk;
+mod epoch;
+mod error;
+mod fields;
+mod history;
+mod ledger;
+mod lock;
+mod log;
+mod manifest;
+mod replica;
+mod scan;
+mod segment;
+mod store;
+mod view;
+mod volume;
+
+pub use disk::{Disk, FileDisk, open_inside};
+pub use epoch::{Epoch, Payload, Write};
+pub use error::ReplicaError;
+pub use manifest::{Content, DiskHome, DiskRecord, FORMAT, Manifest, Opener, Place, Spec};
+pub use replica::{Replica, Stores};
+pub use view::View;
+pub use volume::{Folder, Volume};

@@ -1,0 +1,187 @@
+//! A disk of a replica as the engine needs it, and the plain one: a raw sparse file.
+//!
+//! The engine writes blocks, zeroes and flushes; it never parses a format. While a [`FileDisk`] is open it holds QEMU's
+//! own locks on the file, because a hypervisor (or a second master target) that wrote the disk beside us would break
+//! every recovery point: see [`crate::lock`].
+
+use std::fs::File;
+use std::io;
+use std::os::unix::fs::FileExt;
+use std::path::Path;
+use std::sync::Arc;
+
+use protocol::{BlockMap, Extent};
+use rustix::fs::{FallocateFlags, SeekFrom, fallocate, seek};
+
+use crate::fields::blank;
+use crate::lock;
+use crate::manifest::{DiskHome, DiskRecord};
+
+/// One disk of a replica: a plain file here, an image in a platform's format, or a crashing one in tests.
+pub trait Disk: Send + Sync {
+    /// Its size in bytes; it never changes while the disk is open.
+    fn size(&self) -> u64;
+    /// Fills `buffer` with the bytes at `offset`.
+    fn read_at(&self, offset: u64, buffer: &mut [u8]) -> io::Result<()>;
+    /// Writes all `bytes` at `offset`. Durable after the next successful [`Disk::flush`].
+    fn write_at(&self, offset: u64, bytes: &[u8]) -> io::Result<()>;
+    /// Makes `offset .. offset + length` read as zeroes, whatever that does to the allocation.
+    fn write_zeroes(&self, offset: u64, length: u64) -> io::Result<()>;
+    /// Returns when all that was written is on stable storage. After an error nothing is believed any more.
+    fn flush(&self) -> io::Result<()>;
+    /// A superset of the bytes in `offset .. offset + length` that may be other than zero.
+    fn data(&self, offset: u64, length: u64) -> io::Result<BlockMap> {
+        Ok([Extent::new(offset, length)].into_iter().collect())
+    }
+}
+
+/// A raw sparse file, locked against QEMU and against other master targets while it is open.
+pub struct FileDisk {
+    file: File,
+    size: u64,
+}
+
+impl FileDisk {
+    /// A new file of `size` zero bytes, all of it a hole.
+    ///
+    /// # Errors
+    /// `AlreadyExists`; `WouldBlock` when somebody took it meanwhile; what the file system says.
+    pub fn create(path: &Path, size: u64) -> io::Result<FileDisk> {
+        let file = File::options().read(true).write(true).create_new(true).open(path)?;
+        file.set_len(size)?;
+        file.sync_all()?;
+        FileDisk::over(file)
+    }
+
+    /// The file at `path`, whose length is the disk's size.
+    ///
+    /// # Errors
+    /// `WouldBlock` when another program has the disk open; what the file system says.
+    pub fn open(path: &Path) -> io::Result<FileDisk> {
+        FileDisk::over(File::options().read(true).write(true).open(path)?)
+    }
+
+    fn over(file: File) -> io::Result<FileDisk> {
+        lock::take(&file)?;
+        let size = file.metadata()?.len();
+        Ok(FileDisk { file, size })
+    }
+
+    fn write_zeroes_in_full(&self, offset: u64, length: u64) -> io::Result<()> {
+        let zeroes = vec![0; length.min(1 << 20) as usize];
+        let end = offset + length;
+        let mut at = offset;
+        while at < end {
+            let piece = (end - at).min(zeroes.len() as u64);
+            self.file.write_all_at(&zeroes[..piece as usize], at)?;
+            at += piece;
+        }
+        Ok(())
+    }
+}
+
+impl Disk for FileDisk {
+    fn size(&self) -> u64 {
+        self.size
+    }
+    fn read_at(&self, offset: u64, buffer: &mut [u8]) -> io::Result<()> {
+        self.file.read_exact_at(buffer, offset)
+    }
+    fn write_at(&self, offset: u64, bytes: &[u8]) -> io::Result<()> {
+        self.file.write_all_at(bytes, offset)
+    }
+    fn write_zeroes(&self, offset: u64, length: u64) -> io::Result<()> {
+        if length == 0 {
+            return Ok(());
+        }
+        // A hole in a regular file reads as zeroes by definition; on a hole this allocates nothing.
+        match fallocate(&self.file, FallocateFlags::PUNCH_HOLE | FallocateFlags::KEEP_SIZE, offset, length) {
+            Err(rustix::io::Errno::OPNOTSUPP | rustix::io::Errno::NOSYS) => self.write_zeroes_in_full(offset, length),
+            result => Ok(result?),
+        }
+    }
+    fn flush(&self) -> io::Result<()> {
+        self.file.sync_data()
+    }
+    fn data(&self, offset: u64, length: u64) -> io::Result<BlockMap> {
+        let mut map = BlockMap::new();
+        let end = offset.saturating_add(length).min(self.size);
+        let mut at = offset;
+        while at < end {
+            let start = match seek(&self.file, SeekFrom::Data(at)) {
+                Ok(start) => start.max(at),
+                Err(rustix::io::Errno::NXIO) => break,
+                // A file system that cannot tell: everything may be data.
+                Err(rustix::io::Errno::INVAL | rustix::io::Errno::OPNOTSUPP) => at,
+                Err(error) => return Err(error.into()),
+            };
+            if start >= end {
+                break;
+            }
+            let hole = match seek(&self.file, SeekFrom::Hole(start)) {
+                Ok(hole) => hole,
+                Err(_) => end,
+            };
+            let until = if hole > start { hole.min(end) } else { end };
+            map.insert(Extent::new(start, until - start));
+            at = until;
+        }
+        Ok(map)
+    }
+}
+
+/// Opens a disk that the replica keeps in its own directory. An opener for [`crate::Replica::open`] and
+/// [`crate::Replica::create`] (which makes the file first); `Unsupported` for a disk that is elsewhere.
+///
+/// # Errors
+/// Those of [`FileDisk::open`].
+pub fn open_inside(record: &DiskRecord, directory: &Path) -> io::Result<Arc<dyn Disk>> {
+    match &record.home {
+        DiskHome::Inside => Ok(Arc::new(FileDisk::open(&directory.join(record.file_name()))?)),
+        DiskHome::Outside { path, .. } => {
+            Err(io::Error::new(io::ErrorKind::Unsupported, format!("{path} is opened by its platform")))
+        }
+    }
+}
+
+/// Whether the file at `path` holds nothing but zeroes, as far as its holes tell without reading it all.
+pub(crate) fn never_written(path: &Path) -> io::Result<bool> {
+    let file = File::open(path)?;
+    let size = file.metadata()?.len();
+    match seek(&file, SeekFrom::Data(0)) {
+        Err(rustix::io::Errno::NXIO) => Ok(true),
+        Ok(_) if size <= 1 << 20 => {
+            let mut all = vec![0; size as usize];
+            file.read_exact_at(&mut all, 0)?;
+            Ok(blank(&all))
+        }
+        _ => Ok(false),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn zeroes_read_as_zeroes_and_free_their_space() {
+        let directory = tempfile::tempdir().unwrap();
+        let disk = FileDisk::create(&directory.path().join("d.raw"), 1 << 20).unwrap();
+        assert!(disk.data(0, 1 << 20).unwrap().is_empty());
+        disk.write_at(65536, &[7; 131072]).unwrap();
+        disk.write_zeroes(100_000, 50_000).unwrap();
+        let mut read = vec![1; 1 << 20];
+        disk.read_at(0, &mut read).unwrap();
+        for (at, byte) in read.iter().enumerate() {
+            let written = (65536..196608).contains(&at) && !(100_000..150_000).contains(&at);
+            assert_eq!(*byte, if written { 7 } else { 0 }, "at {at}");
+        }
+        let data = disk.data(0, 1 << 20).unwrap();
+        assert!(data.covers(&[Extent::new(65536, 100_000 - 65536)].into_iter().collect()));
+        assert!(data.end() <= 196608);
+        disk.write_zeroes_in_full(0, 1 << 20).unwrap();
+        disk.read_at(0, &mut read).unwrap();
+        assert!(blank(&read));
+        disk.flush().unwrap();
+    }
+}

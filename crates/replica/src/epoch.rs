@@ -1,0 +1,448 @@
+//! Applies an epoch to the replica, batch by batch.
+//!
+//! ```text
+//!   batch ─► read before-images ─► append to segments ─► sync ─► publish ─► write the disks
+//!                                                         ▲
+//!                                       nothing reaches a disk before this
+//! ```
+//!
+//! # Always true
+//! - Every block that differs from the newest point has its before-image on stable storage: the first one of the epoch,
+//!   kept once, in multiples of 4 KiB whatever the write's own bounds are.
+//! - A point is acknowledged when every written disk and every segment is synced, and its one record after them.
+//!
+//! # If power fails
+//! - before the sync: the batch never happened;
+//! - after it, until the point's record is durable: the epoch is rolled back when the replica is opened.
+
+use std::sync::Arc;
+
+use bytes::Bytes;
+use protocol::{Attempt, BLOCK, BlockMap, Extent, Point, PointKind};
+
+use crate::disk::Disk;
+use crate::error::ReplicaError;
+use crate::fields::blank;
+use crate::history::Segment;
+use crate::log::{Record, Sealed, SealedFile};
+use crate::segment::{Entry, Frame, UNIT, encode_index, sectors};
+use crate::store::{Open, Slot, Store};
+
+/// New content for a part of a disk.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Write {
+    /// The disk, by its place in the replica's list.
+    pub disk: u16,
+    /// The first byte.
+    pub offset: u64,
+    /// What comes there.
+    pub payload: Payload,
+}
+
+/// What is written.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Payload {
+    /// These bytes.
+    Data(Bytes),
+    /// So many zeroes.
+    Zero(u64),
+}
+
+impl Payload {
+    fn length(&self) -> u64 {
+        match self {
+            Payload::Data(bytes) => bytes.len() as u64,
+            Payload::Zero(length) => *length,
+        }
+    }
+}
+
+/// An open epoch. Dropped without a seal, it stays for readers and is rolled back by the next epoch or opening.
+pub struct Epoch {
+    store: Arc<Store>,
+    /// None once the epoch has ended.
+    writer: Option<Box<Writer>>,
+}
+
+impl Epoch {
+    pub(crate) fn new(store: Arc<Store>, writer: Writer) -> Epoch {
+        Epoch { store, writer: Some(Box::new(writer)) }
+    }
+
+    fn writer(&self) -> &Writer {
+        self.writer.as_deref().expect("an epoch that ended is not held any more")
+    }
+
+    /// Its attempt.
+    pub fn attempt(&self) -> Attempt {
+        self.writer().open.attempt
+    }
+
+    /// Bytes written so far, zeroes included.
+    pub fn applied_bytes(&self) -> u64 {
+        self.writer().applied
+    }
+
+    /// Applies writes in their order. On return they are in the replica, not yet durable; what they replaced is.
+    ///
+    /// # Errors
+    /// `OutOfBounds` and `NoSpace` for before-images leave the epoch as it was before the batch. When a write to a disk
+    /// failed the epoch is broken and can only be rolled back; when a sync failed the replica stops.
+    pub fn apply(&mut self, batch: &[Write]) -> Result<(), ReplicaError> {
+        let writer = self.writer.as_deref_mut().expect("an epoch that ended is not held any more");
+        writer.apply(&self.store, batch)
+    }
+
+    /// Makes the epoch a recovery point: durable when this returns. `sealed_at_ms` is this host's clock, ms since 1970.
+    ///
+    /// # Errors
+    /// `EpochBroken`, `NoSpace`: the epoch is left to be rolled back by the next one. A failed sync stops the replica:
+    /// whether the point exists is known when it was opened anew.
+    pub fn seal(mut self, sealed_at_ms: u64) -> Result<Point, ReplicaError> {
+        let writer = self.writer.as_deref_mut().expect("an epoch that ended is not held any more");
+        let point = writer.seal(&self.store, sealed_at_ms)?;
+        self.writer = None;
+        self.store.set_slot(Slot::Free);
+        Ok(point)
+    }
+
+    /// Undoes everything the epoch wrote.
+    ///
+    /// # Errors
+    /// I/O and `Damaged`: the epoch is left, and the next one or the next opening tries again.
+    pub fn roll_back(mut self) -> Result<(), ReplicaError> {
+        let writer = self.writer.take().expect("an epoch that ended is not held any more");
+        match writer.roll_back(&self.store) {
+            Ok(()) => {
+                self.store.set_slot(Slot::Free);
+                Ok(())
+            }
+            Err((writer, error)) => {
+                self.writer = Some(writer);
+                Err(error)
+            }
+        }
+    }
+}
+
+impl Drop for Epoch {
+    fn drop(&mut self) {
+        if let Some(writer) = self.writer.take() {
+            self.store.set_slot(Slot::Left(writer));
+        }
+    }
+}
+
+/// How far a segment has got.
+#[derive(Debug, Clone, Copy, Default)]
+struct Tail {
+    length: u64,
+    frames: u64,
+}
+
+/// The writing side of an open epoch.
+pub(crate) struct Writer {
+    pub open: Arc<Open>,
+    kind: PointKind,
+    cut_at_ms: u64,
+    applied: u64,
+    broken: bool,
+    /// Disks that were written.
+    touched: Vec<bool>,
+    /// What is durable of each segment.
+    tails: Vec<Tail>,
+    // Buffers, used again for every batch.
+    frames: Vec<Frame>,
+    table: Vec<u8>,
+    piece: Vec<u8>,
+}
+
+impl Writer {
+    pub fn new(open: Arc<Open>, disks: usize, kind: PointKind, cut_at_ms: u64) -> Writer {
+        Writer {
+            open,
+            kind,
+            cut_at_ms,
+            applied: 0,
+            broken: false,
+            touched: vec![false; disks],
+            tails: vec![Tail::default(); disks],
+            frames: (0..disks).map(|_| Frame::default()).collect(),
+            table: Vec::new(),
+            piece: Vec::new(),
+        }
+    }
+
+    /// A writer for an epoch that was found after a crash: it can only be rolled back, and any disk may have been
+    /// written.
+    pub fn found(open: Arc<Open>, disks: usize) -> Writer {
+        let mut writer = Writer::new(open, disks, PointKind::CrashConsistent, 0);
+        writer.broken = true;
+        writer.touched.fill(true);
+        writer
+    }
+
+    fn apply(&mut self, store: &Store, batch: &[Write]) -> Result<(), ReplicaError> {
+        store.usable()?;
+        if self.broken {
+            return Err(ReplicaError::EpochBroken);
+        }
+        let mut extents = vec![Vec::new(); self.touched.len()];
+        for write in batch {
+            let disk = usize::from(write.disk);
+            let extent = store.within(disk, write.offset, write.payload.length())?;
+            extents[disk].push(extent);
+        }
+        if !self.open.segments.is_empty() {
+            self.keep_before_images(store, extents)?;
+        }
+        for write in batch {
+            let disk = usize::from(write.disk);
+            self.touched[disk] = true;
+            let target = store.disk(disk)?;
+            let written = match &write.payload {
+                Payload::Data(bytes) => target.write_at(write.offset, bytes),
+                Payload::Zero(0) => Ok(()),
+                Payload::Zero(length) => target.write_zeroes(write.offset, *length),
+            };
+            if let Err(error) = written {
+                self.broken = true;
+                return Err(store.disk_error(disk, "writing", error));
+            }
+            self.applied += write.payload.length();
+        }
+        Ok(())
+    }
+
+    /// Makes the before-images of `extents` durable and publishes them, as far as they are not yet.
+    fn keep_before_images(&mut self, store: &Store, extents: Vec<Vec<Extent>>) -> Result<(), ReplicaError> {
+        let durable: Vec<u64> = self.tails.iter().map(|tail| tail.length).collect();
+        let mut grown = self.tails.clone();
+        let mut kept: Vec<(usize, Entry)> = Vec::new();
+        let append = || -> Result<(), ReplicaError> {
+            for (disk, extents) in extents.into_iter().enumerate().filter(|(_, extents)| !extents.is_empty()) {
+                let wanted = extents.into_iter().collect::<BlockMap>().aligned(UNIT, store.size(disk));
+                let mut gaps = Vec::new();
+                for extent in wanted.extents() {
+                    self.open.segments[disk].uncovered(*extent, &mut gaps);
+                }
+                let mut append = Append {
+                    store,
+                    open: &self.open,
+                    disk,
+                    durable: &durable,
+                    tail: &mut grown[disk],
+                    frame: &mut self.frames[disk],
+                    table: &mut self.table,
+                    kept: &mut kept,
+                };
+                append.frame.clear();
+                let target = store.disk(disk)?;
+                for gap in gaps {
+                    append.gap(target.as_ref(), gap, &mut self.piece)?;
+                }
+                append.frame()?;
+            }
+            Ok(())
+        };
+        let appended = append();
+        let changed: Vec<usize> = (0..grown.len()).filter(|disk| grown[*disk].length != durable[*disk]).collect();
+        if let Err(error) = appended {
+            // What was appended so far must not be taken for a torn or damaged frame later.
+            for (disk, length) in durable.iter().enumerate() {
+                self.cut_segment(store, disk, *length)?;
+            }
+            return Err(error);
+        }
+        for disk in changed {
+            self.sync_segment(store, disk)?;
+        }
+        self.tails = grown;
+        // Published entry by entry: a reader that finds one finds it durable; nothing was written on its account yet.
+        for (disk, entry) in kept {
+            let index = &self.open.segments[disk].index;
+            index.write().expect("nobody panics here").insert(entry.offset, entry);
+        }
+        Ok(())
+    }
+
+    fn sync_segment(&self, store: &Store, disk: usize) -> Result<(), ReplicaError> {
+        let name = &self.open.segments[disk].file.name;
+        store
+            .journal
+            .sync(name)
+            .map_err(|error| store.fail(ReplicaError::io(format!("syncing {}", store.journal.describe(name)), error)))
+    }
+
+    fn cut_segment(&self, store: &Store, disk: usize, length: u64) -> Result<(), ReplicaError> {
+        let name = &self.open.segments[disk].file.name;
+        let cut = store.journal.length(name).and_then(|now| {
+            if now == length {
+                return Ok(());
+            }
+            store.journal.truncate(name, length)?;
+            store.journal.sync(name)
+        });
+        cut.map_err(|error| store.fail(ReplicaError::io(format!("cutting {}", store.journal.describe(name)), error)))
+    }
+
+    fn seal(&mut self, store: &Store, sealed_at_ms: u64) -> Result<Point, ReplicaError> {
+        store.usable()?;
+        if self.broken {
+            return Err(ReplicaError::EpochBroken);
+        }
+        for disk in (0..self.touched.len()).filter(|disk| self.touched[*disk]) {
+            store.flush_disk(disk)?;
+        }
+        let mut sealed = Vec::new();
+        for disk in (0..self.tails.len()).filter(|disk| self.tails[*disk].length > 0) {
+            sealed.push(self.seal_segment(store, disk)?);
+        }
+        let point = Point {
+            attempt: self.open.attempt,
+            cut_at_ms: self.cut_at_ms,
+            sealed_at_ms,
+            kind: self.kind,
+            changed_bytes: self.applied,
+        };
+        let record = Sealed { point: point.clone(), opened: self.open.opened, segments: sealed.clone() };
+        let mut ledger = store.ledger.lock().expect("nobody panics here");
+        store.record(&mut ledger, &Record::Sealed(record))?;
+        let mut segments: Vec<Option<Segment>> = self.open.segments.iter().map(|_| None).collect();
+        for (disk, open) in self.open.segments.iter().enumerate() {
+            match sealed.iter().find(|sealed| usize::from(sealed.disk) == disk) {
+                Some(sealed) => segments[disk] = Some(Segment::new(open.file.clone(), *sealed, None)),
+                None => open.file.doom(),
+            }
+        }
+        store.append_point(point.clone(), segments);
+        Ok(point)
+    }
+
+    fn seal_segment(&self, store: &Store, disk: usize) -> Result<SealedFile, ReplicaError> {
+        let (segment, at) = (&self.open.segments[disk], self.tails[disk].length);
+        let (bytes, footer) = encode_index(&segment.file.id, at, segment.entries().into_iter());
+        if let Err(error) = store.journal.write_at(&segment.file.name, at, &bytes) {
+            self.cut_segment(store, disk, at)?;
+            return Err(ReplicaError::io(format!("writing {}", store.journal.describe(&segment.file.name)), error));
+        }
+        self.sync_segment(store, disk)?;
+        Ok(SealedFile { disk: disk as u16, length: at + bytes.len() as u64, footer })
+    }
+
+    /// Puts the before-images back. The slot is the caller's; on an error it gets the writer back, to try again.
+    pub fn roll_back(self: Box<Self>, store: &Store) -> Result<(), (Box<Writer>, ReplicaError)> {
+        match self.undo(store) {
+            Ok(()) => Ok(()),
+            Err(error) => Err((self, error)),
+        }
+    }
+
+    fn undo(&self, store: &Store) -> Result<(), ReplicaError> {
+        store.usable()?;
+        let mut scratch = Vec::new();
+        for (disk, segment) in self.open.segments.iter().enumerate() {
+            let target = store.disk(disk)?;
+            for entry in segment.entries() {
+                let restored = if entry.is_zero() {
+                    target.write_zeroes(entry.offset, entry.length)
+                } else {
+                    target.write_at(entry.offset, segment.file.read(&entry, &mut scratch)?)
+                };
+                restored.map_err(|error| store.disk_error(disk, "restoring", error))?;
+            }
+            if self.touched[disk] {
+                store.flush_disk(disk)?;
+            }
+        }
+        let mut ledger = store.ledger.lock().expect("nobody panics here");
+        store.record(&mut ledger, &Record::RolledBack { opened: self.open.opened })?;
+        store.forget_open();
+        self.open.segments.iter().for_each(|segment| segment.file.doom());
+        tracing::info!(item = %store.manifest.item, attempt = %self.open.attempt, "rolled an unfinished epoch back");
+        Ok(())
+    }
+}
+
+/// Appends before-images of one disk to its segment.
+struct Append<'a> {
+    store: &'a Store,
+    open: &'a Open,
+    disk: usize,
+    durable: &'a [u64],
+    tail: &'a mut Tail,
+    frame: &'a mut Frame,
+    table: &'a mut Vec<u8>,
+    kept: &'a mut Vec<(usize, Entry)>,
+}
+
+impl Append<'_> {
+    /// What the disk holds in `gap`; zeroes and holes cost no space.
+    fn gap(&mut self, disk: &dyn Disk, gap: Extent, piece: &mut Vec<u8>) -> Result<(), ReplicaError> {
+        let whole = [gap].into_iter().collect::<BlockMap>();
+        let data = if gap.length > BLOCK { self.store.data_on_disk(self.disk, gap)? } else { whole };
+        let mut at = gap.offset;
+        for extent in data.aligned(UNIT, self.store.size(self.disk)).pieces(BLOCK) {
+            if at < extent.offset {
+                self.frame.zeroes(at, extent.offset - at);
+            }
+            piece.resize(extent.length as usize, 0);
+            disk.read_at(extent.offset, piece).map_err(|e| self.store.disk_error(self.disk, "reading", e))?;
+            self.runs(extent.offset, piece);
+            if self.frame.is_full() {
+                self.frame()?;
+            }
+            at = extent.end();
+        }
+        if at < gap.end() {
+            self.frame.zeroes(at, gap.end() - at);
+        }
+        if self.frame.is_full() { self.frame() } else { Ok(()) }
+    }
+
+    /// Splits what was read into runs of data and of zeroes.
+    fn runs(&mut self, offset: u64, bytes: &[u8]) {
+        let mut start = 0;
+        for (n, unit) in bytes.chunks(UNIT as usize).enumerate() {
+            if blank(unit) {
+                let at = n * UNIT as usize;
+                if start < at {
+                    self.frame.data(offset + start as u64, &bytes[start..at]);
+                }
+                self.frame.zeroes(offset + at as u64, unit.len() as u64);
+                start = at + unit.len();
+            }
+        }
+        if start < bytes.len() {
+            self.frame.data(offset + start as u64, &bytes[start..]);
+        }
+    }
+
+    /// Writes the frame, if anything is in it.
+    fn frame(&mut self) -> Result<(), ReplicaError> {
+        if self.frame.is_empty() {
+            return Ok(());
+        }
+        let file = &self.open.segments[self.disk].file;
+        let journal = &self.store.journal;
+        let failed = |error| ReplicaError::io(format!("writing {}", journal.describe(&file.name)), error);
+        if self.tail.length == 0 {
+            let mut header = Vec::new();
+            file.id.header(&mut header);
+            journal.write_at(&file.name, 0, &header).map_err(failed)?;
+            self.tail.length = header.len() as u64;
+        }
+        let at = self.tail.length;
+        let (payload, entries) = self.frame.finish(&file.id, self.tail.frames, self.durable, at, self.table);
+        journal.write_at(&file.name, at, self.table).map_err(failed)?;
+        let payload_at = at + self.table.len() as u64;
+        if !payload.is_empty() {
+            journal.write_at(&file.name, payload_at, payload).map_err(failed)?;
+        }
+        self.kept.extend(entries.iter().map(|entry| (self.disk, *entry)));
+        self.tail.length = payload_at + sectors(payload.len() as u64);
+        self.tail.frames += 1;
+        self.frame.clear();
+        Ok(())
+    }
+}

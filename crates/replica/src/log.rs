@@ -1,0 +1,411 @@
+//! The log of a replica: the append-only file that says which epochs were begun, sealed and undone. It is the truth.
+//!
+//! ```text
+//!   sector 0          1                 2        3                blank …
+//!   ┌───────────────┬─────────────────┬─────────────────────────┬──────────────────────
+//!   │ start         │ begun 1.7       │ sealed 1.7 (two parts)  │ reserved, all zero
+//!   └───────────────┴─────────────────┴─────────────────────────┴──────────────────────
+//!   sector = magic · part · parts · sequence · length · JSON … · XXH3 of the sector
+//! ```
+//!
+//! # Always true
+//! - A record is synced before the next one is written; so at most the last one can be torn, and a torn sector is blank:
+//!   the rest of the file is reserved as zeroes, and a sector of 512 bytes is written whole or not at all.
+//! - Hence a sector that is neither valid nor blank was damaged after it was written, and is refused: an acknowledged
+//!   point is never mistaken for the trace of a power cut.
+//! - Space for the record that ends an epoch is reserved before the epoch begins: a full volume cannot prevent undoing it.
+//!
+//! # If power fails
+//! - in an append: the record is there or is cut off at the next opening; what it would have acknowledged was not;
+//! - in a rewrite (old records are dropped): it happens in a new file that is renamed when it is durable.
+
+use protocol::{Attempt, ItemId, Lineage, Point};
+use serde::{Deserialize, Serialize};
+use std::io;
+use std::sync::Arc;
+use twox_hash::XxHash3_64;
+
+use crate::error::ReplicaError;
+use crate::fields::{Fields, Put, blank};
+use crate::volume::Volume;
+
+pub(crate) const LOG: &str = "points.log";
+const NEW: &str = "points.log.new";
+const MAGIC: u32 = u32::from_le_bytes(*b"SKPL");
+/// Bytes in a sector, and the part of them that holds JSON.
+const SECTOR: usize = 512;
+const HEAD: usize = 24;
+const ROOM: usize = SECTOR - HEAD - 8;
+/// No record has more sectors: the point record of 256 disks has about 60.
+const MOST_PARTS: u32 = 256;
+/// When less than this is left, more is reserved (bytes); two records of the largest item fit.
+const LOW: u64 = 64 * 1024;
+const RESERVE: u64 = 128 * 1024;
+
+/// One line of the log.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub(crate) enum Record {
+    /// The first record of a log: whose it is, and what is left of records that were dropped.
+    Start { format: u32, item: ItemId, lineage: Lineage, highest: Vec<Highest>, has_content: bool },
+    /// An epoch may write from now on. All its segment files exist.
+    Begun(Begun),
+    /// A point exists.
+    Sealed(Sealed),
+    /// Everything that the open epoch wrote was undone.
+    RolledBack { opened: u64 },
+    /// The points before this one are not kept any more.
+    PrunedBefore { attempt: Attempt },
+}
+
+/// The attempts that were used in a generation.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct Highest {
+    pub generation: u64,
+    pub begun: u64,
+    pub sealed: Option<u64>,
+}
+
+/// An epoch that may have written.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct Begun {
+    /// The sequence number of the record when it was first written: unique in the replica's life, part of file names.
+    pub opened: u64,
+    pub attempt: Attempt,
+    /// Whether it keeps before-images (not so for the first copy onto an empty replica).
+    pub journalled: bool,
+}
+
+/// A point, and the segments that lead from it back to the point before.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct Sealed {
+    pub point: Point,
+    /// That of its `Begun`; 0 for a point that was made without an epoch.
+    pub opened: u64,
+    pub segments: Vec<SealedFile>,
+}
+
+/// What the point record says of one segment: a file that differs is not the one that was sealed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct SealedFile {
+    pub disk: u16,
+    pub length: u64,
+    /// The checksum at the end of the segment's last sector.
+    pub footer: u64,
+}
+
+pub(crate) struct Log {
+    volume: Arc<dyn Volume>,
+    /// Where the next record goes.
+    position: u64,
+    /// The length of the file; what lies behind `position` is blank.
+    length: u64,
+    /// The sequence number of the next record.
+    pub next: u64,
+    /// How many records the file holds.
+    pub records: usize,
+}
+
+impl Log {
+    /// Writes `records` to a new log beside the old one, which stays the log until [`Log::put_in_place`]. The first
+    /// record gets the number `first`.
+    pub fn prepare(volume: &Arc<dyn Volume>, first: u64, records: &[Record]) -> Result<Log, ReplicaError> {
+        let mut bytes = Vec::new();
+        let mut next = first;
+        for record in records {
+            encode(record, next, &mut bytes)?;
+            next += 1;
+        }
+        let position = bytes.len() as u64;
+        bytes.resize(bytes.len() + RESERVE as usize, 0);
+        volume
+            .create(NEW)
+            .and_then(|()| volume.write_at(NEW, 0, &bytes))
+            .and_then(|()| volume.sync(NEW))
+            .map_err(|error| ReplicaError::io(format!("writing {}", volume.describe(NEW)), error))?;
+        Ok(Log { volume: volume.clone(), position, length: bytes.len() as u64, next, records: records.len() })
+    }
+
+    /// Makes a prepared log the log. After an error nobody knows which one it is.
+    pub fn put_in_place(self) -> Result<Log, ReplicaError> {
+        self.volume
+            .rename(NEW, LOG)
+            .and_then(|()| self.volume.sync_directory())
+            .map_err(|error| ReplicaError::io(format!("renaming {}", self.volume.describe(NEW)), error))?;
+        Ok(self)
+    }
+
+    /// Reads the log and cuts off what a power cut left of its last record.
+    pub fn open(volume: Arc<dyn Volume>) -> Result<(Log, Vec<Record>), ReplicaError> {
+        let name = volume.describe(LOG);
+        let failed = |error| ReplicaError::io(format!("reading {name}"), error);
+        let length = match volume.length(LOG) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {
+                return Err(ReplicaError::damaged(&name, "the file is missing"));
+            }
+            length => length.map_err(failed)?,
+        };
+        let (records, position, next, torn) = read(volume.as_ref(), length).map_err(|bad| match bad {
+            Bad::Io(error) => failed(error),
+            Bad::Damaged { at, why } => ReplicaError::damaged(&name, format!("{why} at byte {at}")),
+        })?;
+        if records.is_empty() {
+            return Err(ReplicaError::damaged(&name, "it has no first record"));
+        }
+        let mut log = Log { volume, position, length, next, records: records.len() };
+        if torn {
+            tracing::info!(file = name, position, "cut off the record that a power cut left unfinished");
+            log.volume.truncate(LOG, position).and_then(|()| log.volume.sync(LOG)).map_err(failed)?;
+            log.length = position;
+        }
+        Ok((log, records))
+    }
+
+    /// Makes sure that the next few records need no more space.
+    pub fn reserve(&mut self) -> Result<(), ReplicaError> {
+        if self.length - self.position >= LOW {
+            return Ok(());
+        }
+        let end = self.position.next_multiple_of(RESERVE) + RESERVE;
+        let zeroes = vec![0; (end - self.length) as usize];
+        self.volume
+            .write_at(LOG, self.length, &zeroes)
+            .and_then(|()| self.volume.sync(LOG))
+            .map_err(|error| ReplicaError::io(format!("reserving space in {}", self.volume.describe(LOG)), error))?;
+        self.length = end;
+        Ok(())
+    }
+
+    /// Appends a record; it is on stable storage when this returns. After an error nobody knows whether it is.
+    pub fn append(&mut self, record: &Record) -> Result<(), ReplicaError> {
+        let mut bytes = Vec::new();
+        encode(record, self.next, &mut bytes)?;
+        self.volume
+            .write_at(LOG, self.position, &bytes)
+            .and_then(|()| self.volume.sync(LOG))
+            .map_err(|error| ReplicaError::io(format!("writing {}", self.volume.describe(LOG)), error))?;
+        self.position += bytes.len() as u64;
+        self.length = self.length.max(self.position);
+        self.next += 1;
+        self.records += 1;
+        Ok(())
+    }
+}
+
+fn encode(record: &Record, sequence: u64, out: &mut Vec<u8>) -> Result<(), ReplicaError> {
+    let text = serde_json::to_vec(record).map_err(|error| ReplicaError::io("encoding a point record", error.into()))?;
+    let parts = text.len().div_ceil(ROOM) as u32;
+    if parts > MOST_PARTS {
+        return Err(ReplicaError::Disks("the item has too many disks for one point record".into()));
+    }
+    for (part, piece) in text.chunks(ROOM).enumerate() {
+        let start = out.len();
+        out.put_u32(MAGIC);
+        out.put_u32(part as u32);
+        out.put_u32(parts);
+        out.put_u32(piece.len() as u32);
+        out.put_u64(sequence);
+        out.extend_from_slice(piece);
+        out.resize(start + SECTOR - 8, 0);
+        let checksum = XxHash3_64::oneshot(&out[start..]);
+        out.put_u64(checksum);
+    }
+    Ok(())
+}
+
+enum Bad {
+    Io(io::Error),
+    Damaged { at: u64, why: &'static str },
+}
+
+struct Part<'a> {
+    part: u32,
+    parts: u32,
+    sequence: u64,
+    text: &'a [u8],
+}
+
+fn decode(sector: &[u8; SECTOR]) -> Option<Part<'_>> {
+    let (body, checksum) = sector.split_last_chunk::<8>()?;
+    if XxHash3_64::oneshot(body) != u64::from_le_bytes(*checksum) {
+        return None;
+    }
+    let mut fields = Fields(body);
+    let magic = fields.u32()?;
+    let (part, parts, length, sequence) = (fields.u32()?, fields.u32()?, fields.u32()?, fields.u64()?);
+    let text = fields.0.get(..length as usize)?;
+    let good = magic == MAGIC && part < parts && parts <= MOST_PARTS;
+    good.then_some(Part { part, parts, sequence, text })
+}
+
+/// All whole records, where they end, the next sequence number, and whether something torn follows.
+fn read(volume: &dyn Volume, length: u64) -> Result<(Vec<Record>, u64, u64, bool), Bad> {
+    let mut records = Vec::new();
+    // The record being put together: where it starts, its number and parts, its text so far.
+    let mut open: Option<(u64, u64, u32)> = None;
+    let mut text = Vec::new();
+    let (mut position, mut next) = (0, None);
+    // Once a sector is missing, only blanks and later sectors of the same last record may follow.
+    let mut ended = false;
+    let mut torn = length % SECTOR as u64 != 0;
+    let mut buffer = vec![0; 128 * SECTOR];
+    let mut at = 0;
+    while at < length {
+        let size = (length - at).min(buffer.len() as u64) as usize;
+        volume.read_at(LOG, at, &mut buffer[..size]).map_err(Bad::Io)?;
+        let (sectors, rest) = buffer[..size].as_chunks::<SECTOR>();
+        for sector in sectors {
+            if blank(sector) {
+                ended = true;
+            } else {
+                let part = decode(sector).ok_or(Bad::Damaged { at, why: "a record does not fit its checksum" })?;
+                let first = part.part == 0;
+                if !ended && first && open.is_none() {
+                    if next.is_some_and(|next| next != part.sequence) {
+                        return Err(Bad::Damaged { at, why: "a record is missing" });
+                    }
+                    open = Some((at, part.sequence, part.parts));
+                    text.clear();
+                }
+                // Sectors may be written in any order: in a torn record, even the first one may be the missing one.
+                let start = open.map_or(position, |(start, _, _)| start);
+                let number = open.map_or(next.unwrap_or(part.sequence), |(_, number, _)| number);
+                let parts = open.map_or(part.parts, |(_, _, parts)| parts);
+                if part.sequence != number || part.parts != parts || at != start + u64::from(part.part) * SECTOR as u64
+                {
+                    return Err(Bad::Damaged { at, why: "a record is not where it belongs" });
+                }
+                if ended {
+                    torn = true;
+                } else {
+                    text.extend_from_slice(part.text);
+                    if part.part + 1 == part.parts {
+                        let record = serde_json::from_slice(&text)
+                            .map_err(|_| Bad::Damaged { at, why: "a record cannot be understood" })?;
+                        records.push(record);
+                        position = at + SECTOR as u64;
+                        next = Some(part.sequence + 1);
+                        open = None;
+                    }
+                }
+            }
+            at += SECTOR as u64;
+        }
+        if !rest.is_empty() {
+            at = length;
+        }
+    }
+    torn |= open.is_some();
+    Ok((records, position, next.unwrap_or(1), torn))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::volume::Folder;
+
+    fn start() -> Record {
+        Record::Start {
+            format: 1,
+            item: "web01".parse().unwrap(),
+            lineage: Lineage::fresh(),
+            highest: vec![],
+            has_content: false,
+        }
+    }
+
+    fn sealed(number: u64, disks: u16) -> Record {
+        let point = Point {
+            attempt: Attempt { generation: 1, number },
+            cut_at_ms: 1,
+            sealed_at_ms: 2,
+            kind: protocol::PointKind::CrashConsistent,
+            changed_bytes: 3,
+        };
+        let segments = (0..disks).map(|disk| SealedFile { disk, length: u64::MAX, footer: u64::MAX }).collect();
+        Record::Sealed(Sealed { point, opened: number, segments })
+    }
+
+    fn written() -> (tempfile::TempDir, Arc<Folder>, Vec<Record>, Vec<usize>) {
+        let directory = tempfile::tempdir().unwrap();
+        let folder = Arc::new(Folder::open(directory.path()).unwrap());
+        let mut records = vec![start()];
+        let volume: Arc<dyn Volume> = folder.clone();
+        let mut log = Log::prepare(&volume, 5, &records).unwrap().put_in_place().unwrap();
+        let mut ends = vec![log.position as usize];
+        for (number, disks) in [(1, 1), (2, 40), (3, 2), (4, 25)] {
+            records.push(sealed(number, disks));
+            log.reserve().unwrap();
+            log.append(records.last().unwrap()).unwrap();
+            ends.push(log.position as usize);
+        }
+        assert_eq!(log.next, 10);
+        (directory, folder, records, ends)
+    }
+
+    #[test]
+    fn what_was_appended_is_read_back() {
+        let (_directory, folder, records, ends) = written();
+        let (mut log, read) = Log::open(folder.clone()).unwrap();
+        assert_eq!(read, records);
+        assert_eq!((log.next, log.position as usize), (10, *ends.last().unwrap()));
+        log.append(&sealed(5, 1)).unwrap();
+        assert_eq!(Log::open(folder).unwrap().1.len(), 6);
+    }
+
+    #[test]
+    fn a_flipped_bit_anywhere_in_a_record_is_refused() {
+        let (directory, folder, _, ends) = written();
+        let path = directory.path().join(LOG);
+        let good = std::fs::read(&path).unwrap();
+        for at in (0..*ends.last().unwrap()).step_by(37) {
+            let mut bad = good.clone();
+            bad[at] ^= 1 << (at % 8);
+            std::fs::write(&path, &bad).unwrap();
+            assert!(matches!(Log::open(folder.clone()), Err(ReplicaError::Damaged { .. })), "byte {at}");
+        }
+    }
+
+    #[test]
+    fn a_torn_last_record_is_cut_whichever_sectors_are_missing() {
+        let (directory, folder, records, ends) = written();
+        let path = directory.path().join(LOG);
+        let good = std::fs::read(&path).unwrap();
+        let (start, end) = (ends[3], ends[4]);
+        let sectors = (end - start) / SECTOR;
+        assert!(sectors >= 3);
+        for missing in 1..1usize << sectors {
+            let mut torn = good.clone();
+            for sector in 0..sectors {
+                if missing >> sector & 1 == 1 {
+                    torn[start + sector * SECTOR..][..SECTOR].fill(0);
+                }
+            }
+            std::fs::write(&path, &torn).unwrap();
+            let (mut log, read) = Log::open(folder.clone()).unwrap();
+            assert_eq!(read, records[..4]);
+            log.reserve().unwrap();
+            log.append(&sealed(9, 1)).unwrap();
+            assert_eq!(Log::open(folder.clone()).unwrap().1[4], sealed(9, 1));
+        }
+    }
+
+    #[test]
+    fn a_missing_record_between_others_is_refused() {
+        let (directory, folder, _, ends) = written();
+        let path = directory.path().join(LOG);
+        let good = std::fs::read(&path).unwrap();
+        let mut blanked = good.clone();
+        blanked[ends[1]..ends[2]].fill(0);
+        let mut removed = good.clone();
+        removed.drain(ends[1]..ends[2]);
+        for bad in [blanked, removed] {
+            std::fs::write(&path, &bad).unwrap();
+            assert!(matches!(Log::open(folder.clone()), Err(ReplicaError::Damaged { .. })));
+        }
+        for nothing in [&good[..0], &good[..100], &vec![0; 4096][..]] {
+            std::fs::write(&path, nothing).unwrap();
+            assert!(matches!(Log::open(folder.clone()), Err(ReplicaError::Damaged { .. })));
+        }
+    }
+}

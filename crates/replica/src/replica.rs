@@ -1,0 +1,639 @@
+//! A replica: made, opened after whatever happened, asked, and deleted.
+//!
+//! # Opening
+//! ```text
+//!   lock ─► manifest ─► log (a torn record is cut) ─► segments there? ─► disks ─► an epoch without its point record:
+//!                                                                                 before-images back, flush, record
+//! ```
+//! Damage to a sealed segment does not keep a replica from opening: what is newest is on the disks. It refuses the
+//! points that need the segment, each time they are asked for.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::io;
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, PoisonError};
+
+use bytes::Bytes;
+use protocol::{Attempt, BLOCK, BlockMap, DiskKey, EpochHeader, Extent, Point, PointKind};
+
+use crate::disk::{Disk, FileDisk, never_written};
+use crate::epoch::{Epoch, Payload, Write, Writer};
+use crate::error::ReplicaError;
+use crate::fields::blank;
+use crate::history::{Node, OpenSegment, Segment, SegmentFile, Step};
+use crate::ledger::Ledger;
+use crate::log::{Begun, LOG, Record, Sealed};
+use crate::manifest::{Content, DiskHome, DiskRecord, FORMAT, MANIFEST, Manifest, Opener, Place, Spec};
+use crate::scan::scan_all;
+use crate::segment::{MOST_DISKS, SUFFIX, SegmentId};
+use crate::store::{Held, Open, Slot, Store};
+use crate::view::View;
+use crate::volume::{Folder, Volume};
+
+/// An item's disks at the newest applied epoch, and their history.
+///
+/// Shared freely between threads (in an `Arc`). It stays open, and its disks locked, until [`Replica::close`], or until
+/// the replica, its epoch and all its views were dropped.
+pub struct Replica {
+    store: Arc<Store>,
+    stores: Stores,
+}
+
+/// Where a replica is kept, as the operations that it needs: the seam that the simulator implements.
+#[derive(Clone)]
+pub struct Stores {
+    /// Holds the manifest and the disks that are kept inside.
+    pub directory: Arc<dyn Volume>,
+    /// Holds the journal.
+    pub retention: Arc<dyn Volume>,
+    /// What the opener is told the directory is.
+    pub path: PathBuf,
+}
+
+impl Stores {
+    fn real(place: &Place, make: bool) -> Result<Stores, ReplicaError> {
+        let folder = |path: &Path| -> Result<Arc<dyn Volume>, ReplicaError> {
+            let folder = if make { Folder::create(path) } else { Folder::open(path) };
+            match folder {
+                Ok(folder) => Ok(Arc::new(folder)),
+                Err(error) => Err(ReplicaError::io(format!("opening {}", path.display()), error)),
+            }
+        };
+        let directory = match folder(&place.directory) {
+            Err(ReplicaError::Io { source, .. }) if !make && source.kind() == io::ErrorKind::NotFound => {
+                return Err(ReplicaError::Absent(place.directory.display().to_string()));
+            }
+            directory => directory?,
+        };
+        // A retention volume that is not mounted must not look like an empty one.
+        Ok(Stores { directory, retention: folder(&place.retention)?, path: place.directory.clone() })
+    }
+
+    fn lock(&self) -> Result<Held, ReplicaError> {
+        let name = self.directory.describe("");
+        let lock = self.directory.lock().map_err(|error| match error.kind() {
+            io::ErrorKind::WouldBlock => ReplicaError::Busy(format!("another process has {name} open")),
+            _ => ReplicaError::io(format!("locking {name}"), error),
+        })?;
+        Ok(vec![lock])
+    }
+
+    /// Opens and checks the disks of `records`.
+    fn disks(&self, records: &[DiskRecord], open: Opener) -> Result<Vec<Arc<dyn Disk>>, ReplicaError> {
+        let one = |record: &DiskRecord| {
+            let disk = open(record, &self.path).map_err(|error| match error.kind() {
+                io::ErrorKind::WouldBlock => ReplicaError::Busy(format!("{}: {error}", record.key)),
+                _ => ReplicaError::io(format!("opening {}", record.key), error),
+            })?;
+            if disk.size() != record.size {
+                let (key, found, wanted) = (&record.key, disk.size(), record.size);
+                return Err(ReplicaError::Disks(format!("{key} has {found} bytes, the replica's has {wanted}")));
+            }
+            Ok(disk)
+        };
+        records.iter().map(one).collect()
+    }
+
+    /// Removes the replica `manifest`; repeated after a crash, it goes on.
+    fn delete(&self, manifest: &Manifest) -> Result<(), ReplicaError> {
+        let manifest = Manifest { being_deleted: true, ..manifest.clone() };
+        manifest.store(self.directory.as_ref())?;
+        let remove = |volume: &dyn Volume, name: &str| match volume.remove(name) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => {
+                Err(ReplicaError::io(format!("removing {}", volume.describe(name)), error))
+            }
+            _ => Ok(()),
+        };
+        let list = self.retention.list();
+        for (name, _) in list.map_err(|e| ReplicaError::io(format!("listing {}", self.retention.describe("")), e))? {
+            if name.ends_with(SUFFIX) || name.starts_with(LOG) {
+                remove(self.retention.as_ref(), &name)?;
+            }
+        }
+        for record in manifest.disks.iter().filter(|record| record.home == DiskHome::Inside) {
+            remove(self.directory.as_ref(), &record.file_name())?;
+        }
+        let sync = |volume: &dyn Volume| {
+            volume.sync_directory().map_err(|e| ReplicaError::io(format!("syncing {}", volume.describe("")), e))
+        };
+        sync(self.retention.as_ref())?;
+        sync(self.directory.as_ref())?;
+        remove(self.directory.as_ref(), MANIFEST)?;
+        sync(self.directory.as_ref())
+    }
+}
+
+impl Replica {
+    /// Makes a replica. Disks inside the directory are made too when `spec.content` is empty; all others are there.
+    ///
+    /// # Errors
+    /// `Exists` when a replica is at the place, or the trace of one that cannot be thrown away; `Disks` when the spec or
+    /// a disk's size is not right; `Busy`; I/O.
+    pub fn create(place: &Place, spec: &Spec, open: Opener) -> Result<Replica, ReplicaError> {
+        let stores = Stores::real(place, true)?;
+        Replica::create_on(stores, spec, &|record, directory| {
+            if record.home == DiskHome::Inside && spec.content == Content::Empty {
+                make_inside(record, directory)?;
+            }
+            open(record, directory)
+        })
+    }
+
+    /// As [`Replica::create`], on any kind of volume.
+    ///
+    /// # Errors
+    /// As for [`Replica::create`].
+    pub fn create_on(stores: Stores, spec: &Spec, open: Opener) -> Result<Replica, ReplicaError> {
+        check(spec)?;
+        let held = stores.lock()?;
+        if let Some(found) = Manifest::load(stores.directory.as_ref())? {
+            if !found.being_deleted {
+                return Err(ReplicaError::Exists(stores.directory.describe(MANIFEST)));
+            }
+            stores.delete(&found)?;
+        }
+        // A log without its manifest is what an interrupted creation leaves, unless it has points.
+        if stores.retention.length(LOG).is_ok() {
+            let foreign = match Ledger::open(stores.retention.clone()) {
+                Ok(ledger) => ledger.facts().has_content || !ledger.facts().points.is_empty(),
+                Err(_) => true,
+            };
+            if foreign {
+                return Err(ReplicaError::Exists(stores.retention.describe(LOG)));
+            }
+        }
+        let disks = stores.disks(&spec.disks, open)?;
+        let ledger = Ledger::create(stores.retention.clone(), spec.item.clone(), spec.lineage)?;
+        let manifest = Manifest {
+            format: FORMAT,
+            item: spec.item.clone(),
+            lineage: spec.lineage,
+            disks: spec.disks.clone(),
+            content: spec.content,
+            being_deleted: false,
+        };
+        manifest.store(stores.directory.as_ref())?;
+        let store = Store::new(manifest, stores.retention.clone(), disks, held, ledger, Vec::new());
+        Ok(Replica { store: Arc::new(store), stores })
+    }
+
+    /// Opens a replica. An epoch without its point record is rolled back: every disk is again at the newest point. Only
+    /// the first copy onto an empty replica cannot be undone: its disks stay inconsistent, without points.
+    ///
+    /// # Errors
+    /// `Absent`; `Busy` when somebody has it or a disk open; `Damaged` for the manifest, the log or an epoch that would
+    /// have to be rolled back; `Disks`; I/O.
+    pub fn open(place: &Place, open: Opener) -> Result<Replica, ReplicaError> {
+        Replica::open_on(Stores::real(place, false)?, open)
+    }
+
+    /// As [`Replica::open`], on any kind of volume.
+    ///
+    /// # Errors
+    /// As for [`Replica::open`].
+    pub fn open_on(stores: Stores, open: Opener) -> Result<Replica, ReplicaError> {
+        let held = stores.lock()?;
+        let absent = || ReplicaError::Absent(stores.directory.describe(""));
+        let manifest = Manifest::load(stores.directory.as_ref())?.ok_or_else(absent)?;
+        if manifest.being_deleted {
+            stores.delete(&manifest)?;
+            return Err(absent());
+        }
+        let journal = stores.retention.clone();
+        let ledger = Ledger::open(journal.clone())?;
+        let facts = ledger.facts();
+        if facts.lineage != manifest.lineage || facts.item != manifest.item {
+            let whose = format!("it belongs to {} of lineage {}", facts.item, facts.lineage);
+            return Err(ReplicaError::damaged(journal.describe(LOG), whose));
+        }
+        let mut files = list(journal.as_ref())?;
+        let points = chain(&manifest, &journal, &facts.points, &mut files)?;
+        let unfinished = facts.open.map(|begun| unfinished(&manifest, &journal, begun, &mut files)).transpose()?;
+        remove_orphans(journal.as_ref(), files.keys())?;
+        let disks = stores.disks(&manifest.disks, open)?;
+        let count = disks.len();
+        let store = Store::new(manifest, journal, disks, held, ledger, points);
+        if let Some(open) = unfinished.map(Arc::new) {
+            store.set_open(open.clone());
+            store.set_slot(Slot::Left(Box::new(Writer::found(open, count))));
+            store.in_slot(|| Ok(()))?;
+        }
+        Ok(Replica { store: Arc::new(store), stores })
+    }
+
+    /// What the replica is.
+    pub fn manifest(&self) -> &Manifest {
+        &self.store.manifest
+    }
+
+    /// Its disks; [`Write`] and [`View`] name them by their place in this list.
+    pub fn disks(&self) -> &[DiskRecord] {
+        &self.store.manifest.disks
+    }
+
+    /// Whether the disks may hold anything but zeroes.
+    pub fn has_content(&self) -> bool {
+        let ledger = self.store.ledger.lock().unwrap_or_else(PoisonError::into_inner);
+        self.store.manifest.content == Content::Existing || ledger.facts().has_content
+    }
+
+    /// The points that are kept, in the order in which they were sealed.
+    pub fn points(&self) -> Vec<Point> {
+        self.store.points().iter().map(|node| node.point.clone()).collect()
+    }
+
+    /// The newest point.
+    pub fn newest(&self) -> Option<Point> {
+        self.store.newest().map(|node| node.point.clone())
+    }
+
+    /// The point of `attempt`, if it is kept.
+    pub fn point(&self, attempt: Attempt) -> Option<Point> {
+        self.store.node(attempt).ok().map(|node| node.point.clone())
+    }
+
+    /// Begins an epoch, after rolling back one that was left unfinished.
+    ///
+    /// # Errors
+    /// `Busy` while another epoch is open; `Lineage`, `Base`, `AttemptUsed`, `Disks` when it does not continue what the
+    /// replica holds; `NoSpace`; I/O.
+    pub fn begin(&self, header: &EpochHeader) -> Result<Epoch, ReplicaError> {
+        self.store.take_slot()?;
+        let begun = self.fits(header).and_then(|()| self.open_epoch(header.attempt, header.kind, header.cut_at_ms));
+        self.keep_slot_if(begun)
+    }
+
+    /// Makes what the disks hold now a point, without any change.
+    ///
+    /// # Errors
+    /// `Inconsistent` while a first copy is unfinished; `AttemptUsed`; `Busy`; `NoSpace`; I/O.
+    pub fn keep(
+        &self,
+        attempt: Attempt,
+        cut_at_ms: u64,
+        sealed_at_ms: u64,
+        kind: PointKind,
+    ) -> Result<Point, ReplicaError> {
+        let store = &self.store;
+        store.in_slot(|| {
+            for disk in 0..self.disks().len() {
+                store.flush_disk(disk)?;
+            }
+            let mut ledger = store.ledger.lock().unwrap_or_else(PoisonError::into_inner);
+            let facts = ledger.facts();
+            if facts.points.is_empty() && facts.has_content && store.manifest.content == Content::Empty {
+                return Err(ReplicaError::Inconsistent);
+            }
+            facts.unused(attempt)?;
+            self.reserve(&mut ledger)?;
+            let point = Point { attempt, cut_at_ms, sealed_at_ms, kind, changed_bytes: 0 };
+            let sealed = Sealed { point: point.clone(), opened: 0, segments: Vec::new() };
+            store.record(&mut ledger, &Record::Sealed(sealed))?;
+            store.append_point(point.clone(), Vec::new());
+            Ok(point)
+        })
+    }
+
+    /// Brings the disks back to the point `to`, as an epoch of its own: the new point `as_attempt` has the cut time of
+    /// `to`, and the points after `to` stay.
+    ///
+    /// # Errors
+    /// `PointGone`; `Damaged` when the way back cannot be read (nothing is changed then); as [`Replica::begin`].
+    pub fn roll_back_to(&self, to: Attempt, as_attempt: Attempt, at_ms: u64) -> Result<Point, ReplicaError> {
+        let view = self.view(to)?;
+        self.store.take_slot()?;
+        let begun = self.open_epoch(as_attempt, PointKind::RolledBack, view.point().cut_at_ms);
+        let mut epoch = self.keep_slot_if(begun)?;
+        match self.write_back(&view, to, &mut epoch) {
+            Ok(()) => epoch.seal(at_ms),
+            Err(error) => {
+                if let Err(second) = epoch.roll_back() {
+                    tracing::warn!(%second, "a roll back that failed is undone later");
+                }
+                Err(error)
+            }
+        }
+    }
+
+    fn write_back(&self, view: &View, to: Attempt, epoch: &mut Epoch) -> Result<(), ReplicaError> {
+        /// Bytes in one batch: a few syncs per second on a slow volume.
+        const BATCH: usize = 8 << 20;
+        for (disk, map) in self.changed(to)?.into_iter().enumerate() {
+            let mut batch = Vec::new();
+            let mut bytes = 0;
+            for piece in map.pieces(BLOCK) {
+                let mut content = vec![0; piece.length as usize];
+                view.read(disk, piece.offset, &mut content)?;
+                let zero = blank(&content);
+                let payload = if zero { Payload::Zero(piece.length) } else { Payload::Data(Bytes::from(content)) };
+                batch.push(Write { disk: disk as u16, offset: piece.offset, payload });
+                bytes += piece.length as usize;
+                if bytes >= BATCH {
+                    epoch.apply(&batch)?;
+                    batch.clear();
+                    bytes = 0;
+                }
+            }
+            epoch.apply(&batch)?;
+        }
+        Ok(())
+    }
+
+    /// A view of a point: ready at once, any number at a time, while epochs are applied.
+    ///
+    /// # Errors
+    /// `PointGone`; `Damaged` when a file of the way back is known to be missing; `Closed`, `Failed`.
+    pub fn view(&self, attempt: Attempt) -> Result<View, ReplicaError> {
+        self.store.usable()?;
+        let node = self.store.node(attempt)?;
+        let mut at = &node;
+        while let Some(step) = at.next() {
+            step.segments.iter().flatten().try_for_each(Segment::usable)?;
+            at = &step.to;
+        }
+        Ok(View::new(self.store.clone(), node))
+    }
+
+    /// What may differ, on each disk, between the point and what the disks hold now, the open epoch included. Every
+    /// disk is named.
+    ///
+    /// # Errors
+    /// `PointGone` when the point, and so the history since, is not kept; `Damaged`; I/O.
+    pub fn changed_since(&self, attempt: Attempt) -> Result<BTreeMap<DiskKey, BlockMap>, ReplicaError> {
+        let maps = self.changed(attempt)?;
+        Ok(self.disks().iter().map(|record| record.key.clone()).zip(maps).collect())
+    }
+
+    fn changed(&self, attempt: Attempt) -> Result<Vec<BlockMap>, ReplicaError> {
+        self.store.usable()?;
+        let node = self.store.node(attempt)?;
+        let mut extents: Vec<Vec<Extent>> = vec![Vec::new(); self.disks().len()];
+        // The open epoch first: when it is sealed meanwhile, it is met in the chain.
+        if let Some(open) = self.store.open() {
+            for (disk, segment) in open.segments.iter().enumerate() {
+                extents[disk].extend(segment.entries().iter().map(|entry| Extent::new(entry.offset, entry.length)));
+            }
+        }
+        let mut at = &node;
+        while let Some(step) = at.next() {
+            for (disk, segment) in step.segments.iter().enumerate() {
+                if let Some(segment) = segment {
+                    extents[disk].extend(segment.index()?.iter().map(|entry| Extent::new(entry.offset, entry.length)));
+                }
+            }
+            at = &step.to;
+        }
+        Ok(extents.into_iter().map(|extents| extents.into_iter().collect()).collect())
+    }
+
+    /// What a disk holds at this moment, be it a point's content or not. For comparing with a source.
+    ///
+    /// # Errors
+    /// Out of bounds; I/O; `Closed`, `Failed`.
+    pub fn read_present(&self, disk: usize, offset: u64, buffer: &mut [u8]) -> Result<(), ReplicaError> {
+        self.store.usable()?;
+        self.store.within(disk, offset, buffer.len() as u64)?;
+        self.store.read_disk(disk, offset, buffer)
+    }
+
+    /// A superset of what a disk holds in a range at this moment that may be other than zero.
+    ///
+    /// # Errors
+    /// As for [`Replica::read_present`].
+    pub fn data_present(&self, disk: usize, offset: u64, length: u64) -> Result<BlockMap, ReplicaError> {
+        self.store.usable()?;
+        let extent = self.store.within(disk, offset, length)?;
+        self.store.data_on_disk(disk, extent)
+    }
+
+    /// Lets go of the points before `attempt`, which stays. The files go when no view needs them any more.
+    ///
+    /// # Errors
+    /// `PointGone` when there is no such point; `NoSpace`; I/O.
+    pub fn prune_before(&self, attempt: Attempt) -> Result<(), ReplicaError> {
+        self.store.usable()?;
+        let mut ledger = self.store.ledger.lock().unwrap_or_else(PoisonError::into_inner);
+        match ledger.facts().points.iter().position(|sealed| sealed.point.attempt == attempt) {
+            None => return Err(ReplicaError::PointGone(attempt)),
+            Some(0) => return Ok(()),
+            Some(_) => self.reserve(&mut ledger)?,
+        }
+        self.store.record(&mut ledger, &Record::PrunedBefore { attempt })?;
+        self.store.drop_points_before(attempt);
+        ledger.tidy().map_err(|error| self.store.fail(error))
+    }
+
+    /// Removes the replica: manifest, journal and the disks inside its directory, never one outside.
+    ///
+    /// # Errors
+    /// `Busy` while an epoch is open; I/O: the rest is removed when it is next opened, or made anew.
+    pub fn delete(self) -> Result<(), ReplicaError> {
+        let mut held = Held::new();
+        self.store.claim_for_deletion(&mut held)?;
+        self.stores.delete(&self.store.manifest)?;
+        drop(held);
+        Ok(())
+    }
+
+    /// Removes the replica at `place` without opening it, also one that is too damaged to be opened; as
+    /// [`Replica::delete`] otherwise. `Absent` when there is none (any more).
+    ///
+    /// # Errors
+    /// `Absent`; `Busy` while it is open; `Damaged` when not even its manifest can be read; I/O.
+    pub fn delete_at(place: &Place) -> Result<(), ReplicaError> {
+        let stores = Stores::real(place, false)?;
+        let _held = stores.lock()?;
+        match Manifest::load(stores.directory.as_ref())? {
+            Some(manifest) => stores.delete(&manifest),
+            None => Err(ReplicaError::Absent(place.directory.display().to_string())),
+        }
+    }
+
+    /// Lets go of disks and locks now; views and an epoch that are still held get `Closed`. An unfinished epoch is
+    /// rolled back when the replica is next opened.
+    pub fn close(&self) {
+        self.store.close();
+    }
+
+    fn fits(&self, header: &EpochHeader) -> Result<(), ReplicaError> {
+        let ours = self.store.manifest.lineage;
+        if header.lineage != ours {
+            return Err(ReplicaError::Lineage { theirs: header.lineage, ours });
+        }
+        let wanted: BTreeMap<_, _> = self.disks().iter().map(|record| (&record.key, record.size)).collect();
+        let found: BTreeMap<_, _> = header.disks.iter().map(|disk| (&disk.disk, disk.size)).collect();
+        if wanted != found || header.disks.len() != wanted.len() {
+            let say = |disks: BTreeMap<&DiskKey, u64>| {
+                disks.iter().map(|(key, size)| format!("{key} of {size} bytes")).collect::<Vec<_>>().join(", ")
+            };
+            return Err(ReplicaError::Disks(format!("the source has {}; the replica has {}", say(found), say(wanted))));
+        }
+        let newest = self.store.newest().map(|node| node.point.attempt);
+        if header.base != newest {
+            return Err(ReplicaError::Base { base: header.base, newest });
+        }
+        Ok(())
+    }
+
+    /// Begins an epoch in the slot, which is taken.
+    fn open_epoch(&self, attempt: Attempt, kind: PointKind, cut_at_ms: u64) -> Result<Epoch, ReplicaError> {
+        let store = &self.store;
+        let mut ledger = store.ledger.lock().unwrap_or_else(PoisonError::into_inner);
+        ledger.facts().unused(attempt)?;
+        self.reserve(&mut ledger)?;
+        let journalled = store.manifest.content == Content::Existing || !ledger.facts().points.is_empty();
+        let begun = Begun { opened: ledger.next(), attempt, journalled };
+        let mut segments = Vec::new();
+        if journalled {
+            // The files exist before the record that says so: a missing one is then known to be missing.
+            for id in ids(&store.manifest, begun.opened, attempt) {
+                let file = SegmentFile::new(store.journal.clone(), id);
+                let made = store.journal.create(&file.name);
+                let segment = OpenSegment::new(file, Vec::new());
+                segments.push(segment);
+                if let Err(error) = made {
+                    segments.iter().for_each(|segment| segment.file.doom());
+                    return Err(ReplicaError::io("making a segment", error));
+                }
+            }
+            store.journal.sync_directory().map_err(|e| store.fail(ReplicaError::io("syncing the journal", e)))?;
+        }
+        store.record(&mut ledger, &Record::Begun(begun))?;
+        let open = Arc::new(Open { attempt, opened: begun.opened, segments });
+        store.set_open(open.clone());
+        Ok(Epoch::new(store.clone(), Writer::new(open, self.disks().len(), kind, cut_at_ms)))
+    }
+
+    /// Reserves space in the log. A full volume is the caller's to deal with; any other failure stops the replica.
+    fn reserve(&self, ledger: &mut Ledger) -> Result<(), ReplicaError> {
+        ledger.reserve().map_err(|error| match error {
+            ReplicaError::NoSpace { .. } => error,
+            other => self.store.fail(other),
+        })
+    }
+
+    fn keep_slot_if(&self, begun: Result<Epoch, ReplicaError>) -> Result<Epoch, ReplicaError> {
+        if begun.is_err() {
+            self.store.set_slot(Slot::Free);
+        }
+        begun
+    }
+}
+
+fn check(spec: &Spec) -> Result<(), ReplicaError> {
+    let keys: BTreeSet<_> = spec.disks.iter().map(|record| &record.key).collect();
+    let largest = protocol::extent::LARGEST_DISK;
+    if spec.disks.is_empty() || spec.disks.len() > MOST_DISKS as usize {
+        return Err(ReplicaError::Disks(format!("an item has 1 to {MOST_DISKS} disks, not {}", spec.disks.len())));
+    }
+    if keys.len() != spec.disks.len() {
+        return Err(ReplicaError::Disks("two disks have one name".into()));
+    }
+    match spec.disks.iter().find(|record| record.size == 0 || record.size > largest) {
+        Some(record) => Err(ReplicaError::Disks(format!("{} cannot have {} bytes", record.key, record.size))),
+        None => Ok(()),
+    }
+}
+
+/// Makes the file of a disk inside the directory. One that an interrupted creation left is taken if it was never written.
+fn make_inside(record: &DiskRecord, directory: &Path) -> io::Result<()> {
+    let path = directory.join(record.file_name());
+    match FileDisk::create(&path, record.size) {
+        Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {
+            if !never_written(&path)? {
+                return Err(io::Error::new(error.kind(), format!("{} exists and holds data", path.display())));
+            }
+            let file = std::fs::File::options().write(true).open(&path)?;
+            file.set_len(record.size)?;
+            file.sync_all()
+        }
+        made => made.map(drop),
+    }
+}
+
+fn ids(manifest: &Manifest, opened: u64, attempt: Attempt) -> impl Iterator<Item = SegmentId> + '_ {
+    let disks = manifest.disks.len() as u16;
+    manifest.disks.iter().enumerate().map(move |(disk, record)| SegmentId {
+        lineage: manifest.lineage,
+        attempt,
+        opened,
+        disk: disk as u16,
+        disk_size: record.size,
+        disks,
+    })
+}
+
+fn list(journal: &dyn Volume) -> Result<BTreeMap<String, u64>, ReplicaError> {
+    let files = journal.list().map_err(|e| ReplicaError::io(format!("listing {}", journal.describe("")), e))?;
+    Ok(files.into_iter().filter(|(name, _)| name.ends_with(SUFFIX)).collect())
+}
+
+/// The points as a chain. Takes the files that belong to it out of `files`.
+fn chain(
+    manifest: &Manifest,
+    journal: &Arc<dyn Volume>,
+    sealed: &[Sealed],
+    files: &mut BTreeMap<String, u64>,
+) -> Result<Vec<Arc<Node>>, ReplicaError> {
+    let mut points: Vec<Arc<Node>> = Vec::with_capacity(sealed.len());
+    for sealed in sealed {
+        let node = Node::new(sealed.point.clone());
+        // The segments of the oldest point lead to one that is gone.
+        if let Some(last) = points.last() {
+            let mut segments: Vec<Option<Segment>> = manifest.disks.iter().map(|_| None).collect();
+            for id in ids(manifest, sealed.opened, sealed.point.attempt) {
+                let disk = usize::from(id.disk);
+                if let Some(sealed) = sealed.segments.iter().find(|sealed| sealed.disk == id.disk) {
+                    let flaw = match files.remove(&id.file()) {
+                        None => Some("the file is missing"),
+                        Some(length) if length != sealed.length => Some("the file has another length than was sealed"),
+                        Some(_) => None,
+                    };
+                    let file = SegmentFile::new(journal.clone(), id);
+                    if let Some(flaw) = flaw {
+                        tracing::warn!(item = %manifest.item, file = file.name, flaw, "older points cannot be read");
+                    }
+                    segments[disk] = Some(Segment::new(file, *sealed, flaw));
+                }
+            }
+            last.link(Step { segments, to: node.clone() });
+        }
+        points.push(node);
+    }
+    Ok(points)
+}
+
+/// The epoch that was open when everything stopped. Takes its files out of `files`.
+fn unfinished(
+    manifest: &Manifest,
+    journal: &Arc<dyn Volume>,
+    begun: Begun,
+    files: &mut BTreeMap<String, u64>,
+) -> Result<Open, ReplicaError> {
+    let mut segments = Vec::new();
+    if begun.journalled {
+        let ids: Vec<SegmentId> = ids(manifest, begun.opened, begun.attempt).collect();
+        for (entries, id) in scan_all(journal.as_ref(), &ids)?.into_iter().zip(ids) {
+            files.remove(&id.file());
+            segments.push(OpenSegment::new(SegmentFile::new(journal.clone(), id), entries));
+        }
+    }
+    Ok(Open { attempt: begun.attempt, opened: begun.opened, segments })
+}
+
+/// Removes segments that no point needs: what an interrupted removal or beginning left.
+fn remove_orphans<'a>(journal: &dyn Volume, names: impl Iterator<Item = &'a String>) -> Result<(), ReplicaError> {
+    for name in names {
+        tracing::debug!(file = name, "removing a segment that no point needs");
+        journal.remove(name).map_err(|e| ReplicaError::io(format!("removing {}", journal.describe(name)), e))?;
+    }
+    Ok(())
+}
+
+#[allow(dead_code)]
+fn shared_between_threads() {
+    fn check<T: Send + Sync>() {}
+    check::<Replica>();
+    check::<View>();
+    check::<Mutex<Epoch>>();
+}

@@ -1,0 +1,434 @@
+//! The layout of a segment: the before-images of one disk in one epoch.
+//!
+//! ```text
+//!   ┌────────┬───────────────────────────────┬────────┬ ─ ─ ─ ┬─────────────────┬────────┐
+//!   │ header │ frame: table ┆ payload        │ frame  │       │ index pages     │ footer │
+//!   └────────┴───────────────────────────────┴────────┴ ─ ─ ─ ┴─────────────────┴────────┘
+//!     512 B    every part starts on a sector                    4 KiB each, by    512 B
+//!                                                              offset; at the seal
+//! ```
+//!
+//! A frame's table lists records: offset, length, kind (zeroes, data), checksum of the data. No data record crosses a
+//! multiple of 64 KiB, so a reader that wants 4 KiB checks at most 64; zeroes take no payload. A table also says how
+//! long every segment of the epoch was *durably* when the frame was written: whoever finds a frame knows what must
+//! stand before it, in its own segment and in those of the other disks ([`crate::scan`]).
+//!
+//! Everything carries the number of the epoch's `begun` record and is checksummed; positions are mixed into the
+//! checksums of data, so a block that was written to the wrong place is not taken for the right one.
+
+use protocol::{Attempt, BLOCK, Lineage};
+use twox_hash::XxHash3_64;
+
+use crate::fields::{Fields, Put};
+use crate::manifest::FORMAT;
+
+pub(crate) const SECTOR: u64 = 512;
+/// Before-images are kept in multiples of this (bytes), cut off at the disk's end.
+pub(crate) const UNIT: u64 = 4096;
+pub(crate) const PAGE: u64 = 4096;
+pub(crate) const FRAME_MAGIC: u32 = u32::from_le_bytes(*b"SKFR");
+pub(crate) const PAGE_MAGIC: u32 = u32::from_le_bytes(*b"SKIX");
+const HEADER_MAGIC: &[u8; 8] = b"SKYESEGM";
+const FOOTER_MAGIC: &[u8; 8] = b"SKYESEAL";
+/// A frame is written when it has this much (records, bytes of payload).
+const FULL_RECORDS: usize = 1024;
+const FULL_PAYLOAD: usize = 2 << 20;
+/// A frame that claims more was not written by us: checked before anything is allocated.
+const MOST_RECORDS: u32 = 4096;
+const MOST_PAYLOAD: u64 = 4 << 20;
+pub(crate) const MOST_DISKS: u32 = 256;
+const RECORD_BYTES: u64 = 32;
+const TABLE_HEAD: u64 = 40;
+pub(crate) const PAGE_ENTRIES: usize = 127;
+
+/// Which segment it is; every part of the file proves that it belongs to this one.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct SegmentId {
+    pub lineage: Lineage,
+    pub attempt: Attempt,
+    /// The number of the epoch's `begun` record.
+    pub opened: u64,
+    pub disk: u16,
+    pub disk_size: u64,
+    /// How many disks the item has.
+    pub disks: u16,
+}
+
+/// A kept before-image: `length` bytes that were at `offset` before the epoch.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Entry {
+    pub offset: u64,
+    pub length: u64,
+    /// Where the data is in the file; 0 for zeroes, which are nowhere.
+    pub position: u64,
+    pub checksum: u64,
+}
+
+impl Entry {
+    pub fn end(&self) -> u64 {
+        self.offset + self.length
+    }
+    pub fn is_zero(&self) -> bool {
+        self.position == 0
+    }
+    /// Whether `bytes` are the entry's data.
+    pub fn fits(&self, bytes: &[u8]) -> bool {
+        XxHash3_64::oneshot_with_seed(self.offset, bytes) == self.checksum
+    }
+    /// Whether it can be an entry of `id` at all.
+    fn sound(&self, id: &SegmentId) -> bool {
+        let inside = self.offset.checked_add(self.length).is_some_and(|end| end <= id.disk_size);
+        let small = self.is_zero() || self.offset / BLOCK == (self.offset + self.length.max(1) - 1) / BLOCK;
+        self.length > 0 && inside && small
+    }
+}
+
+pub(crate) fn sectors(bytes: u64) -> u64 {
+    bytes.next_multiple_of(SECTOR)
+}
+
+fn pad(out: &mut Vec<u8>) {
+    out.resize(sectors(out.len() as u64) as usize, 0);
+}
+
+fn seal_sector(out: &mut Vec<u8>, start: usize) -> u64 {
+    out.resize(start + SECTOR as usize - 8, 0);
+    let checksum = XxHash3_64::oneshot(&out[start..]);
+    out.put_u64(checksum);
+    checksum
+}
+
+/// The body of a sector that ends with its checksum, if it fits.
+fn checked(bytes: &[u8]) -> Option<&[u8]> {
+    let (body, checksum) = bytes.split_last_chunk::<8>()?;
+    (XxHash3_64::oneshot(body) == u64::from_le_bytes(*checksum)).then_some(body)
+}
+
+impl SegmentId {
+    pub fn file(&self) -> String {
+        format!("{:012}-{}-{}{SUFFIX}", self.opened, self.attempt, self.disk)
+    }
+
+    fn put(&self, out: &mut Vec<u8>) {
+        out.put_u32(FORMAT);
+        out.put_u32(u32::from(self.disk));
+        out.extend_from_slice(self.lineage.0.as_bytes());
+        out.put_u64(self.attempt.generation);
+        out.put_u64(self.attempt.number);
+        out.put_u64(self.opened);
+        out.put_u64(self.disk_size);
+        out.put_u32(u32::from(self.disks));
+        out.put_u32(0);
+    }
+
+    pub fn header(&self, out: &mut Vec<u8>) {
+        let start = out.len();
+        out.extend_from_slice(HEADER_MAGIC);
+        self.put(out);
+        seal_sector(out, start);
+    }
+
+    /// Whether `sector` is this segment's header.
+    pub fn is_header(&self, sector: &[u8]) -> bool {
+        let mut wanted = Vec::with_capacity(SECTOR as usize);
+        self.header(&mut wanted);
+        sector == wanted
+    }
+}
+
+pub(crate) const SUFFIX: &str = ".segment";
+
+/// A frame while it is filled. Its buffers are used again for the next one.
+#[derive(Default)]
+pub(crate) struct Frame {
+    entries: Vec<Entry>,
+    payload: Vec<u8>,
+}
+
+impl Frame {
+    pub fn is_empty(&self) -> bool {
+        self.entries.is_empty()
+    }
+    pub fn is_full(&self) -> bool {
+        self.entries.len() >= FULL_RECORDS || self.payload.len() >= FULL_PAYLOAD
+    }
+    pub fn clear(&mut self) {
+        self.entries.clear();
+        self.payload.clear();
+    }
+    pub fn zeroes(&mut self, offset: u64, length: u64) {
+        match self.entries.last_mut() {
+            Some(last) if last.is_zero() && last.end() == offset => last.length += length,
+            _ => self.entries.push(Entry { offset, length, position: 0, checksum: 0 }),
+        }
+    }
+    /// `bytes` must not cross a multiple of [`BLOCK`].
+    pub fn data(&mut self, offset: u64, bytes: &[u8]) {
+        let checksum = XxHash3_64::oneshot_with_seed(offset, bytes);
+        // The place in the payload, counted from 1, until the table's length is known.
+        let position = self.payload.len() as u64 + 1;
+        self.entries.push(Entry { offset, length: bytes.len() as u64, position, checksum });
+        self.payload.extend_from_slice(bytes);
+    }
+
+    /// Writes the table of frame `number` at file position `at` into `table` and gives the padded payload and the
+    /// entries with their final positions.
+    pub fn finish(
+        &mut self,
+        id: &SegmentId,
+        number: u64,
+        durable: &[u64],
+        at: u64,
+        table: &mut Vec<u8>,
+    ) -> (&[u8], &[Entry]) {
+        table.clear();
+        table.put_u32(FRAME_MAGIC);
+        table.put_u32(self.entries.len() as u32);
+        table.put_u64(id.opened);
+        table.put_u64(number);
+        table.put_u64(self.payload.len() as u64);
+        table.put_u32(durable.len() as u32);
+        table.put_u32(u32::from(id.disk));
+        for length in durable {
+            table.put_u64(*length);
+        }
+        let payload_at = at + table_bytes(durable.len() as u32, self.entries.len() as u32);
+        for entry in &mut self.entries {
+            table.put_u64(entry.offset);
+            table.put_u64(entry.length);
+            table.put_u64(u64::from(!entry.is_zero()));
+            table.put_u64(entry.checksum);
+            if !entry.is_zero() {
+                entry.position += payload_at - 1;
+            }
+        }
+        let checksum = XxHash3_64::oneshot(table);
+        table.put_u64(checksum);
+        pad(table);
+        pad(&mut self.payload);
+        (&self.payload, &self.entries)
+    }
+}
+
+fn table_bytes(disks: u32, records: u32) -> u64 {
+    sectors(TABLE_HEAD + u64::from(disks) * 8 + u64::from(records) * RECORD_BYTES + 8)
+}
+
+/// How long a table is (bytes, whole sectors), by its first sector; none when that is not the start of a table.
+pub(crate) fn table_length(first: &[u8]) -> Option<u64> {
+    let mut fields = Fields(first);
+    let (magic, records) = (fields.u32()?, fields.u32()?);
+    let (_opened, _number, payload, disks) = (fields.u64()?, fields.u64()?, fields.u64()?, fields.u32()?);
+    let good = magic == FRAME_MAGIC
+        && (1..=MOST_RECORDS).contains(&records)
+        && (1..=MOST_DISKS).contains(&disks)
+        && payload <= MOST_PAYLOAD;
+    good.then(|| table_bytes(disks, records))
+}
+
+/// A frame's table as read back.
+pub(crate) struct Table {
+    pub number: u64,
+    /// How long every disk's segment was, durably, when the frame was written.
+    pub durable: Vec<u64>,
+    pub entries: Vec<Entry>,
+    /// The frame's length in the file.
+    pub length: u64,
+}
+
+impl Table {
+    /// Reads a table that starts at file position `at`; none when it is not a whole table of `id`.
+    pub fn decode(id: &SegmentId, at: u64, bytes: &[u8]) -> Option<Table> {
+        let table = table_length(bytes)?;
+        let mut fields = Fields(bytes.get(..table as usize)?);
+        let _magic = fields.u32()?;
+        let records = fields.u32()?;
+        let (opened, number, payload) = (fields.u64()?, fields.u64()?, fields.u64()?);
+        let (disks, disk) = (fields.u32()?, fields.u32()?);
+        let used = TABLE_HEAD + u64::from(disks) * 8 + u64::from(records) * RECORD_BYTES;
+        checked(&bytes[..used as usize + 8])?;
+        if opened != id.opened || disk != u32::from(id.disk) || disks != u32::from(id.disks) {
+            return None;
+        }
+        let durable = (0..disks).map(|_| fields.u64()).collect::<Option<Vec<_>>>()?;
+        let mut entries = Vec::with_capacity(records as usize);
+        let (mut position, end) = (at + table, at + table + payload);
+        for _ in 0..records {
+            let (offset, length, kind, checksum) = (fields.u64()?, fields.u64()?, fields.u64()?, fields.u64()?);
+            let entry = match kind {
+                0 => Entry { offset, length, position: 0, checksum: 0 },
+                1 => Entry { offset, length, position, checksum },
+                _ => return None,
+            };
+            if !entry.sound(id) {
+                return None;
+            }
+            if !entry.is_zero() {
+                position = position.checked_add(length).filter(|position| *position <= end)?;
+            }
+            entries.push(entry);
+        }
+        (position == end).then(|| Table { number, durable, entries, length: table + sectors(payload) })
+    }
+}
+
+/// The index and footer of a segment whose frames end at `position`, and the footer's checksum.
+pub(crate) fn encode_index(id: &SegmentId, position: u64, entries: impl Iterator<Item = Entry>) -> (Vec<u8>, u64) {
+    let mut merged: Vec<Entry> = Vec::new();
+    for entry in entries {
+        match merged.last_mut() {
+            Some(last) if last.is_zero() && entry.is_zero() && last.end() == entry.offset => {
+                last.length += entry.length
+            }
+            _ => merged.push(entry),
+        }
+    }
+    let mut out = Vec::new();
+    for (page, entries) in merged.chunks(PAGE_ENTRIES).enumerate() {
+        let start = out.len();
+        out.put_u32(PAGE_MAGIC);
+        out.put_u32(entries.len() as u32);
+        out.put_u64(id.opened);
+        out.put_u64(page_tag(id, page as u64));
+        for entry in entries {
+            out.put_u64(entry.offset);
+            out.put_u64(entry.length);
+            out.put_u64(entry.position);
+            out.put_u64(entry.checksum);
+        }
+        out.resize(start + PAGE as usize - 8, 0);
+        let checksum = XxHash3_64::oneshot(&out[start..]);
+        out.put_u64(checksum);
+    }
+    let start = out.len();
+    out.extend_from_slice(FOOTER_MAGIC);
+    id.put(&mut out);
+    out.put_u64(position);
+    out.put_u64(merged.len() as u64);
+    let footer = seal_sector(&mut out, start);
+    (out, footer)
+}
+
+/// The disk in the upper 16 bits, the page's number below.
+fn page_tag(id: &SegmentId, page: u64) -> u64 {
+    u64::from(id.disk) << 48 | page
+}
+
+/// The number of an index page of `id`; none when `bytes` are not one.
+pub(crate) fn page_number(id: &SegmentId, bytes: &[u8]) -> Option<u64> {
+    let mut fields = Fields(checked(bytes.get(..PAGE as usize)?)?);
+    let (magic, _count, opened, tag) = (fields.u32()?, fields.u32()?, fields.u64()?, fields.u64()?);
+    let page = tag & ((1 << 48) - 1);
+    (magic == PAGE_MAGIC && opened == id.opened && tag == page_tag(id, page)).then_some(page)
+}
+
+/// The entries of index page `page`; none when `bytes` are not that page.
+pub(crate) fn decode_page(id: &SegmentId, page: u64, bytes: &[u8]) -> Option<Vec<Entry>> {
+    if page_number(id, bytes)? != page {
+        return None;
+    }
+    let mut fields = Fields(bytes);
+    let (_magic, count) = (fields.u32()?, fields.u32()?);
+    let (_opened, _tag) = (fields.u64()?, fields.u64()?);
+    if count as usize > PAGE_ENTRIES {
+        return None;
+    }
+    let entry = |fields: &mut Fields| {
+        let entry =
+            Entry { offset: fields.u64()?, length: fields.u64()?, position: fields.u64()?, checksum: fields.u64()? };
+        entry.sound(id).then_some(entry)
+    };
+    (0..count).map(|_| entry(&mut fields)).collect()
+}
+
+/// Where the index starts and how many entries it has, by the footer whose checksum must be `checksum`.
+pub(crate) fn decode_footer(id: &SegmentId, checksum: u64, sector: &[u8]) -> Option<(u64, u64)> {
+    let body = checked(sector)?;
+    if sector.last_chunk::<8>() != Some(&checksum.to_le_bytes()) {
+        return None;
+    }
+    let mut wanted = FOOTER_MAGIC.to_vec();
+    id.put(&mut wanted);
+    let mut fields = Fields(body.strip_prefix(&wanted[..])?);
+    Some((fields.u64()?, fields.u64()?))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn id() -> SegmentId {
+        SegmentId {
+            lineage: Lineage::fresh(),
+            attempt: Attempt { generation: 1, number: 7 },
+            opened: 9,
+            disk: 1,
+            disk_size: 1 << 30,
+            disks: 2,
+        }
+    }
+
+    #[test]
+    fn a_frame_says_what_was_put_into_it() {
+        let id = id();
+        let mut frame = Frame::default();
+        frame.zeroes(0, 4096);
+        frame.zeroes(4096, 4096);
+        frame.data(65536, &[1; 4096]);
+        frame.data(131072, &[2; 512]);
+        let mut table = Vec::new();
+        let (payload, entries) = frame.finish(&id, 3, &[77, 512], 512, &mut table);
+        let read = Table::decode(&id, 512, &table).unwrap();
+        assert_eq!((read.number, &read.durable[..], &read.entries[..]), (3, &[77, 512][..], entries));
+        assert_eq!(read.length as usize, table.len() + payload.len());
+        assert_eq!(read.entries.len(), 3);
+        assert_eq!(read.entries[1].position as usize, 512 + table.len());
+        assert!(read.entries[2].fits(&[2; 512]) && !read.entries[2].fits(&[1; 512]));
+        for at in 0..table.len() - 8 {
+            let mut bad = table.clone();
+            bad[at] ^= 4;
+            let padding = at >= 40 + 16 + 3 * 32 + 8;
+            assert_eq!(Table::decode(&id, 512, &bad).is_some(), padding, "byte {at}");
+        }
+        assert!(Table::decode(&SegmentId { opened: 10, ..id.clone() }, 512, &table).is_none());
+    }
+
+    #[test]
+    fn an_index_of_many_pages_is_read_back_and_every_flipped_bit_noticed() {
+        let id = id();
+        let entries: Vec<Entry> =
+            (0..300).map(|n| Entry { offset: n * 8192, length: 4096, position: 512 + n, checksum: n }).collect();
+        let (bytes, footer) = encode_index(&id, 512, entries.iter().copied());
+        let (pages, sector) = bytes.split_at(3 * PAGE as usize);
+        assert_eq!(decode_footer(&id, footer, sector), Some((512, 300)));
+        assert_eq!(decode_footer(&id, footer + 1, sector), None);
+        let mut read = Vec::new();
+        for (page, bytes) in pages.chunks(PAGE as usize).enumerate() {
+            read.extend(decode_page(&id, page as u64, bytes).unwrap());
+            assert!(decode_page(&id, page as u64 + 1, bytes).is_none());
+            let mut bad = bytes.to_vec();
+            bad[page * 100 + 5] ^= 1;
+            assert!(decode_page(&id, page as u64, &bad).is_none());
+        }
+        assert_eq!(read, entries);
+        let zeroes = (0..300).map(|n| Entry { offset: n * 4096, length: 4096, position: 0, checksum: 0 });
+        assert_eq!(encode_index(&id, 512, zeroes).0.len() as u64, PAGE + SECTOR);
+    }
+
+    #[test]
+    fn arbitrary_bytes_are_never_a_table_a_page_or_a_footer() {
+        let id = id();
+        let mut seed = 1u64;
+        for _ in 0..2000 {
+            let mut bytes: Vec<u8> = (0..PAGE)
+                .map(|_| {
+                    seed = seed.wrapping_mul(6364136223846793005).wrapping_add(1442695040888963407);
+                    (seed >> 56) as u8
+                })
+                .collect();
+            assert!(decode_page(&id, 0, &bytes).is_none() && decode_footer(&id, 0, &bytes[..512]).is_none());
+            bytes[..4].copy_from_slice(&FRAME_MAGIC.to_le_bytes());
+            assert!(Table::decode(&id, 512, &bytes).is_none());
+        }
+    }
+}

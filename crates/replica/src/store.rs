@@ -1,0 +1,254 @@
+//! What a replica, its open epoch and its views share, and who may do what at one moment.
+//!
+//! - One writer: the *slot* is free, taken by an epoch (or by an operation that works like one), or holds an epoch that
+//!   was left unfinished and is rolled back by the next one that wants the slot.
+//! - Any number of readers: they see the points, the open epoch's published entries and the disks, never the slot.
+//! - A failed sync is never retried: the store *failed*, and every operation says so until the replica is opened anew.
+
+use std::io;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, OnceLock, RwLock};
+
+use protocol::{Attempt, BlockMap, Extent, Point};
+
+use crate::disk::Disk;
+use crate::epoch::Writer;
+use crate::error::ReplicaError;
+use crate::history::{Node, OpenSegment, Segment, Step};
+use crate::ledger::Ledger;
+use crate::log::Record;
+use crate::manifest::Manifest;
+use crate::volume::Volume;
+
+/// The open epoch as readers see it.
+pub(crate) struct Open {
+    pub attempt: Attempt,
+    /// The number of its `begun` record.
+    pub opened: u64,
+    /// One for each disk; none at all for the first copy onto an empty replica, which keeps no before-images.
+    pub segments: Vec<OpenSegment>,
+}
+
+pub(crate) enum Slot {
+    Free,
+    Taken,
+    Left(Box<Writer>),
+}
+
+/// Things that keep others out for as long as they exist.
+pub(crate) type Held = Vec<Box<dyn Send + Sync>>;
+
+pub(crate) struct Store {
+    pub manifest: Manifest,
+    pub journal: Arc<dyn Volume>,
+    disks: RwLock<Vec<Arc<dyn Disk>>>,
+    held: Mutex<Held>,
+    pub ledger: Mutex<Ledger>,
+    points: RwLock<Vec<Arc<Node>>>,
+    open: RwLock<Option<Arc<Open>>>,
+    rollbacks: AtomicU64,
+    slot: Mutex<Slot>,
+    failed: OnceLock<String>,
+    closed: AtomicBool,
+}
+
+impl Store {
+    pub fn new(
+        manifest: Manifest,
+        journal: Arc<dyn Volume>,
+        disks: Vec<Arc<dyn Disk>>,
+        held: Held,
+        ledger: Ledger,
+        points: Vec<Arc<Node>>,
+    ) -> Store {
+        Store {
+            manifest,
+            journal,
+            disks: RwLock::new(disks),
+            held: Mutex::new(held),
+            ledger: Mutex::new(ledger),
+            points: RwLock::new(points),
+            open: RwLock::new(None),
+            rollbacks: AtomicU64::new(0),
+            slot: Mutex::new(Slot::Free),
+            failed: OnceLock::new(),
+            closed: AtomicBool::new(false),
+        }
+    }
+
+    /// Refuses everything after a failure or a close.
+    pub fn usable(&self) -> Result<(), ReplicaError> {
+        if let Some(why) = self.failed.get() {
+            return Err(ReplicaError::Failed(why.clone()));
+        }
+        if self.closed.load(Ordering::Acquire) { Err(ReplicaError::Closed) } else { Ok(()) }
+    }
+
+    /// Stops the replica: what is on stable storage is not known any more. Gives the error back.
+    pub fn fail(&self, error: ReplicaError) -> ReplicaError {
+        let fault = match &error {
+            ReplicaError::Io { what, source } | ReplicaError::NoSpace { what, source } => format!("{what}: {source}"),
+            other => other.to_string(),
+        };
+        tracing::error!(item = %self.manifest.item, fault, "the replica stops");
+        let _ = self.failed.set(fault);
+        error
+    }
+
+    pub fn close(&self) {
+        self.closed.store(true, Ordering::Release);
+        self.disks.write().expect("nobody panics here").clear();
+        self.held.lock().expect("nobody panics here").clear();
+    }
+
+    /// Takes the slot for good, closes the disks and hands over what keeps others out, so that files can be removed.
+    pub fn claim_for_deletion(&self, held: &mut Held) -> Result<(), ReplicaError> {
+        let mut slot = self.slot.lock().expect("nobody panics here");
+        if matches!(*slot, Slot::Taken) {
+            return Err(ReplicaError::Busy("an epoch is open".into()));
+        }
+        *slot = Slot::Taken;
+        held.append(&mut self.held.lock().expect("nobody panics here"));
+        self.close();
+        Ok(())
+    }
+
+    // ---- disks
+
+    pub fn disk(&self, disk: usize) -> Result<Arc<dyn Disk>, ReplicaError> {
+        self.disks.read().expect("nobody panics here").get(disk).cloned().ok_or(ReplicaError::Closed)
+    }
+
+    pub fn size(&self, disk: usize) -> u64 {
+        self.manifest.disks.get(disk).map_or(0, |record| record.size)
+    }
+
+    /// The extent, if it lies inside the disk.
+    pub fn within(&self, disk: usize, offset: u64, length: u64) -> Result<Extent, ReplicaError> {
+        match (self.manifest.disks.get(disk), offset.checked_add(length)) {
+            (Some(record), Some(end)) if end <= record.size => Ok(Extent::new(offset, length)),
+            (Some(record), _) => Err(ReplicaError::OutOfBounds(format!(
+                "{length} bytes at {offset} do not lie inside {} of {} bytes",
+                record.key, record.size
+            ))),
+            (None, _) => Err(ReplicaError::OutOfBounds(format!("there is no disk number {disk}"))),
+        }
+    }
+
+    pub fn disk_error(&self, disk: usize, doing: &str, error: io::Error) -> ReplicaError {
+        let key = self.manifest.disks.get(disk).map_or("?", |record| record.key.as_str());
+        ReplicaError::io(format!("{doing} the replica's {key}"), error)
+    }
+
+    pub fn read_disk(&self, disk: usize, offset: u64, buffer: &mut [u8]) -> Result<(), ReplicaError> {
+        self.disk(disk)?.read_at(offset, buffer).map_err(|error| self.disk_error(disk, "reading", error))
+    }
+
+    pub fn data_on_disk(&self, disk: usize, extent: Extent) -> Result<BlockMap, ReplicaError> {
+        let map = self.disk(disk)?.data(extent.offset, extent.length);
+        let map = map.map_err(|error| self.disk_error(disk, "mapping", error))?;
+        Ok(map.intersection(&[extent].into_iter().collect()))
+    }
+
+    /// Flushes a disk; an error stops the replica.
+    pub fn flush_disk(&self, disk: usize) -> Result<(), ReplicaError> {
+        self.disk(disk)?.flush().map_err(|error| self.fail(self.disk_error(disk, "flushing", error)))
+    }
+
+    // ---- points and the open epoch
+
+    pub fn points(&self) -> Vec<Arc<Node>> {
+        self.points.read().expect("nobody panics here").clone()
+    }
+
+    pub fn newest(&self) -> Option<Arc<Node>> {
+        self.points.read().expect("nobody panics here").last().cloned()
+    }
+
+    pub fn node(&self, attempt: Attempt) -> Result<Arc<Node>, ReplicaError> {
+        let points = self.points.read().expect("nobody panics here");
+        let found = points.iter().rev().find(|node| node.point.attempt == attempt);
+        found.cloned().ok_or(ReplicaError::PointGone(attempt))
+    }
+
+    pub fn open(&self) -> Option<Arc<Open>> {
+        self.open.read().expect("nobody panics here").clone()
+    }
+
+    pub fn set_open(&self, open: Arc<Open>) {
+        *self.open.write().expect("nobody panics here") = Some(open);
+    }
+
+    /// How many epochs were rolled back; a reader that finds another number afterwards starts over.
+    pub fn rollbacks(&self) -> u64 {
+        self.rollbacks.load(Ordering::Acquire)
+    }
+
+    /// Takes the entries of a rolled-back epoch away, when the disks hold again what they say.
+    pub fn forget_open(&self) {
+        let mut open = self.open.write().expect("nobody panics here");
+        self.rollbacks.fetch_add(1, Ordering::AcqRel);
+        *open = None;
+    }
+
+    /// Appends a point to the chain, then ends the open epoch for readers: they see one or both, never neither.
+    pub fn append_point(&self, point: Point, segments: Vec<Option<Segment>>) {
+        let node = Node::new(point);
+        let mut points = self.points.write().expect("nobody panics here");
+        match points.last() {
+            Some(last) => last.link(Step { segments, to: node.clone() }),
+            // They would lead back to a state that is no point.
+            None => segments.iter().flatten().for_each(Segment::doom),
+        }
+        points.push(node);
+        drop(points);
+        *self.open.write().expect("nobody panics here") = None;
+    }
+
+    /// Forgets the points before `attempt`, which is kept. Files go when no view needs them.
+    pub fn drop_points_before(&self, attempt: Attempt) {
+        let mut points = self.points.write().expect("nobody panics here");
+        let keep = points.iter().position(|node| node.point.attempt == attempt).unwrap_or(0);
+        let gone: Vec<Arc<Node>> = points.drain(..keep).collect();
+        drop(points);
+        for segment in gone.iter().filter_map(|node| node.next()).flat_map(|step| step.segments.iter().flatten()) {
+            segment.doom();
+        }
+    }
+
+    /// Makes `record` true; an error stops the replica.
+    pub fn record(&self, ledger: &mut Ledger, record: &Record) -> Result<(), ReplicaError> {
+        ledger.record(record).map_err(|error| self.fail(error))
+    }
+
+    // ---- the slot
+
+    /// Takes the slot; an epoch that was left in it is rolled back first.
+    pub fn take_slot(&self) -> Result<(), ReplicaError> {
+        self.usable()?;
+        let mut slot = self.slot.lock().expect("nobody panics here");
+        match std::mem::replace(&mut *slot, Slot::Taken) {
+            Slot::Free => Ok(()),
+            Slot::Taken => Err(ReplicaError::Busy("an epoch is open".into())),
+            Slot::Left(writer) => {
+                drop(slot);
+                writer.roll_back(self).map_err(|(writer, error)| {
+                    self.set_slot(Slot::Left(writer));
+                    error
+                })
+            }
+        }
+    }
+
+    pub fn set_slot(&self, slot: Slot) {
+        *self.slot.lock().expect("nobody panics here") = slot;
+    }
+
+    /// Does `work` while the slot is taken.
+    pub fn in_slot<T>(&self, work: impl FnOnce() -> Result<T, ReplicaError>) -> Result<T, ReplicaError> {
+        self.take_slot()?;
+        let result = work();
+        self.set_slot(Slot::Free);
+        result
+    }
+}
