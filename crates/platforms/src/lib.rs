@@ -17,6 +17,7 @@
 //! - Unknown is said as unknown, never as "nothing changed".
 
 pub mod qemu;
+pub mod simulated;
 
 use std::collections::BTreeMap;
 use std::time::Duration;

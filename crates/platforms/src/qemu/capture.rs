@@ -17,6 +17,8 @@
 //! # Always true
 //! - The guest never waits for us: only for QEMU, some milliseconds, between `stop` and `cont`.
 //! - A cut that failed in any step is undone before the failure is told; the maps then are as before.
+//! - What an epoch carries is in the disk's file before the guest goes on: `stop` flushes every disk. So an overlay whose QEMU
+//!   is killed holds at least what its epochs carried, and its allocation stays a superset of what the target was told.
 //! - One conversation at a time: `capture.lock` is held as long as a [`QemuCapture`] lives.
 //!
 //! # If power fails
@@ -136,16 +138,7 @@ impl QemuCapture {
         let cannot = self.fault("cannot be cut");
         let status = self.qmp.execute("query-status", Value::Null).await.map_err(&cannot)?;
         let running = status["running"] == true;
-        let nodes = self.nodes();
-        let mut actions = since.map(|since| bitmap::freeze(self.lineage, since, &nodes)).unwrap_or_default();
-        actions.extend(bitmap::begin(self.lineage, attempt, &nodes));
-
-        let mut steps: Vec<Command> = Vec::new();
-        steps.extend(running.then(|| Command::new("stop", Value::Null)));
-        steps.extend(bitmap::transaction(actions));
-        steps.extend((0..nodes.len()).flat_map(|place| fleece::insert(place, self.bounds)));
-        steps.extend(running.then(|| Command::new("cont", Value::Null)));
-
+        let steps = section(self.lineage, attempt, since, &self.nodes(), self.bounds, running);
         self.qmp.take_events();
         let now = SystemTime::now();
         let mut results = self.qmp.burst(&steps).await.map_err(&cannot)?;
@@ -231,6 +224,25 @@ impl QemuCapture {
     }
 }
 
+/// The commands of the critical section, in order.
+fn section(
+    lineage: Lineage,
+    attempt: Attempt,
+    since: Option<Attempt>,
+    nodes: &[(String, bool)],
+    bounds: Bounds,
+    running: bool,
+) -> Vec<Command> {
+    let mut actions = since.map(|since| bitmap::freeze(lineage, since, nodes)).unwrap_or_default();
+    actions.extend(bitmap::begin(lineage, attempt, nodes));
+    let mut steps: Vec<Command> = Vec::new();
+    steps.extend(running.then(|| Command::new("stop", Value::Null)));
+    steps.extend(bitmap::transaction(actions));
+    steps.extend((0..nodes.len()).flat_map(|place| fleece::insert(place, bounds)));
+    steps.extend(running.then(|| Command::new("cont", Value::Null)));
+    steps
+}
+
 #[async_trait]
 impl Capture for QemuCapture {
     async fn held(&mut self) -> Result<Vec<Held>, Fault> {
@@ -299,5 +311,26 @@ impl Capture for QemuCapture {
         }
         self.first = None;
         Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn everything_happens_while_the_guest_stands_still() {
+        let nodes: Vec<(String, bool)> = (0..20).map(|place| (launch::node(place), place % 2 == 0)).collect();
+        let at = |number| Attempt { generation: u64::MAX, number };
+        let lineage = Lineage::fresh();
+        let steps = section(lineage, at(u64::MAX), Some(at(u64::MAX - 1)), &nodes, Bounds::default(), true);
+        let names: Vec<&str> = steps.iter().map(|step| step.name).collect();
+        assert_eq!((names[0], names[1], names[names.len() - 1]), ("stop", "transaction", "cont"));
+        assert_eq!(names.iter().filter(|name| **name == "qom-set").count(), 20);
+        assert_eq!(steps[1].arguments["actions"].as_array().map(Vec::len), Some(40));
+        assert_eq!(names.len(), 3 + 3 * 20);
+
+        let still = section(lineage, at(1), None, &nodes, Bounds::default(), false);
+        assert!(still.iter().all(|step| !["stop", "cont"].contains(&step.name)));
     }
 }
