@@ -14,6 +14,7 @@
 //! Writes are as durable as the export's `flush` makes them. The socket file stays, and the next bind replaces it.
 mod connection;
 mod listener;
+mod reply;
 
 pub(crate) use listener::is_abandoned;
 

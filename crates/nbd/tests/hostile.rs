@@ -329,6 +329,20 @@ fn a_handshake_with_impossible_promises_is_refused() {
     assert_eq!(client.block_size().maximum, 32 << 20);
 }
 
+#[test]
+fn a_server_of_the_time_before_go_is_opened_by_the_old_option() {
+    let unsupported = |option| option_reply(option, (1 << 31) + 1, &[]);
+    // it pads its answer with 124 zeroes, and does not know structured replies either
+    let hello = [&b"NBDMAGICIHAVEOPT"[..], &1u16.to_be_bytes()].concat();
+    let export = [&SIZE.to_be_bytes()[..], &3u16.to_be_bytes(), &[0; 124]].concat();
+    let script = [hello, unsupported(8), unsupported(7), export].concat();
+    let client = runtime().block_on(shake_hands(&script)).unwrap();
+    assert_eq!((client.size(), client.read_only()), (SIZE, true));
+    // and hangs up where the export is unknown, which is all it can say
+    let error = runtime().block_on(shake_hands(&script[..script.len() - 134])).unwrap_err();
+    assert!(matches!(error, Error::Refused { reason: "no such export", .. }), "{error}");
+}
+
 async fn talk_to_server(server: &Server, script: &[u8]) {
     let (ours, mut theirs): (DuplexStream, DuplexStream) = duplex(1 << 16);
     let (incoming, outgoing) = tokio::io::split(ours);

@@ -11,20 +11,23 @@
 //! - What a request did to the export is complete before the connection counts as gone.
 use std::{io, sync::Arc, time::Duration};
 
-use bytes::{Buf, Bytes, BytesMut};
+use bytes::{Bytes, BytesMut};
 use tokio::{
-    io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, BufReader},
-    sync::{Mutex, OwnedSemaphorePermit, Semaphore, watch},
+    io::{AsyncRead, AsyncReadExt, AsyncWrite, BufReader},
+    sync::{OwnedSemaphorePermit, Semaphore, watch},
     task::JoinSet,
-    time::{sleep, timeout},
+    time::timeout,
 };
 
-use super::{Export, Shared};
+use super::{
+    Export, Shared,
+    reply::{Outcome, Replies},
+};
 use crate::{
     ErrorCode, StatusExtent,
     handshake::server::{self as handshake, Agreed},
     status,
-    wire::{self, BlockSize, Chunk, MAX_PAYLOAD, Request, chunk, command, command_flag},
+    wire::{BlockSize, MAX_PAYLOAD, Request, command, command_flag},
 };
 
 /// Requests of one connection that are carried out side by side.
@@ -34,8 +37,6 @@ const MAX_HELD_PAGES: usize = 64 * 1024 * 1024 / PAGE;
 const PAGE: usize = 4096;
 /// A client that has chosen no export by then is let go.
 const HANDSHAKE: Duration = Duration::from_secs(60);
-/// How long a reply may stick in the socket of a client whose connection is ending.
-const LAST_REPLIES: Duration = Duration::from_secs(5);
 /// How long a stopping server or a removed export waits for requests inside of an export.
 const LAST_REQUESTS: Duration = Duration::from_secs(30);
 /// Extents in one reply about status (guessed; the protocol allows 2^20, and QEMU sends at most 2^17).
@@ -94,11 +95,7 @@ where
     fn new(outgoing: W, agreed: Agreed<Found>) -> Session<W> {
         let Found { export, gone, presence } = agreed.found;
         let block = export.block_size().usable().unwrap_or_default();
-        let replies = Replies {
-            outgoing: Mutex::new(outgoing),
-            structured: agreed.structured,
-            ending: watch::Sender::new(false),
-        };
+        let replies = Replies::new(outgoing, agreed.structured);
         Session {
             export,
             gone,
@@ -133,7 +130,7 @@ where
         self.replies.ending.send_replace(true);
         self.finish(begun, ordered_to_end, gone, stop).await;
         // a stream with an end of its own, as TLS has, gets to say it
-        let _ = timeout(LAST_REPLIES, async { self.replies.outgoing.lock().await.shutdown().await }).await;
+        self.replies.shut_down().await;
     }
 
     /// Waits for the requests that were begun: without limit while nobody else needs the export, since a flush may take
@@ -243,14 +240,6 @@ impl Drop for Fuse<'_> {
             self.ending.send_replace(true);
         }
     }
-}
-
-/// What a request came to.
-enum Outcome {
-    Done,
-    Data(Bytes),
-    Status(Vec<(u32, Vec<StatusExtent>)>),
-    Failed(ErrorCode),
 }
 
 async fn carry_out(export: &dyn Export, taken: &Taken, block: BlockSize, contexts: &[(u32, String)]) -> Outcome {
@@ -385,89 +374,4 @@ fn presentable(extents: Vec<StatusExtent>, offset: u64, length: u64, one: bool) 
     }
     joined.truncate(limit);
     if joined.is_empty() { None } else { Some(joined) }
-}
-
-struct Replies<W> {
-    outgoing: Mutex<W>,
-    structured: bool,
-    /// Turns true when no more requests are taken.
-    ending: watch::Sender<bool>,
-}
-
-impl<W> Replies<W>
-where
-    W: AsyncWrite + Unpin,
-{
-    /// Sends a reply; a client that does not take it is waited for as long as its connection lives.
-    async fn send(&self, request: &Request, outcome: Outcome) {
-        let mut ending = self.ending.subscribe();
-        let sent = tokio::select! {
-            sent = self.write(request, outcome) => sent,
-            _ = async { let _ = ending.wait_for(|ending| *ending).await; sleep(LAST_REPLIES).await } => Ok(()),
-        };
-        if sent.is_err() {
-            self.ending.send_replace(true);
-        }
-    }
-
-    async fn write(&self, request: &Request, outcome: Outcome) -> io::Result<()> {
-        let cookie = request.cookie;
-        let mut outgoing = self.outgoing.lock().await;
-        match outcome {
-            Outcome::Data(data) if self.structured => {
-                let (kind, offset) = (chunk::OFFSET_DATA, request.offset);
-                if is_zero(&data) {
-                    let head = Chunk { flags: chunk::DONE, kind: chunk::OFFSET_HOLE, cookie, length: 12 };
-                    let body = [&offset.to_be_bytes()[..], &request.length.to_be_bytes()].concat();
-                    outgoing.write_all_buf(&mut Buf::chain(&head.encode()[..], &body[..])).await?;
-                } else {
-                    let head = Chunk { flags: chunk::DONE, kind, cookie, length: data.len() as u32 + 8 };
-                    let head = [&head.encode()[..], &offset.to_be_bytes()].concat();
-                    outgoing.write_all_buf(&mut Buf::chain(&head[..], data)).await?;
-                }
-            }
-            Outcome::Data(data) => {
-                outgoing.write_all_buf(&mut Buf::chain(&wire::simple_reply(0, cookie)[..], data)).await?;
-            }
-            Outcome::Status(contexts) => {
-                let mut message = Vec::new();
-                let last = contexts.len().saturating_sub(1);
-                for (index, (id, extents)) in contexts.iter().enumerate() {
-                    let flags = if index == last { chunk::DONE } else { 0 };
-                    let length = 4 + 8 * extents.len() as u32;
-                    message.extend_from_slice(&Chunk { flags, kind: chunk::BLOCK_STATUS, cookie, length }.encode());
-                    message.extend_from_slice(&id.to_be_bytes());
-                    for extent in extents {
-                        // no longer than the request, whose length has 32 bits
-                        message.extend_from_slice(&(extent.length as u32).to_be_bytes());
-                        message.extend_from_slice(&extent.flags.to_be_bytes());
-                    }
-                }
-                outgoing.write_all(&message).await?;
-            }
-            Outcome::Failed(code) if self.structured => {
-                let text = code.to_string();
-                let length = 6 + text.len() as u32;
-                let mut message = Chunk { flags: chunk::DONE, kind: chunk::ERROR, cookie, length }.encode().to_vec();
-                message.extend_from_slice(&code.number().to_be_bytes());
-                message.extend_from_slice(&(text.len() as u16).to_be_bytes());
-                message.extend_from_slice(text.as_bytes());
-                outgoing.write_all(&message).await?;
-            }
-            Outcome::Failed(code) => outgoing.write_all(&wire::simple_reply(code.number(), cookie)).await?,
-            // a read of nothing is the one success without data that must not be a simple reply
-            Outcome::Done if self.structured && request.command == command::READ => {
-                let head = Chunk { flags: chunk::DONE, kind: chunk::NONE, cookie, length: 0 };
-                outgoing.write_all(&head.encode()).await?;
-            }
-            Outcome::Done => outgoing.write_all(&wire::simple_reply(0, cookie)).await?,
-        }
-        outgoing.flush().await
-    }
-}
-
-fn is_zero(data: &[u8]) -> bool {
-    // in blocks, so that data which is not zero is noticed early and zero is compared fast
-    let mut blocks = data.chunks(4096);
-    blocks.all(|block| block.iter().fold(0, |all, byte| all | byte) == 0)
 }
