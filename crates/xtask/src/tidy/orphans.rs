@@ -1,0 +1,108 @@
+//! The rule that every Rust file is reached: from a crate's root by `mod`, or being a root itself.
+//!
+//! A file that no `mod` names is not compiled, not tested, and still read by people.
+
+use std::collections::BTreeSet;
+
+use super::Complaint;
+use super::tree::Tree;
+
+/// The rule.
+pub(crate) fn every_file_is_reached(tree: &Tree) -> Vec<Complaint> {
+    let mut reached: BTreeSet<String> = BTreeSet::new();
+    let mut waiting: Vec<String> =
+        tree.ending(".rs").map(|(path, _)| path).filter(|path| is_root(path)).map(str::to_owned).collect();
+    while let Some(path) = waiting.pop() {
+        let Some(text) = tree.text(&path) else { continue };
+        waiting.extend(named_by(&path, text));
+        reached.insert(path);
+    }
+    let orphans = tree.ending(".rs").filter(|(path, _)| !reached.contains(*path));
+    orphans.map(|(path, _)| format!("{path} is named by no `mod`: it is not even compiled")).collect()
+}
+
+/// Whether cargo compiles the file without being told.
+fn is_root(path: &str) -> bool {
+    let Some(inside) = path.strip_prefix("crates/").and_then(|path| path.split_once('/')).map(|(_, inside)| inside)
+    else {
+        return false;
+    };
+    let direct = |folder: &str| inside.strip_prefix(folder).is_some_and(|name| !name.contains('/'));
+    matches!(inside, "src/lib.rs" | "src/main.rs" | "build.rs")
+        || inside.ends_with("/main.rs")
+        || ["tests/", "benches/", "examples/", "src/bin/"].into_iter().any(direct)
+}
+
+/// Every place where the modules that `text` declares may stand.
+fn named_by(path: &str, text: &str) -> Vec<String> {
+    let (folder, file) = path.rsplit_once('/').unwrap_or(("", path));
+    let own =
+        if is_root(path) || file == "mod.rs" { folder.to_owned() } else { path.trim_end_matches(".rs").to_owned() };
+    let mut places = Vec::new();
+    let mut told_path = None;
+    for line in text.lines().map(str::trim) {
+        if let Some(told) = line.strip_prefix("#[path = \"").and_then(|rest| rest.strip_suffix("\"]")) {
+            told_path = Some(told);
+        } else if let Some(name) = declared(line) {
+            match told_path.take() {
+                Some(told) => places.push(joined(folder, told)),
+                None => places.extend([format!("{own}/{name}.rs"), format!("{own}/{name}/mod.rs")]),
+            }
+        }
+    }
+    places
+}
+
+/// `name` for a line like `pub(crate) mod name;`.
+fn declared(line: &str) -> Option<&str> {
+    let (before, name) = line.split(';').next()?.rsplit_once("mod ")?;
+    let before = before.trim();
+    let plain = before.is_empty() || before.starts_with("pub") || before.ends_with(']');
+    (plain && line.contains(';') && name.chars().all(|letter| letter.is_alphanumeric() || letter == '_'))
+        .then_some(name)
+}
+
+/// `folder` and a relative path with its `..` resolved.
+fn joined(folder: &str, relative: &str) -> String {
+    let mut parts: Vec<&str> = folder.split('/').collect();
+    for part in relative.split('/') {
+        match part {
+            ".." => drop(parts.pop()),
+            "." => {}
+            part => parts.push(part),
+        }
+    }
+    parts.join("/")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn files_are_reached_in_every_way_a_module_can_be_named() {
+        let tree = Tree::from([
+            ("crates/a/src/lib.rs", "pub mod one;\nmod two;\n#[cfg(test)] mod three;\n"),
+            ("crates/a/src/one.rs", "    pub(crate) mod deep;\n"),
+            ("crates/a/src/one/deep.rs", ""),
+            ("crates/a/src/two/mod.rs", "mod beside;\n"),
+            ("crates/a/src/two/beside.rs", ""),
+            ("crates/a/src/three.rs", ""),
+            ("crates/a/tests/circle.rs", "mod stage;\n#[path = \"../src/shared.rs\"]\nmod shared;\n"),
+            ("crates/a/tests/stage/mod.rs", ""),
+            ("crates/a/src/shared.rs", ""),
+        ]);
+        assert_eq!(every_file_is_reached(&tree), Vec::<String>::new());
+    }
+
+    #[test]
+    fn a_file_that_only_a_comment_or_nobody_names_is_an_orphan() {
+        let tree = Tree::from([
+            ("crates/a/src/lib.rs", "// mod lost;\nmod two;\n"),
+            ("crates/a/src/lost.rs", ""),
+            ("crates/a/src/two.rs", "mod inner { }\n"),
+            ("crates/a/src/two/inner.rs", ""),
+        ]);
+        assert_eq!(every_file_is_reached(&tree).len(), 2);
+    }
+}
