@@ -1,2 +1,40 @@
-//! (being written)
-fn main() {}
+//! The one binary: the command line, which speaks only REST, and every role.
+//!
+//! ```text
+//!   main ─► cli (what was typed) ─┬─► verb (client ─► show)      exit code of the contract
+//!                                 └─► roles (server · process-server · master-target · up)
+//! ```
+
+mod cli;
+mod client;
+mod ending;
+mod fault;
+mod profile;
+mod show;
+mod verb;
+
+use std::process::ExitCode;
+
+use anyhow::Context;
+use clap::Parser;
+
+use crate::cli::Cli;
+use crate::show::Screen;
+
+fn main() -> anyhow::Result<ExitCode> {
+    let Cli { global, verb } = Cli::parse();
+    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build();
+    let runtime = runtime.context("this process cannot start its threads")?;
+    let screen = Screen::new(global.output);
+    let ending = runtime.block_on(verb::run(&global, verb));
+    // A thread that still reads from the terminal must not keep the process.
+    runtime.shutdown_background();
+    Ok(match ending {
+        Ok(ending) => ending.code(),
+        Err(trouble) => {
+            screen.document(&trouble.fault);
+            screen.error(&trouble.fault);
+            trouble.ending.code()
+        }
+    })
+}

@@ -1,0 +1,164 @@
+//! Items: the table of `status` and the page of one item.
+
+use protocol::epoch::Point;
+use protocol::rest::{Explanation, Health, ItemView};
+use protocol::stage::{Side, Stage};
+
+use super::table::{facts, table};
+use super::words;
+
+const HEADINGS: [&str; 9] =
+    ["ITEM", "STAGE", "HEALTH", "RUNS-AT", "DIRECTION", "RPO/LIMIT", "NEWEST-POINT", "FAILBACK", "NEXT"];
+
+/// The table of `status`.
+pub fn status(items: &[ItemView], now_ms: i64) -> String {
+    let rows = items.iter().map(|item| row(item, now_ms)).collect();
+    let mut text = table(&HEADINGS, rows, "nothing is protected yet; see: sockeye vm list, sockeye protect --help");
+    for item in items.iter().filter(|item| item.health != Health::Ok) {
+        let why = item.health_reason.as_deref().unwrap_or("no reason is given");
+        text.push_str(&format!("\n{}: {}: {why}", item.item, words::health(item.health)));
+    }
+    text
+}
+
+fn row(item: &ItemView, now_ms: i64) -> Vec<String> {
+    vec![
+        item.item.to_string(),
+        item.stage_words.clone(),
+        words::health(item.health).into(),
+        item.runs_at.to_string(),
+        direction(item),
+        rpo(item),
+        item.newest.as_ref().map(|point| newest(point, now_ms)).unwrap_or_default(),
+        item.failback.clone(),
+        item.next.clone().unwrap_or_default(),
+    ]
+}
+
+/// One item's page.
+pub fn page(item: &ItemView, now_ms: i64) -> String {
+    let replication = item.replication.as_ref();
+    let mut rows = vec![
+        ("stage", item.stage_words.clone()),
+        ("health", words::health(item.health).to_string()),
+        ("because", item.health_reason.clone().unwrap_or_default()),
+        ("runs at", item.runs_at.to_string()),
+        ("home", item.home.to_string()),
+        ("away", item.away.to_string()),
+        ("replicates", direction(item)),
+        ("RPO / limit", rpo(item)),
+        ("newest point", item.newest.as_ref().map(|point| words::point(point, None, now_ms)).unwrap_or_default()),
+        ("failback", item.failback.clone()),
+        ("generation", item.generation.to_string()),
+        ("job", item.job.map(|id| format!("{id} is at work: sockeye job watch {id}")).unwrap_or_default()),
+    ];
+    if let Some(status) = replication {
+        let moved = status.moved;
+        rows.push(("epochs", format!("{} since its process server started", status.epochs)));
+        rows.push(("moved", format!("{} changed, {} sent", words::bytes(moved.changed), words::bytes(moved.sent))));
+        let pause = status.pauses_us.iter().max();
+        rows.push((
+            "longest pause",
+            pause.map(|us| format!("{}.{} ms for a cut", us / 1000, us % 1000 / 100)).unwrap_or_default(),
+        ));
+        rows.push(("compared", status.distrust.map(|why| format!("because {why}")).unwrap_or_default()));
+        rows.push((
+            "hindered",
+            status.fault.as_ref().map(|fault| format!("{fault} ({})", fault.cause)).unwrap_or_default(),
+        ));
+    }
+    rows.push(("next", item.next.clone().unwrap_or_default()));
+    format!("{}\n{}", item.item, facts(&rows))
+}
+
+/// The table of recovery points, newest first.
+pub fn points(points: &[Point], now_ms: i64) -> String {
+    let rows = points.iter().rev().map(|point| {
+        vec![
+            point.attempt.to_string(),
+            words::instant_u(point.cut_at_ms),
+            words::ago_u(now_ms, point.cut_at_ms),
+            words::kind(point.kind).into(),
+            words::bytes(point.changed_bytes),
+        ]
+    });
+    table(&["POINT", "CUT-AT", "AGE", "KIND", "CHANGED"], rows.collect(), "there is no recovery point yet")
+}
+
+/// What is allowed on an item, and why not the rest.
+pub fn explanation(explanation: &Explanation) -> String {
+    let mut text = format!("{} is: {}", explanation.item, explanation.stage_words);
+    for operation in &explanation.operations {
+        match &operation.refused {
+            None => text.push_str(&format!("\n  {:<12} allowed", operation.verb)),
+            Some(fault) => {
+                text.push_str(&format!("\n  {:<12} refused, {fault}", operation.verb));
+                for part in [&fault.cause, &fault.remedy].into_iter().filter(|part| !part.is_empty()) {
+                    text.push_str(&format!("\n  {:<12}   {part}", ""));
+                }
+            }
+        }
+    }
+    text
+}
+
+/// What someone who watches must see at once; the RPO, which always changes, is left out.
+pub fn digest(item: &ItemView) -> (String, Health, Option<String>, String, Option<i64>) {
+    (item.stage_words.clone(), item.health, item.health_reason.clone(), item.runs_at.to_string(), item.job)
+}
+
+/// Where data flows, if it flows.
+fn direction(item: &ItemView) -> String {
+    let (from, to) = match item.side {
+        Side::Home => (&item.home, &item.away),
+        Side::Away => (&item.away, &item.home),
+    };
+    match item.stage {
+        Stage::Unprotected | Stage::NotProtected { .. } | Stage::CommitPending { .. } | Stage::Damaged { .. } => {
+            String::new()
+        }
+        Stage::Seeding | Stage::Protected { .. } | Stage::Moving { .. } | Stage::Reprotecting { .. } => {
+            format!("{from} → {to}")
+        }
+    }
+}
+
+fn rpo(item: &ItemView) -> String {
+    match item.rpo_ms {
+        Some(rpo) => format!("{} / {}", words::span(rpo), words::span(item.rpo_limit_ms)),
+        None => format!("- / {}", words::span(item.rpo_limit_ms)),
+    }
+}
+
+fn newest(point: &Point, now_ms: i64) -> String {
+    format!("{} ({})", point.attempt, words::ago_u(now_ms, point.cut_at_ms))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::show::sample;
+
+    #[test]
+    fn status_shows_every_column_of_the_contract() {
+        let mut item = sample::item("web01", Stage::Protected { runs_at: Side::Home });
+        let text = status(std::slice::from_ref(&item), sample::NOW);
+        let lines: Vec<_> = text.lines().collect();
+        assert_eq!(lines.len(), 2, "{text}");
+        let headings: Vec<_> = lines[0].split_whitespace().collect();
+        assert_eq!(headings, HEADINGS);
+        for part in ["web01", "protected", "ok", "home → cloud", "1.2 s / 15 min", "1.42 (1.2 s ago)", "possible"] {
+            assert!(lines[1].contains(part), "{part} in {text}");
+        }
+        item.health = Health::Critical;
+        item.health_reason = Some("the link is down".into());
+        assert!(status(&[item], sample::NOW).ends_with("web01: CRITICAL: the link is down"));
+    }
+
+    #[test]
+    fn a_machine_that_is_not_replicated_has_no_direction() {
+        let item = sample::item("web01", Stage::NotProtected { runs_at: Side::Away });
+        assert_eq!(direction(&item), "");
+        assert_eq!(direction(&sample::item("web01", Stage::Reprotecting { runs_at: Side::Away })), "cloud → home");
+    }
+}

@@ -1,0 +1,202 @@
+//! Jobs: the table, the page of one job, and the line with which a job ends.
+
+use protocol::order::Moved;
+use protocol::rest::{Figures, Job, JobState, Step, StepState};
+
+use super::table::{facts, table};
+use super::{plan, words};
+
+/// The table of jobs, newest first.
+pub fn list(jobs: &[Job], now_ms: i64) -> String {
+    let mut jobs: Vec<_> = jobs.iter().collect();
+    jobs.sort_by_key(|job| std::cmp::Reverse(job.id));
+    let rows = jobs.iter().map(|job| {
+        let now = job.steps.iter().find(|step| step.state == StepState::Running);
+        let fault = job.fault.as_ref().map(|fault| fault.code.clone());
+        vec![
+            job.id.to_string(),
+            job.item.to_string(),
+            job.operation.verb().into(),
+            state(job.state).into(),
+            words::instant(job.started_at_ms),
+            words::span(took(job, now_ms)),
+            fault.or_else(|| now.map(with_percent)).unwrap_or_default(),
+            job.next.clone().unwrap_or_default(),
+        ]
+    });
+    let headings = ["JOB", "ITEM", "OPERATION", "STATE", "STARTED", "TOOK", "STEP/FAULT", "NEXT"];
+    table(&headings, rows.collect(), "no job was started yet")
+}
+
+/// One job's page.
+pub fn page(job: &Job, now_ms: i64) -> String {
+    let mut text = format!("job {}: {} {}: {}", job.id, plan::doing(&job.operation), job.item, state(job.state));
+    text.push_str(&format!(
+        "\n  started {}, took {}",
+        words::instant(job.started_at_ms),
+        words::span(took(job, now_ms))
+    ));
+    for step in &job.steps {
+        text.push_str(&format!("\n  {}", step_line(step, now_ms)));
+    }
+    push_block(&mut text, &figures(&job.figures, now_ms));
+    if let Some(fault) = &job.fault {
+        push_block(&mut text, &super::error(fault));
+    }
+    if let Some(next) = &job.next {
+        push_block(&mut text, &format!("next: {next}"));
+    }
+    text
+}
+
+/// The lines that end the following of a job, without its steps (which were seen) and its fault (which is an error).
+pub fn ending(job: &Job, now_ms: i64) -> String {
+    let verb = plan::doing(&job.operation);
+    let mut text =
+        format!("job {} ({verb} {}): {} after {}", job.id, job.item, state(job.state), words::span(took(job, now_ms)));
+    push_block(&mut text, &figures(&job.figures, now_ms));
+    if let Some(next) = &job.next {
+        push_block(&mut text, &format!("next: {next}"));
+    }
+    text
+}
+
+/// A state in words.
+pub fn state(state: JobState) -> &'static str {
+    match state {
+        JobState::Running => "running",
+        JobState::Waiting => "waiting for a person",
+        JobState::Compensating => "undoing what was done",
+        JobState::Done => "done",
+        JobState::Failed => "FAILED, what it had done is undone",
+        JobState::Cancelled => "cancelled, what it had done is undone",
+    }
+}
+
+/// A step's line: state, name, how far or how long.
+pub fn step_line(step: &Step, now_ms: i64) -> String {
+    let word = match step.state {
+        StepState::Pending => "-",
+        StepState::Running => "running",
+        StepState::Done => "done",
+        StepState::Failed => "FAILED",
+        StepState::Undone => "undone",
+        StepState::Skipped => "not needed",
+    };
+    let mut line = format!("{word:<10} {}", step.name);
+    match step.state {
+        StepState::Running => {
+            if let Some(percent) = step.percent {
+                line.push_str(&format!(", {percent}%"));
+            }
+            if let Some(detail) = &step.detail {
+                line.push_str(&format!(" ({detail})"));
+            }
+        }
+        StepState::Done | StepState::Failed | StepState::Undone => {
+            if let Some(took) = step_took(step, now_ms) {
+                line.push_str(&format!(" ({})", words::span(took)));
+            }
+        }
+        StepState::Pending | StepState::Skipped => {}
+    }
+    line
+}
+
+fn step_took(step: &Step, now_ms: i64) -> Option<u64> {
+    let from = step.started_at_ms?;
+    u64::try_from(step.ended_at_ms.unwrap_or(now_ms).saturating_sub(from)).ok()
+}
+
+fn took(job: &Job, now_ms: i64) -> u64 {
+    u64::try_from(job.ended_at_ms.unwrap_or(now_ms).saturating_sub(job.started_at_ms)).unwrap_or(0)
+}
+
+fn with_percent(step: &Step) -> String {
+    step.percent.map_or_else(|| step.name.clone(), |percent| format!("{} {percent}%", step.name))
+}
+
+/// What the job measured.
+fn figures(figures: &Figures, now_ms: i64) -> String {
+    let mut how = figures.sync.map(|sync| sync.to_string()).unwrap_or_default();
+    if let Some(why) = &figures.distrust {
+        how.push_str(&format!(", because {why}"));
+    }
+    facts(&[
+        ("point", figures.point.as_ref().map(|point| words::point(point, None, now_ms)).unwrap_or_default()),
+        ("sync", how),
+        ("first copy", figures.first.as_ref().map(moved).unwrap_or_default()),
+        ("last delta", figures.last.as_ref().map(moved).unwrap_or_default()),
+        ("downtime", figures.downtime_ms.map(words::span).unwrap_or_default()),
+        (
+            "kept apart",
+            figures
+                .unreplicated_bytes
+                .map(|n| format!("{} that were never replicated", words::bytes(n)))
+                .unwrap_or_default(),
+        ),
+    ])
+}
+
+fn moved(moved: &Moved) -> String {
+    let Moved { changed, read_source, read_target, sent } = *moved;
+    let [changed, source, target, sent] = [changed, read_source, read_target, sent].map(words::bytes);
+    format!("{changed} changed; {source} read at the source, {target} at the target; {sent} sent")
+}
+
+fn push_block(text: &mut String, block: &str) {
+    if !block.is_empty() {
+        text.push('\n');
+        text.push_str(block);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::show::sample;
+    use protocol::order::Sync;
+
+    #[test]
+    fn a_job_tells_its_steps_figures_and_what_comes_next() {
+        let mut job = sample::job();
+        let shown = page(&job, sample::NOW);
+        for part in [
+            "done       shut the machine down at home (2.0 s)",
+            "running    start it at cloud, 40%",
+            "-          settle",
+            "took 3.0 s",
+        ] {
+            assert!(shown.contains(part), "{part} in\n{shown}");
+        }
+        job.state = JobState::Done;
+        job.ended_at_ms = Some(sample::NOW);
+        job.next = Some("sockeye commit web01".into());
+        job.figures = Figures {
+            sync: Some(Sync::Compare),
+            distrust: Some("no change map survived".into()),
+            first: Some(Moved { changed: 1 << 20, read_source: 1 << 30, read_target: 1 << 30, sent: 2 << 20 }),
+            downtime_ms: Some(2300),
+            ..Figures::default()
+        };
+        let shown = ending(&job, sample::NOW + 60_000);
+        for part in [
+            "job 7 (unplanned failover of web01): done after 3.0 s",
+            "compare, because no change map survived",
+            "1.0 MiB changed; 1.0 GiB read at the source, 1.0 GiB at the target; 2.0 MiB sent",
+            "downtime    2.3 s",
+            "next: sockeye commit web01",
+        ] {
+            assert!(shown.contains(part), "{part} in\n{shown}");
+        }
+    }
+
+    #[test]
+    fn jobs_are_listed_newest_first() {
+        let (mut first, mut second) = (sample::job(), sample::job());
+        (first.id, second.id) = (1, 2);
+        let shown = list(&[first, second], sample::NOW);
+        let numbers: Vec<_> = shown.lines().skip(1).filter_map(|line| line.split_whitespace().next()).collect();
+        assert_eq!(numbers, ["2", "1"]);
+    }
+}

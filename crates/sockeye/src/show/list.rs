@@ -1,0 +1,89 @@
+//! The smaller tables: components, machines, the audit log.
+
+use protocol::machine::Power;
+use protocol::rest::{AuditEntry, ComponentView, MachineView};
+
+use super::table::{facts, table};
+use super::words;
+
+/// The table of components.
+pub fn components(components: &[ComponentView], now_ms: i64) -> String {
+    let rows = components.iter().map(|component| {
+        vec![
+            component.name.clone(),
+            component.role.to_string(),
+            component.site.to_string(),
+            connected(component).into(),
+            words::ago(now_ms, component.seen_at_ms),
+            component.address.clone().unwrap_or_default(),
+            component.platform.clone(),
+            component.version.clone(),
+        ]
+    });
+    let headings = ["COMPONENT", "ROLE", "SITE", "CONNECTED", "SEEN", "ADDRESS", "PLATFORM", "VERSION"];
+    table(&headings, rows.collect(), "no component has joined yet; see: sockeye process-server --help")
+}
+
+/// One component's page.
+pub fn component(component: &ComponentView, now_ms: i64) -> String {
+    let rows = [
+        ("role", component.role.to_string()),
+        ("site", component.site.to_string()),
+        ("connected", connected(component).into()),
+        (
+            "last seen",
+            format!("{} ({})", words::instant(component.seen_at_ms), words::ago(now_ms, component.seen_at_ms)),
+        ),
+        ("address", component.address.clone().unwrap_or_default()),
+        ("platform", component.platform.clone()),
+        ("version", component.version.clone()),
+    ];
+    format!("{}\n{}", component.name, facts(&rows))
+}
+
+/// The table of machines.
+pub fn machines(machines: &[MachineView]) -> String {
+    let rows = machines.iter().map(|view| {
+        let spec = &view.machine.spec;
+        let bytes = spec.disks.iter().fold(0u64, |sum, disk| sum.saturating_add(disk.size));
+        vec![
+            view.site.to_string(),
+            spec.name.clone(),
+            power(view.machine.power).into(),
+            format!("{} MiB", spec.memory_mib),
+            spec.vcpus.to_string(),
+            format!("{} ({})", spec.disks.len(), words::bytes(bytes)),
+            view.item.as_ref().map(|item| item.to_string()).unwrap_or_default(),
+        ]
+    });
+    let headings = ["SITE", "MACHINE", "POWER", "MEMORY", "VCPUS", "DISKS", "ITEM"];
+    table(&headings, rows.collect(), "no site has told of a machine; see: sockeye component list")
+}
+
+/// The audit log, oldest first, so that the newest entry stands above the prompt.
+pub fn audit(entries: &[AuditEntry]) -> String {
+    let mut entries: Vec<_> = entries.iter().collect();
+    entries.sort_by_key(|entry| entry.at_ms);
+    let rows = entries.iter().map(|entry| {
+        vec![
+            words::instant(entry.at_ms),
+            entry.item.as_ref().map(|item| item.to_string()).unwrap_or_default(),
+            entry.what.clone(),
+            entry.reason.clone().unwrap_or_default(),
+        ]
+    });
+    table(&["AT", "ITEM", "WHAT", "REASON"], rows.collect(), "nothing was done yet")
+}
+
+fn connected(component: &ComponentView) -> &'static str {
+    if component.connected { "yes" } else { "NO" }
+}
+
+fn power(power: Power) -> &'static str {
+    match power {
+        Power::Off => "off",
+        Power::Running => "running",
+        Power::Paused => "paused",
+        Power::Held => "off, disks held",
+    }
+}

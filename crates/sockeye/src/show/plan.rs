@@ -1,0 +1,130 @@
+//! A plan: everything that a person must see before saying yes (H5).
+//!
+//! ```text
+//!   failover web01: home → cloud
+//!     stage      protected
+//!     point      1.42, crash-consistent, cut 2026-11-22 13:29:52 (1.2 s ago)
+//!     deletes    nothing
+//!     steps      1. …
+//!     checks     ok       …
+//!                REFUSED  CTL-015: …
+//!     data       12.0 MiB; expected downtime 5.0 s
+//!     undo       until it is committed: sockeye cancel web01
+//! ```
+
+use protocol::rest::{Check, FailoverKind, Operation, Plan};
+
+use super::table::facts;
+use super::words;
+
+/// The plan as text.
+pub fn text(plan: &Plan, now_ms: i64) -> String {
+    let head = format!("{} {}: {} → {}", doing(&plan.request.operation), plan.request.item, plan.source, plan.target);
+    let or_nothing = |lines: &[String]| if lines.is_empty() { "nothing".to_string() } else { lines.join("\n") };
+    let steps: Vec<_> = plan.steps.iter().enumerate().map(|(n, step)| format!("{}. {step}", n + 1)).collect();
+    let checks: Vec<_> = plan.checks.iter().map(check).collect();
+    let bytes = plan.bytes.map_or("not known yet".into(), words::bytes);
+    let downtime = plan.downtime_ms.map_or("not known yet".into(), words::span);
+    let point = plan.point.as_ref().map(|point| words::point(point, plan.point_age_ms, now_ms));
+    let rows = [
+        ("stage", plan.stage_words.clone()),
+        ("how", options(&plan.request.operation)),
+        ("point", point.unwrap_or_default()),
+        ("deletes", or_nothing(&plan.deletes)),
+        ("steps", or_nothing(&steps)),
+        ("checks", or_nothing(&checks)),
+        ("data", format!("{bytes}; expected downtime: {downtime}")),
+        ("undo", plan.undo_until.clone()),
+    ];
+    format!("{head}\n{}", facts(&rows))
+}
+
+/// The checks that refuse the plan.
+pub fn refusals(plan: &Plan) -> Vec<&protocol::Fault> {
+    plan.checks.iter().filter_map(|check| check.fault.as_ref()).collect()
+}
+
+/// Whether it cannot be taken back: then the item's name is asked for.
+pub fn is_final(plan: &Plan) -> bool {
+    let by_nature = matches!(plan.request.operation, Operation::Commit {} | Operation::Unprotect { delete: true });
+    by_nature || !plan.deletes.is_empty()
+}
+
+/// What is done, with the kind of failover, which matters most.
+pub fn doing(operation: &Operation) -> String {
+    match operation {
+        Operation::Failover { kind: FailoverKind::Planned { .. }, .. } => "planned failover of".into(),
+        Operation::Failover { kind: FailoverKind::Unplanned { .. }, .. } => "unplanned failover of".into(),
+        other => other.verb().into(),
+    }
+}
+
+fn options(operation: &Operation) -> String {
+    let stopping = |timeout_ms: u64, then_power_off: bool| {
+        let then = if then_power_off { "then its power is taken" } else { "otherwise the job fails" };
+        format!("the guest may take {} to shut down, {then}", words::span(timeout_ms))
+    };
+    match operation {
+        Operation::Protect { interval_ms, .. } => format!("an epoch every {}", words::span(*interval_ms)),
+        Operation::Failover { kind: FailoverKind::Planned { shut_down_timeout_ms, then_power_off }, .. } => {
+            stopping(*shut_down_timeout_ms, *then_power_off)
+        }
+        Operation::Reprotect { sync, .. } => format!("first copy: {sync}"),
+        Operation::Failback { sync, offline, complete, shut_down_timeout_ms, then_power_off, .. } => {
+            let when = if *offline { "with the machine off" } else { "while the machine runs" };
+            let wait = if *complete { "runs through" } else { "waits for: sockeye complete" };
+            format!("{sync}, {when}; {wait}\n{}", stopping(*shut_down_timeout_ms, *then_power_off))
+        }
+        _ => String::new(),
+    }
+}
+
+fn check(check: &Check) -> String {
+    match &check.fault {
+        None => format!("ok       {}", check.what),
+        Some(fault) => format!("REFUSED  {}: {fault}", check.what),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::show::sample;
+    use protocol::fault::{Fault, code};
+
+    #[test]
+    fn a_plan_shows_what_must_be_seen_before_saying_yes() {
+        let mut plan = sample::plan();
+        let shown = text(&plan, sample::NOW);
+        for part in [
+            "unplanned failover of web01: home → cloud",
+            "stage    protected",
+            "1.42, crash-consistent, cut ",
+            "(1.2 s ago)",
+            "deletes  nothing",
+            "2. start it at cloud",
+            "ok       the master target at cloud is connected",
+            "0 B; expected downtime: 5.0 s",
+            "sockeye cancel web01",
+        ] {
+            assert!(shown.contains(part), "{part} in\n{shown}");
+        }
+        plan.checks[0].fault = Some(Fault::new(code::NO_COMPONENT, "nobody is there", "none is connected"));
+        assert!(
+            text(&plan, sample::NOW)
+                .contains("REFUSED  the master target at cloud is connected: CTL-006: nobody is there")
+        );
+        assert_eq!(refusals(&plan).len(), 1);
+    }
+
+    #[test]
+    fn what_deletes_or_commits_cannot_be_taken_back() {
+        let mut plan = sample::plan();
+        assert!(!is_final(&plan));
+        plan.deletes = vec!["the machine at home".into()];
+        assert!(is_final(&plan));
+        plan.deletes.clear();
+        plan.request.operation = Operation::Commit {};
+        assert!(is_final(&plan));
+    }
+}
