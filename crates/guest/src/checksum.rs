@@ -1,6 +1,6 @@
 //! CRC-32 as zlib has it, and the stream of numbers that fills blocks.
 //!
-//! CRC-32 was chosen because Python's standard library has it: the reader that is not ours must stay forty lines. It
+//! CRC-32 was chosen because Python's standard library has it: the reader that is not ours must stay short. It
 //! guards against accidents (lost, stale, torn blocks), not against forgery.
 
 const POLYNOMIAL: u32 = 0xEDB8_8320;

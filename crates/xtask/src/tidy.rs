@@ -23,8 +23,9 @@ type Complaint = String;
 /// A rule's name and the rule.
 type Rule = (&'static str, fn(&Tree) -> Vec<Complaint>);
 
-const RULES: [Rule; 6] = [
+const RULES: [Rule; 7] = [
     ("edges", edges::only_allowed_edges),
+    ("edges", edges::the_architecture_page_agrees),
     ("module docs", sources::every_file_tells_its_story),
     ("drawers", sources::no_drawers),
     ("machine paths", sources::no_machine_paths),

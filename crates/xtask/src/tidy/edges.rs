@@ -5,22 +5,34 @@
 use super::Complaint;
 use super::tree::Tree;
 
-const ROOMS: [&str; 8] =
-    ["protocol", "nbd", "replica", "platforms", "process-server", "master-target", "control", "api"];
+const ROOMS: [&str; 9] =
+    ["protocol", "nbd", "replica", "platforms", "component", "process-server", "master-target", "control", "api"];
 
-/// Who may depend on whom. The same table stands in ARCHITECTURE.md, with the reasons.
-const ALLOWED: [(&str, &[&str]); 12] = [
+/// Who may depend on whom. ARCHITECTURE.md shows the same table with what each crate is for.
+const ALLOWED: [(&str, &[&str]); 13] = [
     ("protocol", &[]),
     ("nbd", &[]),
     ("replica", &["protocol"]),
     ("platforms", &["protocol", "nbd"]),
-    ("process-server", &["protocol", "nbd", "platforms"]),
-    ("master-target", &["protocol", "nbd", "platforms", "replica"]),
+    ("component", &["protocol"]),
+    ("process-server", &["protocol", "nbd", "platforms", "component"]),
+    ("master-target", &["protocol", "nbd", "platforms", "replica", "component"]),
     ("control", &["protocol"]),
     ("api", &["protocol", "control"]),
     (
         "sockeye",
-        &["protocol", "nbd", "replica", "platforms", "process-server", "master-target", "control", "api", "guest"],
+        &[
+            "protocol",
+            "nbd",
+            "replica",
+            "platforms",
+            "component",
+            "process-server",
+            "master-target",
+            "control",
+            "api",
+            "guest",
+        ],
     ),
     ("simulator", &ROOMS),
     ("guest", &[]),
@@ -50,6 +62,29 @@ pub(crate) fn only_allowed_edges(tree: &Tree) -> Vec<Complaint> {
     }
     let gone = ALLOWED.iter().filter(|(name, _)| !seen.contains(name));
     complaints.extend(gone.map(|(name, _)| format!("{name} is in the table of allowed edges but not in crates/")));
+    complaints
+}
+
+/// The table in ARCHITECTURE.md, whose rows end in a list of crates or in "all", says what the one above says.
+pub(crate) fn the_architecture_page_agrees(tree: &Tree) -> Vec<Complaint> {
+    let page = tree.text("ARCHITECTURE.md").unwrap_or_default();
+    let rows: Vec<Vec<&str>> =
+        page.lines().map(|line| line.trim_matches('|').split('|').map(str::trim).collect()).collect();
+    let mut complaints = Vec::new();
+    for (name, allowed) in ALLOWED {
+        let row = rows.iter().find(|cells| cells.len() == 3 && cells[0].trim_matches('`') == name);
+        let Some(cell) = row.map(|cells| cells[2]) else {
+            complaints.push(format!("ARCHITECTURE.md has no row for {name} in its table of crates"));
+            continue;
+        };
+        let mut said: Vec<&str> = cell.split('`').skip(1).step_by(2).collect();
+        let mut meant = allowed.to_vec();
+        said.sort_unstable();
+        meant.sort_unstable();
+        if said != meant && !(cell.starts_with("all") && allowed.len() >= ROOMS.len()) {
+            complaints.push(format!("ARCHITECTURE.md lets {name} link {said:?}, tidy lets it link {meant:?}"));
+        }
+    }
     complaints
 }
 
@@ -110,6 +145,22 @@ mod tests {
     #[test]
     fn tests_may_bring_in_what_they_like() {
         assert!(complaints_about("control", "[dev-dependencies]\nnbd = { workspace = true }").is_empty());
+    }
+
+    #[test]
+    fn a_page_that_says_something_else_than_the_rule_is_found() {
+        let row = |name: &str, links: &str| format!("| `{name}` | What it is for. | {links} |\n");
+        let links = |allowed: &[&str]| allowed.iter().map(|name| format!("`{name}` ")).collect::<String>();
+        let page: String = ALLOWED.iter().map(|(name, allowed)| row(name, &links(allowed))).collect();
+        assert_eq!(
+            the_architecture_page_agrees(&Tree::from([("ARCHITECTURE.md", page.as_str())])),
+            Vec::<String>::new()
+        );
+        let short = page.replace(&row("replica", "`protocol` "), "");
+        let other = page.replace(&row("replica", "`protocol` "), &row("replica", "`protocol` `nbd`"));
+        for wrong in [short, other] {
+            assert_eq!(the_architecture_page_agrees(&Tree::from([("ARCHITECTURE.md", wrong.as_str())])).len(), 1);
+        }
     }
 
     #[test]
