@@ -9,6 +9,7 @@
 
 use std::sync::Arc;
 
+use bytes::Bytes;
 use component::clock::now_ms;
 use futures::{StreamExt, TryStreamExt, stream};
 use nbd::{Client, Options, QemuNbd};
@@ -62,15 +63,9 @@ pub(crate) async fn absorb(
         let changed = written.union(&journal.get(&disk.key).cloned().unwrap_or_default()).aligned(BLOCK, disk.size);
         let pieces: Vec<Extent> = changed.pieces(BLOCK).collect();
         for batch in pieces.chunks(BATCH) {
-            let reads = batch.iter().map(|piece| {
-                let (client, piece) = (client.clone(), *piece);
-                async move { client.read(piece.offset, piece.length as u32).await.map(|bytes| (piece, bytes)) }
-            });
-            let read: Vec<_> = stream::iter(reads)
-                .buffered(READS)
-                .try_collect()
-                .await
-                .map_err(|error: nbd::Error| unreadable(overlay, &error))?;
+            let reads: Vec<_> = batch.iter().map(|piece| read(client.clone(), *piece)).collect();
+            let read: Result<Vec<_>, nbd::Error> = stream::iter(reads).buffered(READS).try_collect().await;
+            let read = read.map_err(|error| unreadable(overlay, &error))?;
             let writes: Vec<Write> = read
                 .into_iter()
                 .map(|(piece, bytes)| {
@@ -115,6 +110,10 @@ async fn open(shelf: &Shelf, item: &Item, overlay: &str, view: &str, disk: &str)
     let program = QemuNbd::start(&settings).await.map_err(|error| unreadable(overlay, &error))?;
     let client = Client::connect(&program.uri(), &Options::with_contexts([DEPTH])).await;
     Ok((program, client.map_err(|error| unreadable(overlay, &error))?))
+}
+
+async fn read(client: Client, piece: Extent) -> Result<(Extent, Bytes), nbd::Error> {
+    Ok((piece, client.read(piece.offset, piece.length as u32).await?))
 }
 
 /// What the overlay itself holds: allocation depth 1.
