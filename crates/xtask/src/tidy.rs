@@ -49,3 +49,8 @@ pub(crate) fn tidy(root: &Path) -> Result<()> {
     println!("   {} files, nothing to complain about", tree.len());
     Ok(())
 }
+
+/// Whether any comment carries an example that rustdoc would compile.
+pub(crate) fn has_doc_tests(root: &Path) -> Result<bool> {
+    Ok(Tree::read(root)?.ending(".rs").any(|(_, text)| sources::has_example(text)))
+}

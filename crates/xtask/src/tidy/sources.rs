@@ -47,9 +47,27 @@ fn names_machine(line: &str, machine: &str) -> bool {
     })
 }
 
+/// Whether a documentation comment in `text` opens a fence that rustdoc takes for a test.
+pub(crate) fn has_example(text: &str) -> bool {
+    const TESTS: [&str; 6] = ["", "rust", "no_run", "should_panic", "compile_fail", "ignore"];
+    let documentation = text
+        .lines()
+        .map(str::trim)
+        .filter_map(|line| line.strip_prefix("///").or_else(|| line.strip_prefix("//!")).map(str::trim));
+    let fences = documentation.filter_map(|line| line.strip_prefix("```"));
+    fences.step_by(2).any(|language| TESTS.contains(&language.split(',').next().unwrap_or_default()))
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn an_example_is_told_from_a_picture() {
+        assert!(has_example("/// ```text\n/// x\n/// ```\n/// ```\n/// assert!(true);\n/// ```\n"));
+        assert!(has_example("//! ```rust\n//! x();\n//! ```\n"));
+        assert!(!has_example("//! ```text\n//! a -> b\n//! ```\n/// ```sh\n/// ls\n/// ```\n"));
+    }
 
     #[test]
     fn a_file_without_its_story_is_named() {
