@@ -146,6 +146,13 @@ impl Control {
         self.inner.lock.lock().unwrap_or_else(PoisonError::into_inner).take();
     }
 
+    /// Waits until the server stops.
+    pub async fn until_stopped(&self) {
+        let mut stopping = self.inner.stopping.subscribe();
+        // The sender lives as long as `self`; were it gone, the server would have stopped too.
+        let _ = stopping.wait_for(|stopping| *stopping).await;
+    }
+
     /// Who owns a token, if anybody does.
     pub async fn principal(&self, token: &str) -> Result<Option<Principal>, Fault> {
         token::principal(self.database(), token).await

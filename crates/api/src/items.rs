@@ -1,0 +1,74 @@
+//! The items' routes.
+
+use axum::Json;
+use axum::extract::{Path, Query, State};
+use control::Control;
+use protocol::epoch::Point;
+use protocol::id::ItemId;
+use protocol::rest::{Explanation, ItemView};
+use serde::Deserialize;
+use utoipa::IntoParams;
+
+use crate::problem::{Of, Problem, Refusal};
+use crate::sign_in::Admin;
+
+/// Which items.
+#[derive(Debug, Deserialize, IntoParams)]
+pub struct Which {
+    /// Only this one.
+    item: Option<ItemId>,
+}
+
+/// How items stand.
+#[utoipa::path(get, path = "/api/v1/status", tag = "items", params(Which), security(("token" = [])),
+    responses((status = 200, body = [ItemView]), (status = "4XX", body = Problem, content_type = "application/problem+json")))]
+pub async fn status(
+    _: Admin,
+    State(control): State<Control>,
+    Of(Query(which)): Of<Query<Which>>,
+) -> Result<Json<Vec<ItemView>>, Refusal> {
+    match which.item {
+        Some(item) => Ok(Json(vec![control.item(&item).await?])),
+        None => Ok(Json(control.items().await?)),
+    }
+}
+
+/// All items.
+#[utoipa::path(get, path = "/api/v1/items", tag = "items", security(("token" = [])),
+    responses((status = 200, body = [ItemView]), (status = "4XX", body = Problem, content_type = "application/problem+json")))]
+pub async fn list(_: Admin, State(control): State<Control>) -> Result<Json<Vec<ItemView>>, Refusal> {
+    Ok(Json(control.items().await?))
+}
+
+/// One item.
+#[utoipa::path(get, path = "/api/v1/items/{item}", tag = "items", params(("item" = ItemId, Path)), security(("token" = [])),
+    responses((status = 200, body = ItemView), (status = "4XX", body = Problem, content_type = "application/problem+json")))]
+pub async fn show(
+    _: Admin,
+    State(control): State<Control>,
+    Of(Path(item)): Of<Path<ItemId>>,
+) -> Result<Json<ItemView>, Refusal> {
+    Ok(Json(control.item(&item).await?))
+}
+
+/// The recovery points that are kept for an item, oldest first.
+#[utoipa::path(get, path = "/api/v1/items/{item}/points", tag = "items", params(("item" = ItemId, Path)), security(("token" = [])),
+    responses((status = 200, body = [Point]), (status = "4XX", body = Problem, content_type = "application/problem+json")))]
+pub async fn points(
+    _: Admin,
+    State(control): State<Control>,
+    Of(Path(item)): Of<Path<ItemId>>,
+) -> Result<Json<Vec<Point>>, Refusal> {
+    Ok(Json(control.points(&item).await?))
+}
+
+/// What is allowed on an item, and why not the rest.
+#[utoipa::path(get, path = "/api/v1/items/{item}/explain", tag = "items", params(("item" = ItemId, Path)), security(("token" = [])),
+    responses((status = 200, body = Explanation), (status = "4XX", body = Problem, content_type = "application/problem+json")))]
+pub async fn explain(
+    _: Admin,
+    State(control): State<Control>,
+    Of(Path(item)): Of<Path<ItemId>>,
+) -> Result<Json<Explanation>, Refusal> {
+    Ok(Json(control.explain(&item).await?))
+}

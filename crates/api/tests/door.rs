@@ -1,0 +1,156 @@
+//! The door as a client sees it: a real listener, a real client.
+
+use control::Control;
+use protocol::order::{ExchangeReply, ExchangeRequest, Registration, Role};
+use protocol::rest::{ComponentView, Registered};
+use reqwest::{Client, StatusCode};
+
+struct Server {
+    folder: tempfile::TempDir,
+    control: Control,
+    url: String,
+    client: Client,
+    served: tokio::task::JoinHandle<std::io::Result<()>>,
+}
+
+impl Server {
+    async fn start() -> Server {
+        let folder = tempfile::tempdir().unwrap();
+        let control = Control::open(folder.path()).await.unwrap();
+        let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let url = format!("http://{}", listener.local_addr().unwrap());
+        let served = tokio::spawn(api::serve(control.clone(), listener));
+        Server { folder, control, url, client: Client::builder().no_proxy().build().unwrap(), served }
+    }
+
+    fn token(&self, kind: &str) -> String {
+        std::fs::read_to_string(self.folder.path().join(format!("{kind}.token"))).unwrap().trim().to_string()
+    }
+
+    async fn get(&self, path: &str, token: &str) -> reqwest::Response {
+        self.client.get(format!("{}{path}", self.url)).bearer_auth(token).send().await.unwrap()
+    }
+
+    async fn post(&self, path: &str, token: &str, body: &impl serde::Serialize) -> reqwest::Response {
+        self.client.post(format!("{}{path}", self.url)).bearer_auth(token).json(body).send().await.unwrap()
+    }
+
+    async fn register(&self, name: &str) -> Registered {
+        let registration = Registration {
+            name: name.into(),
+            site: "home".parse().unwrap(),
+            role: Role::ProcessServer,
+            address: None,
+            version: "0".into(),
+            platform: "simulated".into(),
+        };
+        let answer = self.post("/api/v1/components/register", &self.token("join"), &registration).await;
+        assert_eq!(answer.status(), StatusCode::OK);
+        answer.json().await.unwrap()
+    }
+
+    async fn stop(self) {
+        self.control.stop().await;
+        tokio::time::timeout(std::time::Duration::from_secs(20), self.served).await.unwrap().unwrap().unwrap();
+    }
+}
+
+async fn problem(answer: reqwest::Response, status: StatusCode, code: &str) -> serde_json::Value {
+    assert_eq!(answer.status(), status);
+    assert_eq!(answer.headers()["content-type"], "application/problem+json");
+    let problem: serde_json::Value = answer.json().await.unwrap();
+    assert_eq!(problem["code"], code);
+    assert_eq!(problem["status"], status.as_u16());
+    for member in ["title", "message", "cause", "remedy"] {
+        assert!(problem[member].as_str().is_some_and(|text| !text.is_empty()), "{member} is missing: {problem}");
+    }
+    problem
+}
+
+#[tokio::test]
+async fn each_token_opens_its_own_routes_and_no_others() {
+    let server = Server::start().await;
+    let (admin, join) = (server.token("admin"), server.token("join"));
+    let component = server.register("home-process-server").await.token;
+    let ok = server.client.get(format!("{}/healthz", server.url)).send().await.unwrap();
+    assert_eq!(ok.text().await.unwrap(), "ok");
+    assert_eq!(server.get("/api/v1/items", &admin).await.status(), StatusCode::OK);
+    for wrong in [join.as_str(), component.as_str(), "nonsense", ""] {
+        problem(server.get("/api/v1/items", wrong).await, StatusCode::UNAUTHORIZED, "CTL-014").await;
+    }
+    let exchange = "/api/v1/components/home-process-server/exchange";
+    let words = ExchangeRequest::default();
+    assert_eq!(server.post(exchange, &component, &words).await.status(), StatusCode::OK);
+    for wrong in [join.as_str(), admin.as_str(), "nonsense"] {
+        problem(server.post(exchange, wrong, &words).await, StatusCode::UNAUTHORIZED, "CTL-014").await;
+    }
+    let other = server.register("other-process-server").await.token;
+    problem(server.post(exchange, &other, &words).await, StatusCode::UNAUTHORIZED, "CTL-014").await;
+    let registration = serde_json::json!({});
+    problem(
+        server.post("/api/v1/components/register", &component, &registration).await,
+        StatusCode::UNAUTHORIZED,
+        "CTL-014",
+    )
+    .await;
+    server.stop().await;
+}
+
+#[tokio::test]
+async fn errors_are_problems_with_code_cause_and_remedy() {
+    let server = Server::start().await;
+    let admin = server.token("admin");
+    problem(server.get("/api/v1/items/nobody", &admin).await, StatusCode::NOT_FOUND, "CTL-001").await;
+    problem(server.get("/api/v1/items/nobody/points", &admin).await, StatusCode::NOT_FOUND, "CTL-001").await;
+    problem(server.get("/api/v1/jobs/7", &admin).await, StatusCode::NOT_FOUND, "CTL-004").await;
+    problem(server.get("/api/v1/machines?site=nowhere", &admin).await, StatusCode::NOT_FOUND, "CTL-011").await;
+    problem(server.get("/api/v1/items/..%2f..", &admin).await, StatusCode::BAD_REQUEST, "CTL-005").await;
+    problem(server.get("/api/v1/status?item=-rf", &admin).await, StatusCode::BAD_REQUEST, "CTL-005").await;
+    problem(server.get("/api/v1/nothing", &admin).await, StatusCode::NOT_FOUND, "CTL-005").await;
+    let nonsense = serde_json::json!({"item": "web01"});
+    problem(server.post("/api/v1/plans", &admin, &nonsense).await, StatusCode::UNPROCESSABLE_ENTITY, "CTL-005").await;
+    let commit = serde_json::json!({"item": "web01", "operation": {"operation": "commit"}});
+    problem(server.post("/api/v1/plans", &admin, &commit).await, StatusCode::NOT_FOUND, "CTL-001").await;
+    let huge = serde_json::json!({"item": "x".repeat(2 << 20)});
+    problem(server.post("/api/v1/plans", &admin, &huge).await, StatusCode::PAYLOAD_TOO_LARGE, "CTL-005").await;
+    server.stop().await;
+}
+
+#[tokio::test]
+async fn an_exchange_makes_a_component_connected_and_is_held_while_there_is_nothing_to_do() {
+    let server = Server::start().await;
+    let admin = server.token("admin");
+    let token = server.register("home-process-server").await.token;
+    let before: Vec<ComponentView> = server.get("/api/v1/components", &admin).await.json().await.unwrap();
+    assert!(!before[0].connected, "registered is not heard of");
+    let exchange = "/api/v1/components/home-process-server/exchange";
+    let first: ExchangeReply = server.post(exchange, &token, &ExchangeRequest::default()).await.json().await.unwrap();
+    assert!(first.orders.is_empty() && first.replications.is_empty());
+    let begun = std::time::Instant::now();
+    let wait = ExchangeRequest { wait_ms: 300, seen: first.number, ..Default::default() };
+    let second: ExchangeReply = server.post(exchange, &token, &wait).await.json().await.unwrap();
+    assert!(begun.elapsed().as_millis() >= 300, "it was not held");
+    assert_eq!(second.number, first.number);
+    let after: Vec<ComponentView> = server.get("/api/v1/components", &admin).await.json().await.unwrap();
+    assert!(after[0].connected);
+    let sites: Vec<String> = server.get("/api/v1/sites", &admin).await.json().await.unwrap();
+    assert_eq!(sites, ["home"]);
+    let audit: serde_json::Value = server.get("/api/v1/audit", &admin).await.json().await.unwrap();
+    assert!(audit.to_string().contains("home-process-server registered"));
+    let metrics = server.get("/metrics", &admin).await.text().await.unwrap();
+    assert!(metrics.contains("sockeye_component_connected{component=\"home-process-server\"} 1"), "{metrics}");
+    server.stop().await;
+}
+
+#[tokio::test]
+async fn the_document_describes_the_routes_and_events_open_a_stream() {
+    let server = Server::start().await;
+    let admin = server.token("admin");
+    let document: serde_json::Value = server.get("/api/v1/openapi.json", &admin).await.json().await.unwrap();
+    assert!(document["paths"]["/api/v1/components/{name}/exchange"]["post"].is_object());
+    let events = server.get("/api/v1/events", &admin).await;
+    assert_eq!(events.status(), StatusCode::OK);
+    assert_eq!(events.headers()["content-type"], "text/event-stream");
+    // The stream ends when the server stops, so that stopping never hangs on a listener.
+    server.stop().await;
+}
