@@ -153,12 +153,33 @@ unless --complete is given, which lets the job run through.")]
     Login(Login),
     /// Every role in one process, for one machine or for trying it out
     Up(Up),
+    /// Two sites with a real guest on this machine: the whole circle, verified (needs root for hosts of their own)
+    Demo(Demo),
     /// The control server: decisions, database, REST
     Server(Server),
     /// The process server of a site: captures, compares and sends; stops and starts machines
     ProcessServer(Mover),
     /// The master target of a site: receives, keeps replicas and their history, brings machines up from them
     MasterTarget(MasterTarget),
+}
+
+#[derive(Debug, Args)]
+pub struct Demo {
+    /// Where the test guest is (`vmlinuz`, `initrd.img`); `cargo xtask setup` makes it
+    #[arg(long, value_name = "DIR", default_value = "target/guest", env = "SOCKEYE_GUEST")]
+    pub guest: PathBuf,
+    /// Leave disks and logs, and say how to check them without this program
+    #[arg(long)]
+    pub keep: bool,
+    /// Where the two sites are made (default: a new directory in /tmp)
+    #[arg(long, value_name = "DIR")]
+    pub dir: Option<PathBuf>,
+    /// Records that the guest writes a second
+    #[arg(long, value_name = "N", default_value_t = 50)]
+    pub rate: u32,
+    /// Keep both sites on the loopback even where they could be hosts of their own
+    #[arg(long)]
+    pub no_namespaces: bool,
 }
 
 #[derive(Debug, Args)]

@@ -10,6 +10,7 @@ mod client;
 mod ending;
 mod fault;
 mod profile;
+mod roles;
 mod show;
 mod verb;
 
@@ -23,10 +24,18 @@ use crate::show::Screen;
 
 fn main() -> anyhow::Result<ExitCode> {
     let Cli { global, verb } = Cli::parse();
+    if let cli::Verb::Demo(wanted) = &verb {
+        return roles::demo::run(wanted, global.output);
+    }
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build();
     let runtime = runtime.context("this process cannot start its threads")?;
     let screen = Screen::new(global.output);
-    let ending = runtime.block_on(verb::run(&global, verb));
+    let ending = runtime.block_on(async {
+        match roles::run(&global, &verb).await {
+            Some(ended) => ended,
+            None => verb::run(&global, verb).await,
+        }
+    });
     // A thread that still reads from the terminal must not keep the process.
     runtime.shutdown_background();
     Ok(match ending {

@@ -213,9 +213,16 @@ async fn what_is_so_already_is_a_success_that_starts_nothing() {
     let mut already = plan();
     already["already"] = json!(true);
     let server = Canned::start().await;
+    let mut busy = item("ok");
+    busy["job"] = json!(7);
     server.on("POST /api/v1/plans", 200, already);
+    server.on("GET /api/v1/items/web01", 200, item("ok")).on("GET /api/v1/items/web01", 200, busy);
     let ran = server.run("commit web01").await;
-    assert_eq!(ran.code, 0, "{ran:?}");
+    assert_eq!((ran.code, ran.stdout.contains("nothing to do")), (0, true), "{ran:?}");
+    // Once more while a job that does just this is at work: it is followed.
+    server.on("GET /api/v1/jobs/7", 200, job("running")).on("GET /api/v1/jobs/7", 200, job("failed"));
+    let ran = server.run("commit web01").await;
+    assert_eq!((ran.code, ran.stdout.contains("job 7")), (1, true), "{ran:?}");
     assert!(server.posted("POST /api/v1/jobs").is_empty());
 }
 

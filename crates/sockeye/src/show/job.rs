@@ -17,7 +17,7 @@ pub fn list(jobs: &[Job], now_ms: i64) -> String {
             job.id.to_string(),
             job.item.to_string(),
             job.operation.verb().into(),
-            state(job.state).into(),
+            brief(job.state).into(),
             words::instant(job.started_at_ms),
             words::span(took(job, now_ms)),
             fault.or_else(|| now.map(with_percent)).unwrap_or_default(),
@@ -73,6 +73,18 @@ pub fn state(state: JobState) -> &'static str {
     }
 }
 
+/// The same in a word.
+fn brief(state: JobState) -> &'static str {
+    match state {
+        JobState::Running => "running",
+        JobState::Waiting => "waiting",
+        JobState::Compensating => "undoing",
+        JobState::Done => "done",
+        JobState::Failed => "FAILED",
+        JobState::Cancelled => "cancelled",
+    }
+}
+
 /// A step's line: state, name, how far or how long.
 pub fn step_line(step: &Step, now_ms: i64) -> String {
     let word = match step.state {
@@ -89,7 +101,7 @@ pub fn step_line(step: &Step, now_ms: i64) -> String {
             if let Some(percent) = step.percent {
                 line.push_str(&format!(", {percent}%"));
             }
-            if let Some(detail) = &step.detail {
+            if let Some(detail) = step.detail.as_ref().filter(|detail| !detail.is_empty()) {
                 line.push_str(&format!(" ({detail})"));
             }
         }

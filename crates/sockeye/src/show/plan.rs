@@ -8,7 +8,8 @@
 //!     steps      1. …
 //!     checks     ok       …
 //!                REFUSED  CTL-015: …
-//!     data       12.0 MiB; expected downtime 5.0 s
+//!     data       12.0 MiB to be sent
+//!     downtime   5.0 s expected
 //!     undo       until it is committed: sockeye cancel web01
 //! ```
 
@@ -23,8 +24,6 @@ pub fn text(plan: &Plan, now_ms: i64) -> String {
     let or_nothing = |lines: &[String]| if lines.is_empty() { "nothing".to_string() } else { lines.join("\n") };
     let steps: Vec<_> = plan.steps.iter().enumerate().map(|(n, step)| format!("{}. {step}", n + 1)).collect();
     let checks: Vec<_> = plan.checks.iter().map(check).collect();
-    let bytes = plan.bytes.map_or("not known yet".into(), words::bytes);
-    let downtime = plan.downtime_ms.map_or("not known yet".into(), words::span);
     let point = plan.point.as_ref().map(|point| words::point(point, plan.point_age_ms, now_ms));
     let rows = [
         ("stage", plan.stage_words.clone()),
@@ -33,7 +32,8 @@ pub fn text(plan: &Plan, now_ms: i64) -> String {
         ("deletes", or_nothing(&plan.deletes)),
         ("steps", or_nothing(&steps)),
         ("checks", or_nothing(&checks)),
-        ("data", format!("{bytes}; expected downtime: {downtime}")),
+        ("data", plan.bytes.map_or("not known yet".into(), |bytes| format!("{} to be sent", words::bytes(bytes)))),
+        ("downtime", downtime(plan)),
         ("undo", plan.undo_until.clone()),
     ];
     format!("{head}\n{}", facts(&rows))
@@ -46,7 +46,7 @@ pub fn refusals(plan: &Plan) -> Vec<&protocol::Fault> {
 
 /// Whether it cannot be taken back: then the item's name is asked for.
 pub fn is_final(plan: &Plan) -> bool {
-    let by_nature = matches!(plan.request.operation, Operation::Commit {} | Operation::Unprotect { delete: true });
+    let by_nature = matches!(plan.request.operation, Operation::Commit {} | Operation::Unprotect { .. });
     by_nature || !plan.deletes.is_empty()
 }
 
@@ -79,6 +79,17 @@ fn options(operation: &Operation) -> String {
     }
 }
 
+/// The expected downtime, for what makes one.
+fn downtime(plan: &Plan) -> String {
+    let moves =
+        matches!(plan.request.operation, Operation::Failover { .. } | Operation::Failback { .. } | Operation::Complete {});
+    match plan.downtime_ms {
+        Some(millis) => format!("{} expected", words::span(millis)),
+        None if moves => "not known beforehand".into(),
+        None => String::new(),
+    }
+}
+
 fn check(check: &Check) -> String {
     match &check.fault {
         None => format!("ok       {}", check.what),
@@ -98,13 +109,14 @@ mod tests {
         let shown = text(&plan, sample::NOW);
         for part in [
             "unplanned failover of web01: home → cloud",
-            "stage    protected",
+            "stage     protected",
             "1.42, crash-consistent, cut ",
             "(1.2 s ago)",
-            "deletes  nothing",
+            "deletes   nothing",
             "2. start it at cloud",
             "ok       the master target at cloud is connected",
-            "0 B; expected downtime: 5.0 s",
+            "0 B to be sent",
+            "5.0 s expected",
             "sockeye cancel web01",
         ] {
             assert!(shown.contains(part), "{part} in\n{shown}");

@@ -116,7 +116,7 @@ fn draw(bar: &ProgressBar, step: &Step, now_ms: i64) {
     }
     bar.set_position(u64::from(step.percent.unwrap_or(0).min(100)));
     let mut text = step.name.clone();
-    if let Some(detail) = step.detail.as_ref().filter(|_| running) {
+    if let Some(detail) = step.detail.as_ref().filter(|detail| running && !detail.is_empty()) {
         text.push_str(&format!(" ({detail})"));
     }
     if running {

@@ -1,7 +1,7 @@
 //! The one way in which anything is changed: plan, show, confirm, start, follow.
 //!
 //! ```text
-//!   POST plans ─► show ─► refused by a check: 3 · already so: 0 · --dry-run: stop · nobody says yes: 2
+//!   POST plans ─► show ─► refused by a check: 3 · already so: 0 · under way: follow it · --dry-run: stop · nobody says yes: 2
 //!                  ▲  └─► POST jobs with the plan's fingerprint ─► follow (or --detach)
 //!                  └───── CTL-018: what the plan rests on has changed meanwhile
 //! ```
@@ -34,6 +34,13 @@ pub async fn run(desk: &Desk, request: Request, change: &Change) -> Result<Endin
     for again in 1.. {
         let plan = desk.client.plan(&request).await?;
         desk.screen.say(&plan::text(&plan.read, words::now_ms()));
+        if plan.read.already
+            && !change.dry_run
+            && let Some(job) = under_way(desk, &request).await?
+        {
+            desk.screen.say("it is under way already:");
+            return after(desk, &request.operation, job, change).await;
+        }
         if let Some(ending) = stop_here(desk, &plan, change) {
             return Ok(ending);
         }
@@ -69,6 +76,13 @@ fn stop_here(desk: &Desk, plan: &Answer<Plan>, change: &Change) -> Option<Ending
         return Some(Ending::Done);
     }
     None
+}
+
+/// The job that is doing just this: a command that is repeated after a lost connection follows what it began.
+async fn under_way(desk: &Desk, request: &Request) -> Result<Option<Answer<Job>>, Trouble> {
+    let Some(id) = desk.client.item(&request.item).await?.read.job else { return Ok(None) };
+    let job = desk.client.job(id).await?;
+    Ok((job.read.operation == request.operation && !job.read.state.ended()).then_some(job))
 }
 
 async fn start(desk: &Desk, plan: &Plan, change: &Change) -> Result<Answer<Job>, Trouble> {

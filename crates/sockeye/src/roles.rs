@@ -1,0 +1,42 @@
+//! The roles: what runs until it is told to stop.
+//!
+//! ```text
+//!   server ─► control + api          process-server, master-target ─► ask the server for work
+//!   up     ─► all of them in one process, two sites on this host
+//! ```
+//!
+//! A role ends on SIGTERM or Ctrl-C and leaves everything so that it goes on at the next start; it may as well be killed.
+
+pub mod demo;
+mod mover;
+mod server;
+mod signal;
+mod up;
+
+use std::io::IsTerminal;
+
+use tracing_subscriber::EnvFilter;
+
+use crate::cli::{Global, Verb};
+use crate::ending::{Ending, Trouble};
+use crate::show::Screen;
+
+/// Runs the role that was typed; none if the verb is none.
+pub async fn run(global: &Global, verb: &Verb) -> Option<Result<Ending, Trouble>> {
+    let screen = Screen::new(global.output);
+    match verb {
+        Verb::Server(server) => Some(server::run(screen, server).await),
+        Verb::ProcessServer(mover) => Some(mover::process_server(global, mover).await),
+        Verb::MasterTarget(target) => Some(mover::master_target(global, target).await),
+        Verb::Up(up) => Some(up::run(screen, up).await),
+        _ => None,
+    }
+}
+
+/// Log lines go to stderr; `SOCKEYE_LOG` says which (`debug`, `info,master_target=trace`), in the manner of `RUST_LOG`.
+fn log() {
+    let filter = EnvFilter::try_from_env("SOCKEYE_LOG").unwrap_or_else(|_| EnvFilter::new("info"));
+    let lines = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);
+    // Only fails when a log is set up already.
+    let _ = lines.with_ansi(std::io::stderr().is_terminal()).try_init();
+}

@@ -1,0 +1,114 @@
+//! `sockeye demo`: makes two sites, goes round the circle, and says what was seen.
+
+use std::io::Write;
+use std::path::Path;
+use std::process::ExitCode;
+use std::time::Instant;
+
+use anyhow::Context;
+use demo::circle::Circle;
+use demo::world::{Part, Settings, World};
+
+use crate::cli::{Demo, Output};
+
+/// Two disks of this size, sparse.
+const DISK_BYTES: u64 = 8 << 30;
+/// Written over both of them before anything starts.
+const WRITTEN_BYTES: u64 = 1 << 30;
+
+/// Goes round. The exit code is 0 only if every check held.
+///
+/// # Errors
+/// When the two sites could not be made at all.
+pub fn run(wanted: &Demo, output: Output) -> anyhow::Result<ExitCode> {
+    let json = output == Output::Json;
+    let began = Instant::now();
+    // With JSON on stdout, the story goes to stderr.
+    let say = move |text: &str| {
+        let line = format!("{:7.1} s  {text}", began.elapsed().as_secs_f64());
+        let _ = if json { writeln!(std::io::stderr(), "{line}") } else { writeln!(std::io::stdout(), "{line}") };
+    };
+    let root = root(wanted)?;
+    let settings = Settings {
+        root: root.clone(),
+        sockeye: std::env::current_exe().context("this program does not know where it is")?,
+        guest: wanted.guest.clone(),
+        disk_bytes: DISK_BYTES,
+        written_bytes: WRITTEN_BYTES,
+        rate: wanted.rate,
+        namespaces: !wanted.no_namespaces,
+    };
+    say(&format!("two sites in {}", root.display()));
+    let result = World::build(settings).and_then(|world| round(world, &say, wanted.keep));
+    let (report, checks) = match result {
+        Ok(done) => done,
+        Err(error) => {
+            say(&format!("the two sites are left in {} to be looked at", root.display()));
+            return Err(error);
+        }
+    };
+    if json {
+        println!("{}", serde_json::to_string_pretty(&report)?);
+    } else {
+        println!("\n{}\n", report.tables());
+    }
+    match &checks {
+        Ok(()) => say("verified: every check held"),
+        Err(error) => say(&format!("NOT VERIFIED: {error:#}\nlogs and disks are left in {}", root.display())),
+    }
+    if checks.is_ok() && !wanted.keep {
+        std::fs::remove_dir_all(&root).with_context(|| format!("{} could not be removed", root.display()))?;
+    }
+    Ok(if checks.is_ok() { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+}
+
+fn round(
+    mut world: World,
+    say: &dyn Fn(&str),
+    keep: bool,
+) -> anyhow::Result<(demo::report::Report, anyhow::Result<()>)> {
+    match &world.why_loopback {
+        None if world.net.is_real() => say("each site is a host of its own (network and mount namespaces), one link between them"),
+        None => say("both sites share the loopback, as asked"),
+        Some(why) => say(&format!("both sites share the loopback ({why})")),
+    }
+    say("the guest starts at home");
+    let (report, checks) = Circle::begin(&mut world, say)?.go_round();
+    world.stop();
+    if keep && checks.is_ok() {
+        say(&by_yourself(&world));
+    }
+    Ok((report, checks))
+}
+
+/// How the reader checks what is left, with nothing of ours.
+fn by_yourself(world: &World) -> String {
+    let [a, b] = world.replica_disks();
+    let [home_a, home_b] = world.home_disks();
+    let logs = world.log(demo::world::At::Cloud, Part::Control);
+    format!(
+        "what is left, and how to check it without us:
+  the replica at the cloud (plain raw disks at the newest recovery point):
+    python3 docs/verify_ledger.py {} {}
+  home's own disks (as the last failback brought them home; what the guest wrote since is in its overlays):
+    qemu-img convert -O raw {} /tmp/a.raw && python3 docs/verify_ledger.py /tmp/a.raw {}
+  logs: {} and beside it",
+        a.display(),
+        b.display(),
+        home_a.display(),
+        home_b.display(),
+        logs.display()
+    )
+}
+
+/// Where the sites are made: short, since unix sockets lie below it.
+fn root(wanted: &Demo) -> anyhow::Result<std::path::PathBuf> {
+    let root = match &wanted.dir {
+        Some(dir) => std::path::absolute(dir)?,
+        None => Path::new("/tmp").join(format!("sockeye-demo-{}", std::process::id())),
+    };
+    std::fs::create_dir_all(&root).with_context(|| format!("{} cannot be made", root.display()))?;
+    let empty = std::fs::read_dir(&root)?.next().is_none();
+    anyhow::ensure!(empty, "{} is not empty; the demo would overwrite what is there", root.display());
+    Ok(root)
+}

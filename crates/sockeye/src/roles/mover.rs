@@ -1,0 +1,107 @@
+//! `process-server` and `master-target`: the two movers of a site, as processes of their own.
+
+use std::path::Path;
+use std::sync::Arc;
+
+use platforms::Platform;
+use platforms::qemu::Qemu;
+
+use super::signal::Stop;
+use crate::cli::{Global, MasterTarget, Mover, PlatformName};
+use crate::ending::{Ending, Trouble};
+use crate::profile::{self, Environment};
+
+/// Runs a process server until it is told to stop.
+///
+/// # Errors
+/// Its directories, the site or the join token cannot be used.
+pub async fn process_server(global: &Global, mover: &Mover) -> Result<Ending, Trouble> {
+    super::log();
+    let config = process_server::Config {
+        name: name(mover, "process-server"),
+        site: mover.site.clone(),
+        server: server(global)?,
+        join_token: join_token(mover)?,
+        data_dir: directory(&mover.data_dir)?,
+        platform: platform(mover)?,
+    };
+    tracing::info!(name = config.name, server = config.server, "process server starts");
+    process_server::run(config, Stop::on_signals()?.wait()).await?;
+    Ok(Ending::Done)
+}
+
+/// Runs a master target until it is told to stop.
+///
+/// # Errors
+/// Its directories, the site, the address or the join token cannot be used.
+pub async fn master_target(global: &Global, target: &MasterTarget) -> Result<Ending, Trouble> {
+    super::log();
+    let mover = &target.mover;
+    let data_dir = directory(&mover.data_dir)?;
+    let retention = directory(&target.retention.clone().unwrap_or_else(|| data_dir.join("retention")))?;
+    let config = master_target::Config {
+        name: name(mover, "master-target"),
+        site: mover.site.clone(),
+        server: server(global)?,
+        join_token: join_token(mover)?,
+        data_dir,
+        retention,
+        listen: target.listen,
+        advertise: advertise(target)?,
+        platform: platform(mover)?,
+    };
+    tracing::info!(name = config.name, server = config.server, address = config.advertise, "master target starts");
+    master_target::run(config, Stop::on_signals()?.wait()).await?;
+    Ok(Ending::Done)
+}
+
+/// A directory that exists, by its path from the root.
+///
+/// # Errors
+/// It cannot be made.
+pub fn directory(path: &Path) -> Result<std::path::PathBuf, Trouble> {
+    let made = std::fs::create_dir_all(path).and_then(|()| std::fs::canonicalize(path));
+    made.map_err(|why| Trouble::local(format!("the directory {} cannot be used", path.display()), why))
+}
+
+fn name(mover: &Mover, role: &str) -> String {
+    mover.name.clone().unwrap_or_else(|| format!("{}-{role}", mover.site))
+}
+
+fn server(global: &Global) -> Result<String, Trouble> {
+    let given = global.server.clone().or_else(|| Environment::read().server);
+    let given =
+        given.ok_or_else(|| Trouble::usage("no control server is named", "give --server URL (or SOCKEYE_SERVER)"))?;
+    profile::tidy(&given)
+}
+
+fn join_token(mover: &Mover) -> Result<String, Trouble> {
+    let token = match (&mover.join_token, &mover.join_token_file) {
+        (Some(token), _) => token.clone(),
+        (None, Some(file)) => std::fs::read_to_string(file)
+            .map_err(|why| Trouble::local(format!("the join token {} cannot be read", file.display()), why))?,
+        (None, None) => String::new(),
+    };
+    match token.trim() {
+        "" => Err(Trouble::usage("the join token is empty", "give --join-token T or --join-token-file F")),
+        token => Ok(token.to_string()),
+    }
+}
+
+fn platform(mover: &Mover) -> Result<Arc<dyn Platform>, Trouble> {
+    match mover.platform {
+        PlatformName::Qemu => Ok(Arc::new(Qemu::open(&mover.site_dir)?)),
+    }
+}
+
+/// Where others reach it: an address that listens on every interface names no host.
+fn advertise(target: &MasterTarget) -> Result<String, Trouble> {
+    match &target.advertise {
+        Some(address) => Ok(address.clone()),
+        None if target.listen.ip().is_unspecified() => Err(Trouble::usage(
+            "it is not known where others reach this master target",
+            format!("{} names no host: give --advertise HOST:PORT, or --listen an address of this host", target.listen),
+        )),
+        None => Ok(target.listen.to_string()),
+    }
+}

@@ -1,0 +1,163 @@
+//! `up`: every role in one process, for one machine or for trying it out.
+//!
+//! ```text
+//!   D/               control server: database, admin.token, join.token
+//!   D/home, D/cloud  a qemu site each (--site NAME=DIR): machines/, and beside them
+//!                    process-server/   master-target/   retention/
+//! ```
+//! The roles talk over loopback exactly as they would between hosts, so nothing works here that would not there. Each site is
+//! one directory: moved away, it is a site that is lost.
+
+use std::net::{Ipv4Addr, SocketAddr, TcpListener};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use platforms::qemu::Qemu;
+use protocol::{Fault, SiteName};
+use serde::Serialize;
+use tokio::task::JoinSet;
+
+use super::mover::directory;
+use super::server::{Door, Server};
+use super::signal::Stop;
+use crate::cli;
+use crate::ending::{Ending, Trouble};
+use crate::show::Screen;
+
+/// What `up` tells.
+#[derive(Debug, Serialize)]
+struct Told<'a> {
+    #[serde(flatten)]
+    door: &'a Door,
+    sites: &'a [(SiteName, PathBuf)],
+}
+
+/// Runs it until it is told to stop.
+///
+/// # Errors
+/// A directory or an address cannot be used, or a role ends with a fault: the others are stopped then.
+pub async fn run(screen: Screen, up: &cli::Up) -> Result<Ending, Trouble> {
+    super::log();
+    let stop = Stop::on_signals()?;
+    let data_dir = directory(&up.data_dir)?;
+    let sites = sites(up, &data_dir)?;
+    let mut server = Server::start(&data_dir, up.listen).await?;
+    let mut movers = JoinSet::new();
+    let started = start(&mut movers, &server.door, &sites, up.listen.port(), &stop);
+    let ended = match started {
+        Ok(()) => {
+            let told = Told { door: &server.door, sites: &sites };
+            screen.result(&told, &words(&told));
+            tokio::select! {
+                () = stop.wait() => Ok(()),
+                ended = server.ended() => ended,
+                ended = first(&mut movers) => ended,
+            }
+        }
+        Err(why) => Err(why),
+    };
+    stop.now();
+    while movers.join_next().await.is_some() {}
+    server.stop().await?;
+    ended.map(|()| Ending::Done)
+}
+
+fn sites(up: &cli::Up, data_dir: &Path) -> Result<Vec<(SiteName, PathBuf)>, Trouble> {
+    let mut sites = up.sites.clone();
+    if sites.is_empty() {
+        for name in ["home", "cloud"] {
+            let site =
+                name.parse().map_err(|why: protocol::id::BadName| Trouble::usage("a site's name", why.to_string()))?;
+            sites.push((site, data_dir.join(name)));
+        }
+    }
+    for (_, dir) in &mut sites {
+        *dir = directory(dir)?;
+    }
+    for (place, (name, dir)) in sites.iter().enumerate() {
+        if sites.iter().take(place).any(|(other, taken)| other == name || taken == dir) {
+            return Err(Trouble::usage(
+                format!("site {name} is given twice"),
+                "each site has a name and a directory of its own",
+            ));
+        }
+    }
+    Ok(sites)
+}
+
+fn start(
+    movers: &mut JoinSet<Result<(), Fault>>,
+    door: &Door,
+    sites: &[(SiteName, PathBuf)],
+    port: u16,
+    stop: &Stop,
+) -> Result<(), Trouble> {
+    let token = std::fs::read_to_string(&door.join_token_file);
+    let token =
+        token.map_err(|why| Trouble::local(format!("{} cannot be read", door.join_token_file.display()), why))?;
+    let (server, join_token) = (door.url.clone(), token.trim().to_string());
+    for ((site, dir), number) in sites.iter().zip(1u16..) {
+        let platform = Arc::new(Qemu::open(dir)?);
+        let listen = mover_address(port, number);
+        let target = master_target::Config {
+            name: format!("{site}-master-target"),
+            site: site.clone(),
+            server: server.clone(),
+            join_token: join_token.clone(),
+            data_dir: directory(&dir.join("master-target"))?,
+            retention: directory(&dir.join("retention"))?,
+            listen,
+            advertise: listen.to_string(),
+            platform: platform.clone(),
+        };
+        movers.spawn(master_target::run(target, stop.wait()));
+        let source = process_server::Config {
+            name: format!("{site}-process-server"),
+            site: site.clone(),
+            server: server.clone(),
+            join_token: join_token.clone(),
+            data_dir: directory(&dir.join("process-server"))?,
+            platform,
+        };
+        movers.spawn(process_server::run(source, stop.wait()));
+    }
+    Ok(())
+}
+
+/// The ports after the server's, the same at each start; any free one where they are taken.
+fn mover_address(port: u16, number: u16) -> SocketAddr {
+    let wanted = if port == 0 { 0 } else { port.saturating_add(number) };
+    let address = SocketAddr::from((Ipv4Addr::LOCALHOST, wanted));
+    match TcpListener::bind(address) {
+        Ok(_) => address,
+        Err(_) => SocketAddr::from((Ipv4Addr::LOCALHOST, 0)),
+    }
+}
+
+/// The first mover that ends, which none should before it is told to.
+async fn first(movers: &mut JoinSet<Result<(), Fault>>) -> Result<(), Trouble> {
+    match movers.join_next().await {
+        Some(Ok(ended)) => Ok(ended?),
+        Some(Err(why)) => Err(Trouble::local("a mover died", why)),
+        None => Ok(()),
+    }
+}
+
+fn words(told: &Told<'_>) -> String {
+    let door = told.door;
+    let mut text = format!("sockeye is up at {}\n", door.url);
+    for (site, dir) in told.sites {
+        text.push_str(&format!("  site {site}: {}\n", dir.display()));
+    }
+    let first = told.sites.first().map_or(("S", PathBuf::new()), |(site, dir)| (site.as_str(), dir.clone()));
+    let second = told.sites.get(1).map_or("T", |(site, _)| site.as_str());
+    text.push_str(&format!(
+        "in another terminal:\n  sockeye login {} < {}\n  sockeye vm define --site-dir {} --name VM --disk disk0=PATH --start\n  \
+         sockeye protect VM --from {} --to {second}\n  sockeye status --watch\nCtrl-C ends it here; machines run on.",
+        door.url,
+        door.admin_token_file.display(),
+        first.1.display(),
+        first.0
+    ));
+    text
+}
