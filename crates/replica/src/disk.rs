@@ -11,7 +11,7 @@ use std::path::Path;
 use std::sync::Arc;
 
 use protocol::{BlockMap, Extent};
-use rustix::fs::{FallocateFlags, SeekFrom, fallocate, seek};
+use rustix::fs::{Advice, FallocateFlags, SeekFrom, fadvise, fallocate, seek};
 
 use crate::fields::blank;
 use crate::lock;
@@ -64,6 +64,8 @@ impl FileDisk {
     fn over(file: File) -> io::Result<FileDisk> {
         lock::take(&file)?;
         let size = file.metadata()?.len();
+        // A sync that failed in an earlier life may have left pages that were never written: the truth is on the medium.
+        fadvise(&file, 0, None, Advice::DontNeed)?;
         Ok(FileDisk { file, size })
     }
 

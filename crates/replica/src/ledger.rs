@@ -156,7 +156,7 @@ impl Ledger {
     /// Drops records that say nothing any more, when they are most of the log. After an error the replica must be opened
     /// anew.
     pub fn tidy(&mut self) -> Result<(), ReplicaError> {
-        if self.log.records > 4 * self.facts.points.len() + 1024 {
+        if self.log.records > 4 * self.facts.points.len() + 64 {
             let records = self.facts.records();
             tracing::debug!(file = self.name, from = self.log.records, to = records.len(), "rewriting the log");
             match Log::prepare(&self.volume, self.log.next, &records) {

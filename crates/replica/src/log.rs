@@ -145,19 +145,28 @@ impl Log {
             }
             length => length.map_err(failed)?,
         };
-        let (records, position, next, torn) = read(volume.as_ref(), length).map_err(|bad| match bad {
+        let found = read(volume.as_ref(), length).map_err(|bad| match bad {
             Bad::Io(error) => failed(error),
             Bad::Damaged { at, why } => ReplicaError::damaged(&name, format!("{why} at byte {at}")),
         })?;
-        if records.is_empty() {
+        if found.records.is_empty() {
             return Err(ReplicaError::damaged(&name, "it has no first record"));
         }
-        let mut log = Log { volume, position, length, next, records: records.len() };
+        let Found { records, last, position, next, torn } = found;
         if torn {
             tracing::info!(file = name, position, "cut off the record that a power cut left unfinished");
-            log.volume.truncate(LOG, position).and_then(|()| log.volume.sync(LOG)).map_err(failed)?;
-            log.length = position;
         }
+        // Had the last record's sync failed, reads would show it though it is not durable. So it is written again before
+        // anything is built on it, with blanks where a torn one may be. The reserved space stays reserved.
+        let mut again = vec![0; (position - last + (length - position).min(u64::from(MOST_PARTS) * 512)) as usize];
+        let record = (position - last) as usize;
+        volume
+            .read_at(LOG, last, &mut again[..record])
+            .and_then(|()| volume.write_at(LOG, last, &again))
+            .and_then(|()| volume.sync(LOG))
+            .and_then(|()| volume.sync_directory())
+            .map_err(|error| ReplicaError::io(format!("writing {name}"), error))?;
+        let log = Log { volume, position, length, next, records: records.len() };
         Ok((log, records))
     }
 
@@ -238,9 +247,23 @@ fn decode(sector: &[u8; SECTOR]) -> Option<Part<'_>> {
     good.then_some(Part { part, parts, sequence, text })
 }
 
-/// All whole records, where they end, the next sequence number, and whether something torn follows.
-fn read(volume: &dyn Volume, length: u64) -> Result<(Vec<Record>, u64, u64, bool), Bad> {
+/// What a log holds.
+struct Found {
+    /// All whole records.
+    records: Vec<Record>,
+    /// Where the last of them starts.
+    last: u64,
+    /// Where it ends.
+    position: u64,
+    /// The number of the next record.
+    next: u64,
+    /// Whether the trace of an unfinished one follows.
+    torn: bool,
+}
+
+fn read(volume: &dyn Volume, length: u64) -> Result<Found, Bad> {
     let mut records = Vec::new();
+    let mut last = 0;
     // The record being put together: where it starts, its number and parts, its text so far.
     let mut open: Option<(u64, u64, u32)> = None;
     let mut text = Vec::new();
@@ -283,6 +306,7 @@ fn read(volume: &dyn Volume, length: u64) -> Result<(Vec<Record>, u64, u64, bool
                         let record = serde_json::from_slice(&text)
                             .map_err(|_| Bad::Damaged { at, why: "a record cannot be understood" })?;
                         records.push(record);
+                        last = start;
                         position = at + SECTOR as u64;
                         next = Some(part.sequence + 1);
                         open = None;
@@ -296,7 +320,7 @@ fn read(volume: &dyn Volume, length: u64) -> Result<(Vec<Record>, u64, u64, bool
         }
     }
     torn |= open.is_some();
-    Ok((records, position, next.unwrap_or(1), torn))
+    Ok(Found { records, last, position, next: next.unwrap_or(1), torn })
 }
 
 #[cfg(test)]
@@ -348,6 +372,7 @@ mod tests {
         let (_directory, folder, records, ends) = written();
         let (mut log, read) = Log::open(folder.clone()).unwrap();
         assert_eq!(read, records);
+        log.reserve().unwrap();
         assert_eq!((log.next, log.position as usize), (10, *ends.last().unwrap()));
         log.append(&sealed(5, 1)).unwrap();
         assert_eq!(Log::open(folder).unwrap().1.len(), 6);

@@ -156,7 +156,8 @@ impl Replica {
         if stores.retention.length(LOG).is_ok() {
             let foreign = match Ledger::open(stores.retention.clone()) {
                 Ok(ledger) => ledger.facts().has_content || !ledger.facts().points.is_empty(),
-                Err(_) => true,
+                Err(ReplicaError::Damaged { .. }) => true,
+                Err(error) => return Err(error),
             };
             if foreign {
                 return Err(ReplicaError::Exists(stores.retention.describe(LOG)));
@@ -199,6 +200,8 @@ impl Replica {
             stores.delete(&manifest)?;
             return Err(absent());
         }
+        let sync = stores.directory.sync_directory();
+        sync.map_err(|error| ReplicaError::io(format!("syncing {}", stores.directory.describe("")), error))?;
         let journal = stores.retention.clone();
         let ledger = Ledger::open(journal.clone())?;
         let facts = ledger.facts();
