@@ -109,6 +109,11 @@ impl Fleet {
             .is_some_and(|heard| heard.elapsed() < self.connected_within)
     }
 
+    /// Whether an order was handed out to a component.
+    pub fn was_handed(&self, name: &str, order: &str) -> bool {
+        self.components.get(name).is_some_and(|component| component.handed.keys().any(|(id, _)| id == order))
+    }
+
     /// The component that plays `role` at `site`: a connected one before one that is not.
     pub fn at(&self, site: &SiteName, role: Role) -> Option<String> {
         let mut fitting: Vec<(&String, &Component)> = self

@@ -86,6 +86,8 @@ async fn a_planned_failover_loses_nothing_and_failback_starts_straight_from_it()
     // Round again, cut off this time: home runs on and is stopped when the link returns.
     world.new_point().await;
     world.with(|model| model.cut_off("home"));
+    let lost = |world: &World| world.control().components().iter().filter(|component| !component.connected).count();
+    world.until("home is lost", |world| lost(world) == 2).await;
     world.run(unplanned(ShutDownFirst::Try)).await;
     assert_eq!(world.with(|model| model.running()), ["cloud", "home"]);
     world.run(Operation::Commit {}).await;

@@ -13,13 +13,18 @@ use crate::order_book::{self, Standing};
 /// How long a component that is connected may take to answer a cancelled order before nobody waits any more.
 const CANCEL_PATIENCE: Duration = Duration::from_secs(60);
 
+/// How soon a component that lives picks an order up: its exchange is held open for that, or comes again at once.
+const PICK_UP: Duration = Duration::from_secs(3);
+
 /// How long a step waits for an order.
 #[derive(Debug, Clone, Copy)]
 pub(crate) enum Patience {
     /// Until it is reported, or the job is cancelled.
     UntilReported,
-    /// At most so long.
+    /// At most so long, and only while the component is connected.
     Bounded(Duration),
+    /// The same, and not even that long if the component does not pick the order up: one that lives does so at once.
+    BoundedIfPickedUp(Duration),
 }
 
 /// What became of an order that undoes something.
@@ -108,9 +113,15 @@ impl Context<'_> {
                     continue;
                 }
             }
-            if let Patience::Bounded(most) = patience
-                && begun.elapsed() >= most
-            {
+            let over = match patience {
+                Patience::UntilReported => false,
+                Patience::Bounded(most) => !connected || begun.elapsed() >= most,
+                Patience::BoundedIfPickedUp(most) => {
+                    let ignored = begun.elapsed() >= PICK_UP && !self.control.fleet().was_handed(&component, &id);
+                    !connected || ignored || begun.elapsed() >= most
+                }
+            };
+            if over {
                 order_book::withdraw(self.control.database(), &id).await?;
                 self.control.wake_exchanges();
                 continue;

@@ -149,9 +149,11 @@ impl Context<'_> {
         }
         self.figures.sync = status.sync.or(self.figures.sync);
         self.figures.first = status.first_moved.or(self.figures.first);
-        if let Some(why) = status.distrust {
-            self.figures.distrust = Some(why.to_string());
-        }
+        // Why it was not tracked, when that was asked for: what the taken over copy said is nearer to the cause.
+        let asked = item.wish.as_ref().map(|wish| wish.sync);
+        let fell_back = asked == Some(Sync::Tracked) && status.sync != Some(Sync::Tracked);
+        let why = self.figures.distrust.take().or_else(|| status.distrust.map(|why| why.to_string()));
+        self.figures.distrust = why.filter(|_| fell_back);
         let sent = self.figures.first.map_or(0, |moved| moved.sent);
         let how = status.sync.map_or_else(String::new, |sync| format!("{sync}, "));
         Ok(Some(format!("{how}{sent} bytes sent")))

@@ -42,7 +42,7 @@ impl Context<'_> {
             timeout_ms: most.as_millis() as u64 * 2 / 3,
             then_power_off: true,
         };
-        match self.order(at, "stop", order, Patience::Bounded(most)).await {
+        match self.order(at, "stop", order, Patience::BoundedIfPickedUp(most)).await {
             Ok(Outcome::Stopped { by_guest, .. }) => Ok(Ending::Done(Some(how_it_stopped(by_guest)))),
             Ok(other) => Err(unexpected("shut down", &other)),
             Err(Halt::Fault(fault)) if how == ShutDownFirst::Try => {

@@ -97,10 +97,11 @@ impl World {
                 COMPONENTS.iter().any(|(site, role, other)| *other == name && is_up(&model, site, *role))
             };
             if up {
-                world.until(name, |world| {
-                    world.control().components().iter().any(|known| known.name == name && known.connected)
-                })
-                .await;
+                world
+                    .until(name, |world| {
+                        world.control().components().iter().any(|known| known.name == name && known.connected)
+                    })
+                    .await;
             }
         }
         world
@@ -304,12 +305,5 @@ pub fn reprotect(sync: protocol::order::Sync, shut_down: bool) -> Operation {
 }
 
 pub fn failback(sync: protocol::order::Sync, offline: bool, complete: bool) -> Operation {
-    Operation::Failback {
-        sync,
-        offline,
-        complete,
-        shut_down: false,
-        shut_down_timeout_ms: 5000,
-        then_power_off: true,
-    }
+    Operation::Failback { sync, offline, complete, shut_down: false, shut_down_timeout_ms: 5000, then_power_off: true }
 }

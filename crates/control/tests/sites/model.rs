@@ -7,9 +7,7 @@ use protocol::extent::Extent;
 use protocol::fault::{Fault, code};
 use protocol::id::{Attempt, Lineage};
 use protocol::machine::{Boot, DiskFormat, DiskSource, DiskSpec, Machine, MachineSpec, Power, Settled};
-use protocol::order::{
-    Moved, Order, Outcome, Progress, Replication, ReplicationPhase, ReplicationStatus, Sync,
-};
+use protocol::order::{Moved, Order, Outcome, Progress, Replication, ReplicationPhase, ReplicationStatus, Sync};
 use protocol::position::{Changes, Delta, Distrust, Position, delta};
 use protocol::{BlockMap, DiskKey};
 
@@ -236,7 +234,8 @@ impl Model {
             replica.cells[piece.offset as usize] = vm.cells[piece.offset as usize];
         }
         if replica.cells != vm.cells {
-            self.breaches.push(format!("{} epoch of generation {} from {at} is not all that differs", sync, wish.generation));
+            self.breaches
+                .push(format!("{} epoch of generation {} from {at} is not all that differs", sync, wish.generation));
         }
         let number = self.attempts.iter().filter(|used| used.generation == wish.generation).count() as u64 + 1;
         let attempt = Attempt { generation: wish.generation, number };
@@ -246,7 +245,8 @@ impl Model {
         let changed = copied.bytes();
         let point = Point { attempt, cut_at_ms: now_ms(), sealed_at_ms: now, kind, changed_bytes: changed };
         replica.points.push((point.clone(), replica.cells));
-        replica.position = Some(Position { lineage: wish.lineage, base: attempt, authored: None, changes: Changes::none() });
+        replica.position =
+            Some(Position { lineage: wish.lineage, base: attempt, authored: None, changes: Changes::none() });
         if first {
             let moved = Moved { changed, read_source: changed, read_target: 0, sent: changed };
             vm.first_sent = Some((wish.generation, wish.token.clone(), moved, distrust, sync));
@@ -375,8 +375,13 @@ impl Model {
                     site.vm = site.under.take();
                     if *keep && let Some(replica) = &mut site.replica {
                         let attempt = vm.since.next();
-                        let point =
-                            Point { attempt, cut_at_ms: 0, sealed_at_ms: 0, kind: PointKind::Unreplicated, changed_bytes: 0 };
+                        let point = Point {
+                            attempt,
+                            cut_at_ms: 0,
+                            sealed_at_ms: 0,
+                            kind: PointKind::Unreplicated,
+                            changed_bytes: 0,
+                        };
                         // Kept in the past of the newest point: the replica stands where it stood.
                         let newest = replica.points.len().saturating_sub(1);
                         replica.points.insert(newest, (point, vm.cells));
