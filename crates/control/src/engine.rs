@@ -27,6 +27,7 @@ use crate::database::commit;
 use crate::job::{self, JobRow, Record};
 use crate::stage_table::Event;
 use crate::steps::{Context, Ending, Halt};
+use crate::work::Work;
 use crate::{Control, audit, item, view};
 
 /// How often a step behind the point of no return is tried before the job gives up.
@@ -160,9 +161,12 @@ async fn unwind(control: &Control, mut row: JobRow, fault: Option<Fault>) -> Res
         set_state(control, &mut row, JobState::Compensating, fault.as_ref()).await?;
     }
     let last = job::last_records(&job::log(control.database(), row.id).await?);
-    let floor = (0..row.steps.len())
-        .rev()
-        .find(|index| row.steps[*index].work.is_return() && matches!(last.get(index), Some(Record::Done)));
+    let mut floor = None;
+    for index in (0..row.steps.len()).rev() {
+        if floor.is_none() && is_passed(control, &row, index, last.get(&index)).await? {
+            floor = Some(index);
+        }
+    }
     let first = floor.map_or(0, |index| index + 1);
     for index in (first..row.steps.len()).rev() {
         match last.get(&index) {
@@ -182,6 +186,18 @@ async fn unwind(control: &Control, mut row: JobRow, fault: Option<Fault>) -> Res
     let was_cancelled = fault.as_ref().is_some_and(|fault| fault.is(code::CANCELLED));
     let end = if was_cancelled { JobState::Cancelled } else { JobState::Failed };
     finish(control, &row, end, fault.as_ref()).await
+}
+
+/// Whether a point of no return was passed, whatever the log had time to say: authority that has moved has moved.
+async fn is_passed(control: &Control, row: &JobRow, index: usize, last: Option<&Record>) -> Result<bool, Broken> {
+    match &row.steps[index].work {
+        Work::Authorise { generation, .. } if last.is_some() => match item::load(control.database(), &row.item).await {
+            Ok(item) => Ok(item.generation == *generation),
+            Err(fault) if fault.is(code::UNKNOWN_ITEM) => Ok(false),
+            Err(fault) => Err(fault.into()),
+        },
+        work => Ok(work.is_return() && last == Some(&Record::Done)),
+    }
 }
 
 /// What went wrong with an undo is a detail of its step: the others are undone all the same.

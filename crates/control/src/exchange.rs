@@ -52,6 +52,9 @@ impl Control {
 
     /// One exchange with the component `name` (the caller has checked its token).
     pub async fn exchange(&self, name: &str, request: ExchangeRequest) -> Result<ExchangeReply, Fault> {
+        if self.stopped() {
+            return Err(Fault::new(code::INTERNAL, "the control server stops", "it is asked again when it is back"));
+        }
         let wait = Duration::from_millis(request.wait_ms).min(LONGEST_WAIT);
         let seen = request.seen;
         let saved = self.take_news(name, &request)?;

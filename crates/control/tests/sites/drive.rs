@@ -201,6 +201,12 @@ impl World {
         self.until("a new recovery point", |world| world.with(newest) > before).await;
     }
 
+    /// Gives every component time for a few exchanges.
+    pub async fn new_point_free_rest(&self) {
+        let before = self.with(|model| model.writes);
+        self.until("a few exchanges", |world| world.with(|model| model.writes) > before + 10).await;
+    }
+
     /// Nothing insane was asked for.
     pub fn assert_sane(&self) {
         let breaches = self.with(|model| model.breaches.clone());
