@@ -310,7 +310,6 @@ pub struct ItemView {
     /// Its name.
     pub item: ItemId,
     /// Its stage.
-    #[serde(flatten)]
     pub stage: Stage,
     /// The same in words.
     pub stage_words: String,

@@ -41,7 +41,7 @@ pub enum MovePhase {
 
 /// Where an item is in its protected life.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize, ToSchema)]
-#[serde(rename_all = "snake_case", tag = "stage")]
+#[serde(rename_all = "snake_case", tag = "is")]
 pub enum Stage {
     /// Known, but neither replicated nor failed over (protection was cancelled or taken away).
     Unprotected,

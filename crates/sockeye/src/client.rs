@@ -9,7 +9,6 @@
 //! - An answer is bounded before it is kept, and what is not understood is a fault, never a panic.
 //! - Starting a job carries an idempotency key, so a request whose answer was lost can be sent again.
 
-mod item;
 mod stream;
 
 use std::time::Duration;
@@ -23,7 +22,6 @@ use serde::Serialize;
 use serde::de::DeserializeOwned;
 use serde_json::Value;
 
-pub use item::view as item_view;
 pub use stream::{Event, Stream};
 
 use crate::ending::{Ending, Trouble};
@@ -81,16 +79,12 @@ impl Client {
     /// Every item, or one.
     pub async fn status(&self, item: Option<&ItemId>) -> Result<Answer<Vec<ItemView>>, Trouble> {
         let query: Vec<_> = item.iter().map(|item| ("item", item.as_str())).collect();
-        let document = self.json(Method::GET, "/api/v1/status", &query, None::<&()>).await?;
-        let read = item::views(&document).map_err(|why| self.not_understood(why))?;
-        Ok(Answer { read, document })
+        self.get("/api/v1/status", &query).await
     }
 
     /// One item.
     pub async fn item(&self, item: &ItemId) -> Result<Answer<ItemView>, Trouble> {
-        let document = self.json(Method::GET, &format!("/api/v1/items/{item}"), &[], None::<&()>).await?;
-        let read = item::view(&document).map_err(|why| self.not_understood(why))?;
-        Ok(Answer { read, document })
+        self.get(&format!("/api/v1/items/{item}"), &[]).await
     }
 
     /// An item's recovery points, in the order in which they were sealed.

@@ -1,16 +1,22 @@
 //! The contract of the command line: exit codes, confirmation, dry runs, JSON.
 
 mod canned;
+mod typed;
 
-use canned::{Canned, problem, run};
+use std::process::Stdio;
+use std::time::Duration;
+
+use canned::{Canned, problem};
+use rustix::process::{Pid, Signal, kill_process};
 use serde_json::{Value, json};
+use typed::run;
 
 fn plan() -> Value {
     json!({
         "request": {"item": "web01", "operation": {"operation": "commit"}},
         "fingerprint": "f00d",
         "source": "home", "target": "cloud",
-        "stage": {"stage": "commit_pending", "runs_at": "away"}, "stage_words": "commit pending",
+        "stage": {"is": "commit_pending", "runs_at": "away"}, "stage_words": "commit pending",
         "point": null, "point_age_ms": null,
         "deletes": ["the machine at home"], "steps": ["end the failover"],
         "checks": [{"what": "the machine runs at cloud", "fault": null}],
@@ -33,7 +39,7 @@ fn job(state: &str) -> Value {
 
 fn item(health: &str) -> Value {
     json!({
-        "item": "web01", "stage": {"stage": "protected", "runs_at": "home"}, "stage_words": "protected", "health": health,
+        "item": "web01", "stage": {"is": "protected", "runs_at": "home"}, "stage_words": "protected", "health": health,
         "health_reason": if health == "ok" { Value::Null } else { json!("the link is down") },
         "runs_at": "paris", "side": "home", "home": "paris", "away": "rome", "rpo_ms": 1200, "rpo_limit_ms": 900_000,
         "newest": null, "failback": "possible", "next": null, "generation": 1, "job": null, "replication": null
@@ -264,7 +270,7 @@ async fn a_server_that_is_lost_while_a_job_is_followed_ends_with_5_and_says_how_
     let following = run("commit web01 --yes --patience 500ms", &environment, "");
     let killing = async {
         while server.posted("GET /api/v1/jobs/7").is_empty() {
-            tokio::time::sleep(std::time::Duration::from_millis(20)).await;
+            tokio::time::sleep(Duration::from_millis(20)).await;
         }
         // What stands before a server that is gone answers so: it counts as not reached.
         server.on("GET /api/v1/jobs/7", 503, json!("restarting")).on("GET /api/v1/jobs/7", 503, json!("restarting"));
@@ -373,4 +379,21 @@ async fn an_answer_that_makes_no_sense_is_a_fault_not_a_panic() {
             assert_eq!((ran.code, ran.stderr.contains("error CLI-002")), (1, true), "{line} {nonsense}: {ran:?}");
         }
     }
+}
+
+#[tokio::test]
+async fn ctrl_c_leaves_the_job_running_and_says_how_to_follow_it() {
+    let server = commits(&["running"]).await;
+    let address = format!("http://{}", server.address);
+    let line = "commit web01 --yes --output json";
+    let mut command = typed::command(line, &[("SOCKEYE_SERVER", &address), ("SOCKEYE_TOKEN", canned::TOKEN)]);
+    let child = command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+    while server.posted("GET /api/v1/jobs/7").len() < 2 {
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+    kill_process(Pid::from_raw(child.id().unwrap() as i32).unwrap(), Signal::INT).unwrap();
+    let ran = typed::ended(line, child).await;
+    assert_eq!((ran.code, ran.json()["state"].clone()), (130, json!("running")), "{ran:?}");
+    assert!(ran.stderr.contains("sockeye job watch 7") && ran.stderr.contains("sockeye job cancel 7"), "{ran:?}");
+    assert!(server.posted("POST /api/v1/jobs/7/cancel").is_empty());
 }

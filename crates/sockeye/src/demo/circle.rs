@@ -128,7 +128,10 @@ impl<'a> Circle<'a> {
         let began = Instant::now();
         let job = self.job(&["protect", MACHINE, "--from", "home", "--to", "cloud", "--yes"])?;
         let moved = job.figures.first.context("the initial replication told no figures")?;
-        ensure!(moved.changed >= self.world.settings.written_bytes / 2, "the initial replication moved too little to be one");
+        ensure!(
+            moved.changed >= self.world.settings.written_bytes / 2,
+            "the initial replication moved too little to be one"
+        );
         self.phase("initial replication", began, Some(moved));
         Ok(())
     }
@@ -142,9 +145,8 @@ impl<'a> Circle<'a> {
         let flowing = rpo(&view);
         ensure!(self.console.acknowledged().len() > before, "the guest did not write while it was replicated");
         let percentiles = Percentiles::of(&flowing);
-        let pauses = view.replication.as_ref().map_or(0, |replication| {
-            replication.pauses_us.iter().copied().max().unwrap_or(0)
-        });
+        let pauses =
+            view.replication.as_ref().map_or(0, |replication| replication.pauses_us.iter().copied().max().unwrap_or(0));
         self.told(&format!(
             "{} epochs: RPO p50 {} ms, p99 {} ms; longest pause of the guest {:.1} ms",
             flowing.len(),
@@ -251,7 +253,13 @@ impl<'a> Circle<'a> {
         }
         let job = self.job(&["complete", MACHINE, "--yes"])?;
         let acknowledged = self.until_the_end()?;
-        self.arrived(&format!("failback ({sync}{})", if back.offline { ", offline" } else { "" }), fresh, acknowledged, &job.figures, true)?;
+        self.arrived(
+            &format!("failback ({sync}{})", if back.offline { ", offline" } else { "" }),
+            fresh,
+            acknowledged,
+            &job.figures,
+            true,
+        )?;
         let mut moved = job.figures.last.unwrap_or_default();
         if !reprotected {
             let first = job.figures.first.context("the failback told no figures of its first copy")?;
@@ -271,9 +279,14 @@ impl<'a> Circle<'a> {
         let (last, bye_ms) = self.console.bye().context("the guest did not shut itself down")?;
         let acknowledged = self.console.acknowledged();
         let late = acknowledged.iter().filter(|(_, ms)| ms + 500 >= bye_ms).count();
-        ensure!(late >= 3, "only {late} records were acknowledged in the last 500 ms: the guest was not writing when it was shut down");
+        ensure!(
+            late >= 3,
+            "only {late} records were acknowledged in the last 500 ms: the guest was not writing when it was shut down"
+        );
         ensure!(acknowledged.last().map(|(number, _)| *number) == Some(last), "the console lost the last records");
-        self.told(&format!("{late} records were acknowledged in the last 500 ms before the guest stopped after record {last}"));
+        self.told(&format!(
+            "{late} records were acknowledged in the last 500 ms before the guest stopped after record {last}"
+        ));
         Ok(acknowledged)
     }
 
@@ -289,7 +302,10 @@ impl<'a> Circle<'a> {
         let (newest, newest_ms) = *acknowledged.last().context("nothing was acknowledged")?;
         let found = fresh.found()?;
         ensure!(found.consistent, "{kind}: the disks are not a prefix of what was written: {found:?}");
-        ensure!(found.found >= FEWEST_RECORDS as u64 && found.scribbles_checked > 0, "{kind}: too little was found to judge: {found:?}");
+        ensure!(
+            found.found >= FEWEST_RECORDS as u64 && found.scribbles_checked > 0,
+            "{kind}: too little was found to judge: {found:?}"
+        );
         let lost = newest.saturating_sub(found.highest);
         let lost_ms = if lost == 0 { 0 } else { newest_ms.saturating_sub(found.highest_made_ms) };
         if planned && lost > 0 {

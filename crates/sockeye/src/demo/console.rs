@@ -87,7 +87,10 @@ impl Console {
     /// Acknowledged records: number and the guest's wall clock in ms.
     pub fn acknowledged(&self) -> Vec<(u64, u64)> {
         let lines = self.lines();
-        lines.iter().filter_map(|line| if let Line::Ack { number, ms } = line { Some((*number, *ms)) } else { None }).collect()
+        lines
+            .iter()
+            .filter_map(|line| if let Line::Ack { number, ms } = line { Some((*number, *ms)) } else { None })
+            .collect()
     }
 
     /// Waits until `more` records were acknowledged, and gives the first of them.
@@ -103,6 +106,8 @@ impl Console {
 
     /// The record after which the guest said goodbye, if it did.
     pub fn bye(&self) -> Option<(u64, u64)> {
-        self.lines().iter().find_map(|line| if let Line::Bye { number, ms } = line { Some((*number, *ms)) } else { None })
+        self.lines()
+            .iter()
+            .find_map(|line| if let Line::Bye { number, ms } = line { Some((*number, *ms)) } else { None })
     }
 }

@@ -65,7 +65,8 @@ impl Percentiles {
     pub fn of(values: &[u64]) -> Percentiles {
         let mut sorted = values.to_vec();
         sorted.sort_unstable();
-        let at = |percent: usize| sorted.get((sorted.len() * percent / 100).min(sorted.len().saturating_sub(1))).copied();
+        let at =
+            |percent: usize| sorted.get((sorted.len() * percent / 100).min(sorted.len().saturating_sub(1))).copied();
         Percentiles { p50: at(50).unwrap_or(0), p99: at(99).unwrap_or(0) }
     }
 }
@@ -88,14 +89,21 @@ impl Report {
         copies.set_header(["phase", "seconds", "changed", "read", "sent"]);
         let cell = |count: Option<u64>| count.map_or_else(String::new, bytes);
         for phase in &self.phases {
-            let row = [phase.name.clone(), format!("{:.1}", phase.seconds), cell(phase.bytes_changed), cell(phase.bytes_read), cell(phase.bytes_sent)];
+            let row = [
+                phase.name.clone(),
+                format!("{:.1}", phase.seconds),
+                cell(phase.bytes_changed),
+                cell(phase.bytes_read),
+                cell(phase.bytes_sent),
+            ];
             copies.add_row(row);
         }
         let mut moves = comfy_table::Table::new();
         moves.load_style(comfy_table::presets::UTF8_HORIZONTAL_ONLY);
         moves.set_header(["move", "sync", "down", "acknowledged", "found", "lost"]);
         for one in &self.failovers {
-            let lost = if one.records_lost == 0 { "0".into() } else { format!("{} ({} ms)", one.records_lost, one.lost_ms) };
+            let lost =
+                if one.records_lost == 0 { "0".into() } else { format!("{} ({} ms)", one.records_lost, one.lost_ms) };
             moves.add_row([
                 one.kind.clone(),
                 one.sync.clone(),
@@ -106,7 +114,10 @@ impl Report {
             ]);
         }
         let rpo = self.rpo_ms;
-        format!("{copies}\n\n{moves}\n\nrecovery points while epochs flowed: RPO p50 {} ms, p99 {} ms", rpo.p50, rpo.p99)
+        format!(
+            "{copies}\n\n{moves}\n\nrecovery points while epochs flowed: RPO p50 {} ms, p99 {} ms",
+            rpo.p50, rpo.p99
+        )
     }
 }
 

@@ -128,8 +128,9 @@ impl World {
             std::fs::create_dir_all(&boot)?;
             for file in ["vmlinuz", "initrd.img"] {
                 let from = world.settings.guest.join(file);
-                std::fs::copy(&from, boot.join(file))
-                    .with_context(|| format!("the test guest is missing ({}): run cargo xtask setup", from.display()))?;
+                std::fs::copy(&from, boot.join(file)).with_context(|| {
+                    format!("the test guest is missing ({}): run cargo xtask setup", from.display())
+                })?;
             }
         }
         world.seed()?;
@@ -137,7 +138,10 @@ impl World {
         world.start(At::Cloud, Part::Control)?;
         let token_file = world.data_dir(At::Cloud, Part::Control).join("admin.token");
         world.token = wait_for("the control server's token", Duration::from_secs(30), || {
-            std::fs::read_to_string(&token_file).ok().map(|token| token.trim().to_string()).filter(|token| !token.is_empty())
+            std::fs::read_to_string(&token_file)
+                .ok()
+                .map(|token| token.trim().to_string())
+                .filter(|token| !token.is_empty())
         })?;
         for at in [At::Home, At::Cloud] {
             world.start(at, Part::MasterTarget)?;
@@ -249,7 +253,11 @@ impl World {
             command.arg("--listen").arg(format!("{address}:0")).arg("--advertise").arg(format!("{address}:0"));
             command.arg("--retention").arg(self.dir(at).join("retention"));
         }
-        command.env("SOCKEYE_LOG", std::env::var("SOCKEYE_LOG").unwrap_or_else(|_| "info".into())).stdin(Stdio::null()).stdout(log.try_clone()?).stderr(log);
+        command
+            .env("SOCKEYE_LOG", std::env::var("SOCKEYE_LOG").unwrap_or_else(|_| "info".into()))
+            .stdin(Stdio::null())
+            .stdout(log.try_clone()?)
+            .stderr(log);
         let child = command.spawn().with_context(|| format!("{} cannot be started", part.verb()))?;
         self.parts.insert((at, part), child);
         Ok(())
@@ -303,7 +311,13 @@ impl World {
     pub fn ask<T: DeserializeOwned>(&self, arguments: &[&str], code: i32) -> anyhow::Result<T> {
         let answer = self.sockeye(arguments)?;
         if answer.code != code {
-            bail!("sockeye {}: exit code {} instead of {code}\n{}{}", arguments.join(" "), answer.code, answer.stdout, answer.stderr);
+            bail!(
+                "sockeye {}: exit code {} instead of {code}\n{}{}",
+                arguments.join(" "),
+                answer.code,
+                answer.stdout,
+                answer.stderr
+            );
         }
         serde_json::from_str(&answer.stdout)
             .with_context(|| format!("sockeye {}: its answer cannot be read: {}", arguments.join(" "), answer.stdout))

@@ -13,8 +13,8 @@ use crate::cli::{Demo, Output};
 
 /// Two disks of this size, sparse.
 const DISK_BYTES: u64 = 8 << 30;
-/// Written over both of them before anything starts.
-const WRITTEN_BYTES: u64 = 1 << 30;
+/// Written on each of them before anything starts.
+const WRITTEN_BYTES: u64 = 1 << 29;
 
 /// Goes round. The exit code is 0 only if every check held.
 ///
@@ -68,7 +68,9 @@ fn round(
     keep: bool,
 ) -> anyhow::Result<(demo::report::Report, anyhow::Result<()>)> {
     match &world.why_loopback {
-        None if world.net.is_real() => say("each site is a host of its own (network and mount namespaces), one link between them"),
+        None if world.net.is_real() => {
+            say("each site is a host of its own (network and mount namespaces), one link between them")
+        }
         None => say("both sites share the loopback, as asked"),
         Some(why) => say(&format!("both sites share the loopback ({why})")),
     }

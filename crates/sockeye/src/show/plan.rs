@@ -69,20 +69,28 @@ fn options(operation: &Operation) -> String {
         Operation::Failover { kind: FailoverKind::Planned { shut_down_timeout_ms, then_power_off }, .. } => {
             stopping(*shut_down_timeout_ms, *then_power_off)
         }
-        Operation::Reprotect { sync, .. } => format!("first copy: {sync}"),
-        Operation::Failback { sync, offline, complete, shut_down_timeout_ms, then_power_off, .. } => {
+        Operation::Reprotect { sync, shut_down } => format!("first copy: {sync}{}", old_machine(*shut_down)),
+        Operation::Failback { sync, offline, complete, shut_down, shut_down_timeout_ms, then_power_off } => {
             let when = if *offline { "with the machine off" } else { "while the machine runs" };
             let wait = if *complete { "runs through" } else { "waits for: sockeye complete" };
-            format!("{sync}, {when}; {wait}\n{}", stopping(*shut_down_timeout_ms, *then_power_off))
+            let stopping = stopping(*shut_down_timeout_ms, *then_power_off);
+            format!("{sync}, {when}; {wait}\n{stopping}{}", old_machine(*shut_down))
         }
         _ => String::new(),
     }
 }
 
+/// What happens to a machine that still runs at the side to replicate to (R26).
+fn old_machine(shut_down: bool) -> &'static str {
+    if shut_down { "\nif the machine still runs at the target, it is shut down there" } else { "" }
+}
+
 /// The expected downtime, for what makes one.
 fn downtime(plan: &Plan) -> String {
-    let moves =
-        matches!(plan.request.operation, Operation::Failover { .. } | Operation::Failback { .. } | Operation::Complete {});
+    let moves = matches!(
+        plan.request.operation,
+        Operation::Failover { .. } | Operation::Failback { .. } | Operation::Complete {}
+    );
     match plan.downtime_ms {
         Some(millis) => format!("{} expected", words::span(millis)),
         None if moves => "not known beforehand".into(),

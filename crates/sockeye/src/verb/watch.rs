@@ -146,7 +146,7 @@ fn describe(event: &Event) -> Option<String> {
             Some(format!("job {id} ({doing} {}) {state}{}", job.item, step.unwrap_or_default()))
         }
         "item" => {
-            let item = crate::client::item_view(&event.data).ok()?;
+            let item = ItemView::deserialize(&event.data).ok()?;
             let health = words::health(item.health);
             Some(format!("{}  {}  {health}  runs at {}", item.item, item.stage_words, item.runs_at))
         }

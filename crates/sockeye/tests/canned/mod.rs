@@ -6,7 +6,6 @@
 
 use std::collections::HashMap;
 use std::net::SocketAddr;
-use std::process::Stdio;
 use std::sync::{Arc, Mutex};
 
 use axum::Router;
@@ -14,6 +13,8 @@ use axum::body::Bytes;
 use axum::extract::State;
 use axum::http::{HeaderMap, Method, StatusCode, Uri};
 use serde_json::{Value, json};
+
+use crate::typed::{Ran, run};
 
 /// The token that the canned server wants.
 pub const TOKEN: &str = "open-sesame";
@@ -99,38 +100,4 @@ async fn answer(
 /// A problem+json with this code.
 pub fn problem(code: &str) -> Value {
     json!({"title": "no", "status": 409, "code": code, "message": "it does not go", "cause": "the facts", "remedy": "do this"})
-}
-
-/// What a command did.
-#[derive(Debug)]
-pub struct Ran {
-    pub code: i32,
-    pub stdout: String,
-    pub stderr: String,
-}
-
-impl Ran {
-    /// The one document on stdout.
-    pub fn json(&self) -> Value {
-        serde_json::from_str(&self.stdout).unwrap_or_else(|why| panic!("{why} in {self:?}"))
-    }
-}
-
-/// Runs the command line with nothing of this process's environment but `PATH`.
-pub async fn run(line: &str, environment: &[(&str, &str)], stdin: &str) -> Ran {
-    use tokio::io::AsyncWriteExt;
-    let home = tempfile::tempdir().unwrap();
-    let mut command = tokio::process::Command::new(env!("CARGO_BIN_EXE_sockeye"));
-    command.args(line.split_whitespace()).env_clear().env("PATH", std::env::var("PATH").unwrap_or_default());
-    command.env("SOCKEYE_CONFIG", home.path().join("profiles.toml"));
-    command.envs(environment.iter().copied()).kill_on_drop(true);
-    let mut child = command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
-    let mut input = child.stdin.take().unwrap();
-    // A command that does not read ends without having taken it.
-    let _ = input.write_all(stdin.as_bytes()).await;
-    drop(input);
-    let done = tokio::time::timeout(std::time::Duration::from_secs(60), child.wait_with_output()).await;
-    let output = done.unwrap_or_else(|_| panic!("`sockeye {line}` did not end")).unwrap();
-    let text = |bytes| String::from_utf8(bytes).unwrap();
-    Ran { code: output.status.code().unwrap_or(-1), stdout: text(output.stdout), stderr: text(output.stderr) }
 }

@@ -1,0 +1,196 @@
+//! The command line against the real control server, and the whole circle by hand against `sockeye up`.
+
+mod typed;
+
+use std::path::{Path, PathBuf};
+use std::process::Stdio;
+use std::time::Duration;
+
+use serde_json::{Value, json};
+use tokio::io::{AsyncBufReadExt, BufReader};
+use tokio::process::Child;
+use typed::Ran;
+
+/// A role that runs until the test ends, and the QEMUs that it leaves behind.
+struct Role {
+    child: Child,
+    dir: tempfile::TempDir,
+    told: Value,
+    token: String,
+}
+
+impl Role {
+    /// Starts `sockeye VERB --data-dir …` on a free port and waits for what it tells.
+    async fn start(verb: &str) -> Role {
+        let dir = tempfile::tempdir().unwrap();
+        let line = format!("{verb} --data-dir {} --listen 127.0.0.1:0 --output json", dir.path().display());
+        let mut command = typed::command(&line, &[("SOCKEYE_LOG", "warn")]);
+        let mut child = command.stdin(Stdio::null()).stdout(Stdio::piped()).spawn().unwrap();
+        let mut lines = BufReader::new(child.stdout.take().unwrap()).lines();
+        let mut text = String::new();
+        let told = loop {
+            let line = tokio::time::timeout(Duration::from_secs(60), lines.next_line()).await.unwrap().unwrap();
+            text.push_str(&line.unwrap_or_else(|| panic!("`{verb}` ended: {text}")));
+            if let Ok(told) = serde_json::from_str::<Value>(&text) {
+                break told;
+            }
+        };
+        let token = std::fs::read_to_string(told["admin_token_file"].as_str().unwrap()).unwrap().trim().to_string();
+        Role { child, dir, told, token }
+    }
+
+    fn url(&self) -> &str {
+        self.told["url"].as_str().unwrap()
+    }
+
+    /// Runs a command, signed in.
+    async fn run(&self, line: &str) -> Ran {
+        typed::run(line, &[("SOCKEYE_SERVER", self.url()), ("SOCKEYE_TOKEN", &self.token)], "").await
+    }
+
+    /// Runs a command that must end so.
+    async fn ends(&self, code: i32, line: &str) -> Ran {
+        let ran = self.run(line).await;
+        assert_eq!(ran.code, code, "sockeye {line}\n{}{}", ran.stdout, ran.stderr);
+        ran
+    }
+
+    async fn stage(&self) -> String {
+        self.ends(0, "item show web01 --output json").await.json()["stage_words"].as_str().unwrap().to_string()
+    }
+}
+
+impl Drop for Role {
+    fn drop(&mut self) {
+        let _ = self.child.start_kill();
+        for pid in ["home", "cloud"].iter().flat_map(|site| qemus(&self.dir.path().join(site))) {
+            if let Some(pid) = rustix::process::Pid::from_raw(pid) {
+                let _ = rustix::process::kill_process(pid, rustix::process::Signal::KILL);
+            }
+        }
+    }
+}
+
+/// The QEMUs of a site, by their pid files; a number that is another program's by now does not count.
+fn qemus(site: &Path) -> Vec<i32> {
+    let machines = std::fs::read_dir(site.join("machines")).into_iter().flatten().flatten();
+    let files = machines.map(|machine| machine.path().join("pid"));
+    let running = |file: PathBuf| {
+        let pid: i32 = std::fs::read_to_string(&file).ok()?.trim().parse().ok()?;
+        let command_line = std::fs::read_to_string(format!("/proc/{pid}/cmdline")).ok()?;
+        command_line.contains(file.to_str()?).then_some(pid)
+    };
+    files.filter_map(running).collect()
+}
+
+#[tokio::test]
+async fn the_real_server_answers_with_the_exit_codes_of_the_contract() {
+    let server = Role::start("server").await;
+    assert_eq!(server.ends(0, "status --output json").await.json(), json!([]));
+    server.ends(0, "status --check").await;
+    for line in [
+        "item show web01",
+        "points web01",
+        "explain web01",
+        "job show 7",
+        "status web01",
+        "failover web01 --planned --yes",
+    ] {
+        let ran = server.ends(3, line).await;
+        assert!(ran.stderr.starts_with("error CTL-00") && ran.stderr.contains("\n  next:"), "{line}: {ran:?}");
+    }
+    // No site is there to protect from: refused by checks, and nothing is begun.
+    for line in ["protect web01 --from home --to cloud --yes", "protect web01 --from home --to cloud --dry-run"] {
+        let ran = server.ends(3, line).await;
+        assert!(ran.stdout.contains("REFUSED"), "{ran:?}");
+    }
+    assert_eq!(server.ends(0, "job list --output json").await.json(), json!([]));
+    assert_eq!(server.ends(0, "item list --output json").await.json(), json!([]));
+    for line in ["component list", "vm list", "audit", "job list"] {
+        server.ends(0, line).await;
+    }
+    let wrong = [("SOCKEYE_SERVER", server.url()), ("SOCKEYE_TOKEN", "wrong")];
+    assert_eq!(typed::run("status", &wrong, "").await.code, 5);
+    let profiles = server.dir.path().join("profiles.toml");
+    let environment = [("SOCKEYE_CONFIG", profiles.to_str().unwrap())];
+    let ran = typed::run(&format!("login {}", server.url()), &environment, &server.token).await;
+    assert_eq!(ran.code, 0, "{ran:?}");
+    assert_eq!(typed::run("status", &environment, "").await.code, 0);
+}
+
+#[tokio::test]
+async fn events_of_the_real_server_begin_with_what_is() {
+    let server = Role::start("server").await;
+    let environment = [("SOCKEYE_SERVER", server.url()), ("SOCKEYE_TOKEN", server.token.as_str())];
+    let mut command = typed::command("events", &environment);
+    let child = command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+    // A stream that is refused ends at once; one that is served goes on until Ctrl-C.
+    tokio::time::sleep(Duration::from_millis(700)).await;
+    let pid = rustix::process::Pid::from_raw(child.id().unwrap() as i32).unwrap();
+    rustix::process::kill_process(pid, rustix::process::Signal::INT).unwrap();
+    let ran = typed::ended("events", child).await;
+    assert_eq!((ran.code, ran.stderr.as_str()), (0, ""), "{ran:?}");
+}
+
+/// The walkthrough, with a guest that has no system on its disk: QEMU's firmware looks for one for ever.
+#[tokio::test]
+async fn a_machine_goes_out_to_sea_and_comes_home_by_hand() {
+    let up = Role::start("up").await;
+    let home = up.dir.path().join("home");
+    let disk = home.join("web01.img");
+    let content: Vec<u8> = (0..4u32 << 20).flat_map(u32::to_le_bytes).collect();
+    std::fs::write(&disk, content).unwrap();
+    let site = home.display();
+    up.ends(1, &format!("vm define --site-dir {site} --name web01 --disk disk0={site}/none.img")).await;
+    up.ends(
+        0,
+        &format!("vm define --site-dir {site} --name web01 --memory 64 --disk disk0={} --start", disk.display()),
+    )
+    .await;
+    while !up.ends(0, "vm list --site home").await.stdout.contains("running") {
+        tokio::time::sleep(Duration::from_millis(100)).await;
+    }
+    let components = up.ends(0, "component list --output json").await.json();
+    assert_eq!(components.as_array().unwrap().len(), 4);
+
+    let protect = "protect web01 --from home --to cloud";
+    up.ends(2, protect).await;
+    up.ends(0, &format!("{protect} --dry-run")).await;
+    assert_eq!(
+        up.ends(0, "job list --output json").await.json(),
+        json!([]),
+        "a dry run or a missing yes began something"
+    );
+    let job = up.ends(0, &format!("{protect} --yes --output json")).await.json();
+    assert_eq!(job["state"], "done");
+    assert!(job["figures"]["first"]["changed"].as_u64().unwrap() >= 15 << 20, "{job}");
+    assert_eq!(up.stage().await, "protected");
+    up.ends(0, &format!("{protect} --yes")).await;
+    assert!(!up.ends(0, "points web01 --output json").await.json().as_array().unwrap().is_empty());
+    up.ends(0, "status --check").await;
+
+    up.ends(3, "failback web01 --yes").await;
+    up.ends(0, "failover web01 --unplanned --shut-down skip --yes --reason drill").await;
+    assert_eq!(up.stage().await, "commit pending");
+    up.ends(1, "status --check").await;
+    up.ends(0, "commit web01 --yes").await;
+    assert_eq!(up.stage().await, "failed over, NOT PROTECTED");
+    // Its old self still runs at home (R26).
+    let ran = up.ends(3, "reprotect web01 --yes").await;
+    assert!(ran.stderr.contains("--shut-down"), "{ran:?}");
+    up.ends(0, &format!("vm stop --site-dir {site} web01 --shut-down-timeout 1s --then power-off")).await;
+    up.ends(0, "reprotect web01 --yes").await;
+    assert_eq!(up.stage().await, "protected (reverse)");
+
+    let ran = up.ends(4, "failback web01 --shut-down-timeout 1s --then power-off --yes").await;
+    assert!(ran.stdout.contains("next: sockeye complete web01"), "{ran:?}");
+    assert_eq!(up.ends(4, "job watch 4 --output json").await.json()["state"], "waiting");
+    let job = up.ends(0, "complete web01 --yes --output json").await.json();
+    assert!(job["figures"]["downtime_ms"].as_u64().is_some(), "{job}");
+    up.ends(0, "commit web01 --yes").await;
+    assert_eq!(up.stage().await, "home, NOT PROTECTED");
+    up.ends(0, "reverse web01 --yes").await;
+    assert_eq!(up.stage().await, "protected");
+    assert!(up.ends(0, "audit").await.stdout.contains("drill"));
+    up.ends(0, "unprotect web01 --delete --yes").await;
+}
