@@ -240,7 +240,10 @@ impl Platform for Qemu {
     }
 
     async fn resume(&self, name: &str) -> Result<(), Fault> {
-        power::resume(&self.known(name)?).await
+        let folder = self.known(name)?;
+        // Not while somebody reads the last changes of a machine that stands still.
+        let _lock = folder.lock("lock", LOCK_PATIENCE).await?;
+        power::resume(&folder).await
     }
 
     async fn shut_down(&self, name: &str, timeout: Duration) -> Result<Stopped, Fault> {

@@ -111,7 +111,7 @@ pub(crate) fn insert(place: usize, bounds: Bounds) -> Vec<Command> {
     let filter = format!("cbw-{place}");
     let cbw = json!({
         "driver": "copy-before-write", "node-name": filter, "file": node(place), "target": format!("fleece-{place}"),
-        "on-cbw-error": "break-snapshot", "cbw-timeout": bounds.patience_seconds,
+        "on-cbw-error": "break-snapshot", "cbw-timeout": bounds.patience_seconds, "discard": "unmap",
     });
     vec![
         Command::new("blockdev-add", cbw),

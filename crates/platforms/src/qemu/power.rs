@@ -36,6 +36,8 @@ const TAKEN: &str = "power-taken";
 enum State {
     Running,
     Paused,
+    /// Has not run yet.
+    Waiting,
     /// Cannot go on: shut down, or dead.
     Ended,
 }
@@ -50,6 +52,7 @@ async fn state(qmp: &mut Qmp) -> Result<State, QmpError> {
     let status = qmp.execute("query-status", Value::Null).await?;
     Ok(match status["status"].as_str().unwrap_or_default() {
         "running" | "suspended" => State::Running,
+        "prelaunch" => State::Waiting,
         "shutdown" | "internal-error" | "guest-panicked" => State::Ended,
         _ => State::Paused,
     })
@@ -70,8 +73,8 @@ pub(crate) async fn power(folder: &Folder) -> Result<Power, Fault> {
     };
     match asked.await {
         Ok(State::Running) => Ok(Power::Running),
-        Ok(State::Paused) if taken(folder) => Ok(Power::Held),
-        Ok(State::Paused) => Ok(Power::Paused),
+        Ok(State::Paused | State::Waiting) if taken(folder) => Ok(Power::Held),
+        Ok(State::Paused | State::Waiting) => Ok(Power::Paused),
         Ok(State::Ended) => Ok(Power::Held),
         // It may have ended while it was asked.
         Err(_) if process::running(folder).is_none() => Ok(Power::Off),
@@ -140,16 +143,12 @@ pub(crate) async fn power_off(folder: &Folder) -> Result<Stopped, Fault> {
     let mut reset: Option<tokio::time::Instant> = None;
     loop {
         match state(&mut qmp).await.map_err(cannot)? {
-            // The note only tells a later question how it ended; the run state is what keeps the guest off.
-            State::Ended => {
+            State::Paused if start.elapsed() <= CUT_TAKES => {}
+            // Where the guest ended, the note only tells a later question how; the run state is what keeps it off.
+            State::Ended | State::Waiting | State::Paused => {
                 folder.write(TAKEN, &process::running(folder))?;
                 return Ok(Stopped::PoweredOff);
             }
-            State::Paused if start.elapsed() > CUT_TAKES => {
-                folder.write(TAKEN, &process::running(folder))?;
-                return Ok(Stopped::PoweredOff);
-            }
-            State::Paused => {}
             State::Running if start.elapsed() > RESET_PATIENCE => {
                 return Err(folder.fault("cannot be powered off", "it runs on after a reset that should have ended it"));
             }

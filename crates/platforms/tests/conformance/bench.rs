@@ -106,7 +106,7 @@ impl QemuBench {
     }
 
     /// A request through the device's own connection to its disk, as the guest's go.
-    async fn io(&self, machine: &str, place: usize, request: &str) {
+    pub async fn io(&self, machine: &str, place: usize, request: &str) {
         let line = format!("qemu-io -d /machine/peripheral/dev-{place}/virtio-backend \"{request}\"");
         let socket = self.platform.machine_dir(machine).unwrap().join("life-2.sock");
         let said = qmp(socket, "human-monitor-command", json!({ "command-line": line })).await;

@@ -5,9 +5,12 @@
 //!                                                                └─ qemu (its guests sit in the firmware; writes are made
 //!                                                                   through their devices, where a filter sees them)
 //! ```
+#![allow(clippy::unwrap_used, reason = "a test that cannot go on fails")]
+
 mod bench;
 mod claims;
 mod rig;
+mod traps;
 
 macro_rules! claims {
     ($($claim:ident),* $(,)?) => {

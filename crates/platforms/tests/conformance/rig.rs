@@ -81,6 +81,12 @@ impl<'a> Rig<'a> {
     pub async fn write(&mut self, place: usize, offset: u64, length: u64, value: u8) {
         let key = self.spec.disks[place].key.clone();
         self.bench.write(NAME, place, &key, offset, length, value).await;
+        self.wrote(place, offset, length, value);
+    }
+
+    /// Notes that the disk now reads so.
+    pub fn wrote(&mut self, place: usize, offset: u64, length: u64, value: u8) {
+        let key = self.spec.disks[place].key.clone();
         self.model.get_mut(&key).unwrap()[offset as usize..(offset + length) as usize].fill(value);
         self.written.entry(key).or_default().insert(Extent::new(offset, length));
     }
