@@ -78,6 +78,16 @@ impl Control {
         self.hold(name, seen, wait).await
     }
 
+    /// Writes what was last heard of every component.
+    pub(crate) async fn remember_fleet(&self) -> Result<(), Fault> {
+        let all: Vec<Saved> = self.fleet().components.values().map(Saved::of).collect::<Result<_, _>>()?;
+        let mut change = self.database().change().await?;
+        for saved in &all {
+            save_text(&mut change, saved).await?;
+        }
+        commit(change).await
+    }
+
     /// Takes what the component tells into memory; what is to be saved is returned.
     fn take_news(&self, name: &str, request: &ExchangeRequest) -> Result<Option<Saved>, Fault> {
         let mut fleet = self.fleet();

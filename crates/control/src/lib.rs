@@ -83,6 +83,7 @@ struct Inner {
     work: watch::Sender<u64>,
     events: broadcast::Sender<Event>,
     stopping: watch::Sender<bool>,
+    started: std::time::Instant,
     dead: AtomicBool,
     ticks: AtomicU64,
     tasks: tokio::sync::Mutex<JoinSet<()>>,
@@ -117,6 +118,7 @@ impl Control {
                 work: watch::Sender::new(0),
                 events: broadcast::Sender::new(1024),
                 stopping: watch::Sender::new(false),
+                started: std::time::Instant::now(),
                 dead: AtomicBool::new(false),
                 ticks: AtomicU64::new(0),
                 tasks: tokio::sync::Mutex::default(),
@@ -142,6 +144,9 @@ impl Control {
             tasks.shutdown().await;
         }
         drop(tasks);
+        if let Err(fault) = self.remember_fleet().await {
+            tracing::warn!(%fault, "what was last heard of components could not be kept");
+        }
         self.inner.database.close().await;
         self.inner.lock.lock().unwrap_or_else(PoisonError::into_inner).take();
     }
@@ -194,6 +199,12 @@ impl Control {
     pub(crate) fn fleet(&self) -> MutexGuard<'_, Fleet> {
         // Nothing that holds it can leave it half changed.
         self.inner.fleet.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Whether a component is gone: not heard of for too long. A server that has just started knows of nobody yet.
+    pub(crate) fn gone(&self, component: &str) -> bool {
+        let fleet = self.fleet();
+        !fleet.connected(component) && self.inner.started.elapsed() >= fleet.connected_within
     }
 
     pub(crate) fn stopped(&self) -> bool {

@@ -159,8 +159,9 @@ fn take_back(item: &Item) -> Vec<Work> {
         Work::LetGo { at: leaves, required: true },
         Work::Authorise { at: back, generation: item.generation + 1, raised: false, planned: false },
         Work::StartAgain { at: back },
-        Work::Lower { at: leaves },
         Work::Stage { event: Event::UndoneUnprotected, undo: None },
+        // From here on a failure leaves an item that is not protected, and reprotect takes over whatever stands there.
+        Work::Lower { at: leaves },
         Work::Stage { event: Event::Reprotect, undo: Some(Event::UndoneUnprotected) },
     ];
     // Both copies went on since they were equal, one of them perhaps unseen: nothing less than a compare is honest.

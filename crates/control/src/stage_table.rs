@@ -180,6 +180,7 @@ const TABLE: &[Row] = &[
     row(S::Protected, E::Unprotect, Stay(S::Unprotected)),
     row(S::Protected, E::FirstPoint, Already),
     row(S::Protected, E::UndoneProtected, Already),
+    row(S::Protected, E::UndoneUnprotected, Stay(S::NotProtected)),
     //
     row(S::Moving(Synchronizing), E::Converged, Stay(S::Moving(WaitingForComplete))),
     at(Away, S::Moving(Synchronizing), E::Failback, Already),

@@ -96,7 +96,8 @@ impl Context<'_> {
                 Some(Standing::Withdrawn) => return Err(Halt::Fault(timed_out(&component))),
                 Some(Standing::Open) | None => {}
             }
-            let connected = self.tell_about(&component, &id);
+            self.tell_about(&component, &id);
+            let gone = self.control.gone(&component);
             let row = job::load(self.control.database(), self.id).await?;
             if self.check_cancelled(&row).is_err() {
                 match cancelled_since {
@@ -105,20 +106,20 @@ impl Context<'_> {
                         self.control.wake_exchanges();
                         cancelled_since = Some(Instant::now());
                     }
-                    Some(since) if connected && since.elapsed() < CANCEL_PATIENCE => {}
+                    Some(since) if !gone && since.elapsed() < CANCEL_PATIENCE => {}
                     Some(_) => order_book::withdraw(self.control.database(), &id).await?,
                 }
-                if !connected {
+                if gone {
                     order_book::withdraw(self.control.database(), &id).await?;
                     continue;
                 }
             }
             let over = match patience {
                 Patience::UntilReported => false,
-                Patience::Bounded(most) => !connected || begun.elapsed() >= most,
+                Patience::Bounded(most) => gone || begun.elapsed() >= most,
                 Patience::BoundedIfPickedUp(most) => {
                     let ignored = begun.elapsed() >= PICK_UP && !self.control.fleet().was_handed(&component, &id);
-                    !connected || ignored || begun.elapsed() >= most
+                    gone || ignored || begun.elapsed() >= most
                 }
             };
             if over {
@@ -147,7 +148,8 @@ impl Context<'_> {
                 Some(Standing::Withdrawn) => return Ok(Undoing::Ended(Err(timed_out(&component)))),
                 Some(Standing::Open) | None => {}
             }
-            if self.tell_about(&component, &id) {
+            self.tell_about(&component, &id);
+            if !self.control.gone(&component) {
                 gone_since = None;
             } else if gone_since.get_or_insert_with(Instant::now).elapsed() >= self.control.settings().undo_patience {
                 return Ok(Undoing::Left(component));
@@ -165,8 +167,8 @@ impl Context<'_> {
         Ok(component)
     }
 
-    /// Shows how the order goes; tells whether its component is connected.
-    fn tell_about(&self, component: &str, id: &str) -> bool {
+    /// Shows how the order goes.
+    fn tell_about(&self, component: &str, id: &str) {
         let (connected, working) = {
             let fleet = self.control.fleet();
             let working = fleet.components.get(component).and_then(|known| known.working.get(id).cloned());
@@ -177,15 +179,24 @@ impl Context<'_> {
             (true, Some((step, percent))) => self.control.tell(self.id, Some(step), percent),
             (true, None) => {}
         }
-        connected
     }
 
-    /// Whether the component that plays `role` at `side` is connected.
+    /// Whether the component that plays `role` at `side` is connected; a server that has just started gives it time.
     pub(crate) async fn reachable(&self, side: Side, role: Role) -> Result<bool, Halt> {
-        match self.component(side, role).await {
-            Ok(name) => Ok(self.control.fleet().connected(&name)),
-            Err(Halt::Fault(fault)) if fault.is(code::NO_COMPONENT) => Ok(false),
-            Err(other) => Err(other),
+        let name = match self.component(side, role).await {
+            Ok(name) => name,
+            Err(Halt::Fault(fault)) if fault.is(code::NO_COMPONENT) => return Ok(false),
+            Err(other) => return Err(other),
+        };
+        loop {
+            let mut news = self.control.news();
+            if self.control.fleet().connected(&name) {
+                return Ok(true);
+            }
+            if self.control.gone(&name) {
+                return Ok(false);
+            }
+            self.control.pause(&mut news).await?;
         }
     }
 

@@ -22,7 +22,7 @@ impl Context<'_> {
             return Ok(Ending::Skipped("asked to leave it alone".into()));
         }
         let item = self.load().await?;
-        if !self.reachable(at, Role::ProcessServer).await? {
+        if self.given("stop").await?.is_none() && !self.reachable(at, Role::ProcessServer).await? {
             let site = item.site(at).clone();
             if how == ShutDownFirst::Require {
                 let fault = self.control.fleet().need(&site, Role::ProcessServer).err();

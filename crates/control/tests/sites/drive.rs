@@ -91,20 +91,19 @@ impl World {
         for (site, role, name) in COMPONENTS {
             world.tasks.push(tokio::spawn(component(world.model.clone(), world.control.clone(), site, role, name)));
         }
-        for (_, _, name) in COMPONENTS {
-            let up = {
-                let model = world.model.lock().unwrap();
-                COMPONENTS.iter().any(|(site, role, other)| *other == name && is_up(&model, site, *role))
-            };
-            if up {
-                world
-                    .until(name, |world| {
-                        world.control().components().iter().any(|known| known.name == name && known.connected)
-                    })
-                    .await;
+        world.until_connected().await;
+        world
+    }
+
+    /// Waits until every component that is up is connected.
+    pub async fn until_connected(&self) {
+        for (site, role, name) in COMPONENTS {
+            if self.with(|model| is_up(model, site, role)) {
+                let known =
+                    |world: &World| world.control().components().iter().any(|it| it.name == name && it.connected);
+                self.until(name, known).await;
             }
         }
-        world
     }
 
     pub fn control(&self) -> Control {
