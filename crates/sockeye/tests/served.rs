@@ -55,6 +55,18 @@ impl Role {
         ran
     }
 
+    /// Waits until control has heard that the machine at home does this.
+    async fn knows(&self, power: &str) {
+        for _ in 0..300 {
+            let machines = self.ends(0, "vm list --site home --output json").await.json();
+            if machines[0]["machine"]["power"] == power {
+                return;
+            }
+            tokio::time::sleep(Duration::from_millis(100)).await;
+        }
+        panic!("web01 at home is never {power}");
+    }
+
     async fn stage(&self) -> String {
         self.ends(0, "item show web01 --output json").await.json()["stage_words"].as_str().unwrap().to_string()
     }
@@ -147,9 +159,7 @@ async fn a_machine_goes_out_to_sea_and_comes_home_by_hand() {
         &format!("vm define --site-dir {site} --name web01 --memory 64 --disk disk0={} --start", disk.display()),
     )
     .await;
-    while !up.ends(0, "vm list --site home").await.stdout.contains("running") {
-        tokio::time::sleep(Duration::from_millis(100)).await;
-    }
+    up.knows("running").await;
     let components = up.ends(0, "component list --output json").await.json();
     assert_eq!(components.as_array().unwrap().len(), 4);
 
@@ -169,7 +179,8 @@ async fn a_machine_goes_out_to_sea_and_comes_home_by_hand() {
     assert!(!up.ends(0, "points web01 --output json").await.json().as_array().unwrap().is_empty());
     up.ends(0, "status --check").await;
 
-    up.ends(3, "failback web01 --yes").await;
+    up.ends(0, "failback web01").await; // it is at home already
+    up.ends(3, "commit web01 --yes").await;
     up.ends(0, "failover web01 --unplanned --shut-down skip --yes --reason drill").await;
     assert_eq!(up.stage().await, "commit pending");
     up.ends(1, "status --check").await;
@@ -179,12 +190,14 @@ async fn a_machine_goes_out_to_sea_and_comes_home_by_hand() {
     let ran = up.ends(3, "reprotect web01 --yes").await;
     assert!(ran.stderr.contains("--shut-down"), "{ran:?}");
     up.ends(0, &format!("vm stop --site-dir {site} web01 --shut-down-timeout 1s --then power-off")).await;
+    up.knows("off").await;
     up.ends(0, "reprotect web01 --yes").await;
     assert_eq!(up.stage().await, "protected (reverse)");
 
-    let ran = up.ends(4, "failback web01 --shut-down-timeout 1s --then power-off --yes").await;
+    let waiting = up.ends(4, "failback web01 --shut-down-timeout 1s --then power-off --yes --output json").await.json();
+    assert_eq!((&waiting["state"], &waiting["next"]), (&json!("waiting"), &json!("sockeye complete web01")));
+    let ran = up.ends(4, &format!("job watch {}", waiting["id"])).await;
     assert!(ran.stdout.contains("next: sockeye complete web01"), "{ran:?}");
-    assert_eq!(up.ends(4, "job watch 4 --output json").await.json()["state"], "waiting");
     let job = up.ends(0, "complete web01 --yes --output json").await.json();
     assert!(job["figures"]["downtime_ms"].as_u64().is_some(), "{job}");
     up.ends(0, "commit web01 --yes").await;

@@ -21,6 +21,9 @@ use super::words;
 /// The plan as text.
 pub fn text(plan: &Plan, now_ms: i64) -> String {
     let head = format!("{} {}: {} → {}", doing(&plan.request.operation), plan.request.item, plan.source, plan.target);
+    if plan.already {
+        return format!("{head}\n{}", facts(&[("stage", plan.stage_words.clone())]));
+    }
     let or_nothing = |lines: &[String]| if lines.is_empty() { "nothing".to_string() } else { lines.join("\n") };
     let steps: Vec<_> = plan.steps.iter().enumerate().map(|(n, step)| format!("{}. {step}", n + 1)).collect();
     let checks: Vec<_> = plan.checks.iter().map(check).collect();
