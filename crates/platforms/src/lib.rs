@@ -195,6 +195,9 @@ pub struct CutDisk {
     pub size: u64,
     /// An export that reads as the disk was at the cut, and fails (rather than lies) once that can no longer be told.
     pub export: nbd::Uri,
+    /// What lies beneath the disk, if it is an overlay: wherever `export` calls a range a hole but not zero, its bytes are
+    /// those of this export, which does not change. It knows of zeroes that `export` cannot tell.
+    pub beneath: Option<nbd::Uri>,
     /// No read may be longer than this many bytes, nor cross a multiple of it.
     pub read_limit: u64,
 }

@@ -40,7 +40,7 @@ use super::fleece::{self, Bounds};
 use super::folder::Folder;
 use super::marks::Carry;
 use super::qmp::{Command, Qmp, QmpError};
-use super::{changes, launch, process};
+use super::{changes, launch, power, process};
 use crate::{Capture, Cut, CutDisk, Held};
 
 /// How long a predecessor's lock is waited for.
@@ -136,6 +136,8 @@ impl QemuCapture {
     /// The critical section. When it was, and how long the guest stood still.
     async fn strike(&mut self, attempt: Attempt, since: Option<Attempt>) -> Result<(u64, Duration), Fault> {
         let cannot = self.fault("cannot be cut");
+        // Nobody else may let the guest go on in the middle.
+        let _cutting = self.folder.lock(power::CUTTING, power::CUT_LOCK_PATIENCE).await?;
         let status = self.qmp.execute("query-status", Value::Null).await.map_err(&cannot)?;
         let running = status["running"] == true;
         let steps = section(self.lineage, attempt, since, &self.nodes(), self.bounds, running);
@@ -184,7 +186,11 @@ impl QemuCapture {
             });
             steps.push(Command::new("block-export-add", export));
             let export = Uri::unix(changes::socket(&self.folder), name);
-            disks.push(CutDisk { key: disk.key.clone(), size: *size, export, read_limit: READ_LIMIT });
+            let beneath = match &disk.source {
+                DiskSource::OverlayOnView { view, .. } => view.parse().ok(),
+                DiskSource::Own { .. } => None,
+            };
+            disks.push(CutDisk { key: disk.key.clone(), size: *size, export, beneath, read_limit: READ_LIMIT });
         }
         self.all(&steps, "cannot serve a cut").await?;
         Ok(disks)

@@ -9,6 +9,7 @@
 //!       pid                         QEMU's; gone after a clean end
 //!       life-0..2.sock              monitors for the life cycle
 //!       capture.in .out .lock       the monitor for capture, and who may speak on it
+//!       cut.lock                    held while the guest stands still for a cut
 //!       nbd.sock                    exports of open cuts
 //!       console.log                 what the guest printed, over all starts
 //!       power-taken                 power was taken from the guest of the QEMU whose id is in it

@@ -26,6 +26,12 @@ const ASK_AGAIN: Duration = Duration::from_secs(3);
 const LOOK_AGAIN: Duration = Duration::from_millis(50);
 /// For how long a paused guest may be one that a cut is about to continue.
 const CUT_TAKES: Duration = Duration::from_secs(2);
+/// The lock of whoever stops the guest for a cut.
+pub(crate) const CUTTING: &str = "cut.lock";
+/// How long a cut of another process is waited for.
+pub(crate) const CUT_LOCK_PATIENCE: Duration = Duration::from_secs(10);
+/// How long a QEMU may live without answering: connecting the view under an overlay is in it.
+const LAUNCH_TAKES: Duration = Duration::from_secs(20);
 /// How long QEMU may take to act on a reset.
 const RESET_PATIENCE: Duration = Duration::from_secs(10);
 /// The file that says that power was taken from a paused guest.
@@ -42,10 +48,18 @@ enum State {
     Ended,
 }
 
-/// A conversation about the life of the machine, which runs under QEMU.
+/// A conversation about the life of the machine, which runs under QEMU. One that is just being launched is waited for.
 pub(crate) async fn converse(folder: &Folder) -> Result<Qmp, Fault> {
-    let qmp = Qmp::over_sockets(&folder.life_sockets()).await;
-    qmp.map_err(|why| folder.fault("cannot be asked", why))
+    let start = tokio::time::Instant::now();
+    loop {
+        match Qmp::over_sockets(&folder.life_sockets()).await {
+            Ok(qmp) => return Ok(qmp),
+            Err(_) if start.elapsed() < LAUNCH_TAKES && process::running(folder).is_some() => {
+                tokio::time::sleep(LOOK_AGAIN).await;
+            }
+            Err(why) => return Err(folder.fault("cannot be asked", why)),
+        }
+    }
 }
 
 async fn state(qmp: &mut Qmp) -> Result<State, QmpError> {
@@ -62,16 +76,12 @@ fn taken(folder: &Folder) -> bool {
     folder.file(TAKEN).exists()
 }
 
-/// What the machine does.
+/// What the machine does. A guest that stands still for the moment of a cut counts as running.
 pub(crate) async fn power(folder: &Folder) -> Result<Power, Fault> {
     if process::running(folder).is_none() {
         return Ok(Power::Off);
     }
-    let asked = async {
-        let mut qmp = converse(folder).await?;
-        state(&mut qmp).await.map_err(|why| folder.fault("cannot be asked", why))
-    };
-    match asked.await {
+    match ask(folder).await {
         Ok(State::Running) => Ok(Power::Running),
         Ok(State::Paused | State::Waiting) if taken(folder) => Ok(Power::Held),
         Ok(State::Paused | State::Waiting) => Ok(Power::Paused),
@@ -82,18 +92,34 @@ pub(crate) async fn power(folder: &Folder) -> Result<Power, Fault> {
     }
 }
 
+async fn ask(folder: &Folder) -> Result<State, Fault> {
+    let mut qmp = converse(folder).await?;
+    let start = tokio::time::Instant::now();
+    loop {
+        let now = state(&mut qmp).await.map_err(|why| folder.fault("cannot be asked", why))?;
+        if now != State::Paused || taken(folder) || start.elapsed() > CUT_TAKES {
+            return Ok(now);
+        }
+        tokio::time::sleep(LOOK_AGAIN).await;
+    }
+}
+
 /// Lets a paused guest go on; one whose power was taken never does.
 pub(crate) async fn resume(folder: &Folder) -> Result<(), Fault> {
     match power(folder).await? {
         Power::Running => Ok(()),
         Power::Off => Err(folder.fault("cannot go on", "it is off")),
         Power::Held => Err(folder.fault("cannot go on", "its guest is off; it has to be settled and started")),
-        Power::Paused => {
-            let mut qmp = converse(folder).await?;
-            let done = qmp.execute("cont", Value::Null).await;
-            done.map(|_| ()).map_err(|why| folder.fault("cannot go on", why))
-        }
+        Power::Paused => go(folder, &mut converse(folder).await?).await,
     }
+}
+
+/// Lets the guest's processors go, but never in the middle of a cut, which would then not be exact. (A cutter that died in
+/// the middle has let go of the lock, but nobody will read its cut; its maps are exact by themselves.)
+pub(crate) async fn go(folder: &Folder, qmp: &mut Qmp) -> Result<(), Fault> {
+    let _no_cut = folder.lock(CUTTING, CUT_LOCK_PATIENCE).await?;
+    let done = qmp.execute("cont", Value::Null).await;
+    done.map(|_| ()).map_err(|why| folder.fault("cannot go on", why))
 }
 
 /// Asks the guest to shut down until it does, at most `timeout`.

@@ -55,7 +55,7 @@ pub(crate) async fn start(folder: &Folder, how: Start) -> Result<(), Fault> {
         return Err(why);
     }
     if !how.paused {
-        qmp.execute("cont", Value::Null).await.map_err(|why| folder.fault("cannot go on", why))?;
+        power::go(folder, &mut qmp).await?;
     }
     Ok(())
 }

@@ -94,7 +94,13 @@ impl Capture for SimulatedCapture {
             };
             let size = bytes.len() as u64;
             self.world.server.add(&export, Arc::new(Past { bytes: Bytes::from(bytes), broken: broken.clone() }));
-            disks.push(CutDisk { key: disk.key.clone(), size, export: Uri::unix(socket, export), read_limit: BLOCK });
+            disks.push(CutDisk {
+                key: disk.key.clone(),
+                size,
+                export: Uri::unix(socket, export),
+                beneath: None,
+                read_limit: BLOCK,
+            });
         }
         let guest = site.guest(&self.name)?;
         guest.cut = Some(OpenCut::new(disks.iter().map(|disk| disk.export.export.clone()).collect(), broken));

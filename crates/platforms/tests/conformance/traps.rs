@@ -88,6 +88,41 @@ async fn a_client_that_stands_still_on_a_monitor_does_not_keep_others_from_the_p
 }
 
 #[tokio::test]
+async fn a_guest_that_stands_still_for_a_cut_runs_and_nobody_wakes_it() {
+    let bench = bench::qemu().await;
+    let rig = Rig::own(&bench, &[Raw]).await;
+    rig.start().await;
+    let life = folder(&bench).join("life-1.sock");
+    qmp(life.clone(), "stop", json!({})).await;
+    let cutter = async {
+        tokio::time::sleep(Duration::from_millis(700)).await;
+        let status = qmp(life.clone(), "query-status", json!({})).await;
+        qmp(life.clone(), "cont", json!({})).await;
+        status["running"] == true
+    };
+    let platform = bench.platform();
+    let (woken, started, resumed, settled, power) = tokio::join!(
+        cutter,
+        platform.start(NAME, Start::default()),
+        platform.resume(NAME),
+        platform.settle(NAME, rig.lineage),
+        rig.power()
+    );
+    assert!(!woken, "the filter would have missed a write");
+    assert_eq!((started, resumed, power), (Ok(()), Ok(()), Power::Running));
+    assert!(settled.unwrap_err().is(code::MACHINE_RUNNING));
+
+    // One that really is paused goes on, though not as long as somebody cuts it.
+    qmp(life.clone(), "stop", json!({})).await;
+    let lock = std::fs::File::open(folder(&bench).join("cut.lock")).unwrap();
+    rustix::fs::flock(&lock, rustix::fs::FlockOperation::LockExclusive).unwrap();
+    assert!(tokio::time::timeout(Duration::from_secs(4), platform.resume(NAME)).await.is_err());
+    drop(lock);
+    platform.resume(NAME).await.unwrap();
+    assert_eq!(rig.power().await, Power::Running);
+}
+
+#[tokio::test]
 async fn reads_within_the_limit_are_right_and_longer_ones_are_why_there_is_one() {
     let bench = bench::qemu().await;
     let mut rig = Rig::own(&bench, &[Qcow2]).await;
