@@ -126,7 +126,9 @@ impl Segment {
         let footer_at = length.checked_sub(SECTOR).ok_or_else(|| bad("length"))?;
         file.fill(footer_at, &mut sector)?;
         let (start, count) = decode_footer(&file.id, self.sealed.footer, &sector).ok_or_else(|| bad("footer"))?;
-        let pages = footer_at.checked_sub(start).filter(|bytes| bytes % PAGE == 0).ok_or_else(|| bad("footer"))? / PAGE;
+        let pages =
+            footer_at.checked_sub(start).filter(|bytes| bytes.is_multiple_of(PAGE)).ok_or_else(|| bad("footer"))?
+                / PAGE;
         let mut entries: Vec<Entry> = Vec::new();
         let mut page = [0; PAGE as usize];
         for number in 0..pages {

@@ -270,7 +270,7 @@ fn read(volume: &dyn Volume, length: u64) -> Result<Found, Bad> {
     let (mut position, mut next) = (0, None);
     // Once a sector is missing, only blanks and later sectors of the same last record may follow.
     let mut ended = false;
-    let mut torn = length % SECTOR as u64 != 0;
+    let mut torn = !length.is_multiple_of(SECTOR as u64);
     let mut buffer = vec![0; 128 * SECTOR];
     let mut at = 0;
     while at < length {

@@ -22,6 +22,9 @@ use crate::history::{Images, Node};
 use crate::segment::Entry;
 use crate::store::Store;
 
+/// Is given each part of what was looked up that has a before-image, the before-image, and where its data is.
+type Found<'a> = &'a mut dyn FnMut(Extent, &Entry, &dyn Images) -> Result<(), ReplicaError>;
+
 /// A read-only view of one point: any number of them, from any thread. It pins the history that it needs.
 #[derive(Clone)]
 pub struct View {
@@ -105,7 +108,7 @@ impl View {
         disk: usize,
         from: Arc<Node>,
         missing: &mut Vec<Extent>,
-        found: &mut dyn FnMut(Extent, &Entry, &dyn Images) -> Result<(), ReplicaError>,
+        found: Found,
     ) -> Result<Arc<Node>, ReplicaError> {
         // The open epoch first: when it is sealed meanwhile, it is met in the chain, and never missed.
         let open = self.store.open();
@@ -151,11 +154,7 @@ fn copy_to<'a>(
     }
 }
 
-fn take(
-    images: &dyn Images,
-    missing: &mut Vec<Extent>,
-    found: &mut dyn FnMut(Extent, &Entry, &dyn Images) -> Result<(), ReplicaError>,
-) -> Result<(), ReplicaError> {
+fn take(images: &dyn Images, missing: &mut Vec<Extent>, found: Found) -> Result<(), ReplicaError> {
     let mut rest = Vec::with_capacity(missing.len());
     let mut hits = Vec::new();
     for wanted in missing.iter() {

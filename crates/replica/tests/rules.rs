@@ -1,5 +1,7 @@
 //! The rules of the engine, one claim each, on plain files.
 
+#![allow(clippy::unwrap_used)]
+
 use std::path::Path;
 
 use bytes::Bytes;

@@ -4,7 +4,7 @@
 //! sync of their directory survive or not, each for itself. A failed sync loses what it should have made durable while
 //! reads still show it, as Linux does; an unsynced disk shows the truth again when it is opened anew.
 
-#![allow(dead_code)]
+#![allow(dead_code, clippy::unwrap_used)]
 
 use std::collections::BTreeMap;
 use std::io;

@@ -1,0 +1,135 @@
+//! Readers of recovery points against an engine that applies, seals and rolls back epochs at full speed.
+
+#![allow(clippy::unwrap_used)]
+
+mod simulated;
+
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex};
+
+use bytes::Bytes;
+use protocol::epoch::{Basis, DiskSize};
+use protocol::{Attempt, EpochHeader, Lineage, PointKind};
+use replica::{Content, Disk, DiskHome, DiskRecord, Payload, Replica, Spec, Stores, View, Write};
+use simulated::{Dice, Machine, SimulatedDisk, SimulatedVolume};
+
+const SIZE: usize = 256 * 1024;
+
+fn at(number: u64) -> Attempt {
+    Attempt { generation: 1, number }
+}
+
+fn header(lineage: Lineage, number: u64, base: Option<Attempt>) -> EpochHeader {
+    EpochHeader {
+        lineage,
+        attempt: at(number),
+        base,
+        basis: Basis::Tracked,
+        cut_at_ms: 0,
+        disks: vec![DiskSize { disk: "disk0".parse().unwrap(), size: SIZE as u64 }],
+        kind: PointKind::CrashConsistent,
+        expected_bytes: 0,
+    }
+}
+
+/// Some writes, done to `content` too.
+fn batch(dice: &mut Dice, content: &mut [u8]) -> Vec<Write> {
+    let one = |_| {
+        let offset = dice.below(SIZE as u64) as usize;
+        let length = (1 + dice.below(20_000) as usize).min(SIZE - offset);
+        let payload = if dice.chance(20) {
+            content[offset..offset + length].fill(0);
+            Payload::Zero(length as u64)
+        } else {
+            content[offset..offset + length].fill(dice.roll() as u8);
+            Payload::Data(Bytes::copy_from_slice(&content[offset..offset + length]))
+        };
+        Write { disk: 0, offset: offset as u64, payload }
+    };
+    (0..4).map(one).collect()
+}
+
+#[test]
+fn a_reader_of_a_point_never_sees_a_byte_of_another_epoch() {
+    let machine = Machine::new(1);
+    let disk = SimulatedDisk::new(&machine, vec![0; SIZE], true);
+    let (directory, retention) = (SimulatedVolume::new(&machine), SimulatedVolume::new(&machine));
+    let stores = Stores { directory, retention, path: PathBuf::new() };
+    let lineage = Lineage::fresh();
+    let record = DiskRecord { key: "disk0".parse().unwrap(), size: SIZE as u64, home: DiskHome::Inside };
+    let spec = Spec { item: "web01".parse().unwrap(), lineage, disks: vec![record], content: Content::Empty };
+    let open = |_: &DiskRecord, _: &Path| Ok(disk.clone() as Arc<dyn Disk>);
+    let replica = Replica::create_on(stores, &spec, &open).unwrap();
+    let mut content = vec![3; SIZE];
+    let mut epoch = replica.begin(&header(lineage, 1, None)).unwrap();
+    epoch.apply(&[Write { disk: 0, offset: 0, payload: Payload::Data(Bytes::from(content.clone())) }]).unwrap();
+    epoch.seal(0).unwrap();
+
+    // The views that are read, newest last, with what they must show.
+    let views: Mutex<Vec<(View, Arc<Vec<u8>>)>> = Mutex::new(vec![]);
+    let publish = |replica: &Replica, number: u64, content: &[u8]| {
+        let mut views = views.lock().unwrap();
+        views.push((replica.view(at(number)).unwrap(), Arc::new(content.to_vec())));
+        if views.len() > 6 {
+            views.remove(0);
+        }
+    };
+    publish(&replica, 1, &content);
+    let (done, reads) = (AtomicBool::new(false), AtomicU64::new(0));
+    std::thread::scope(|scope| {
+        for reader in 0..3 {
+            let (views, done, reads) = (&views, &done, &reads);
+            scope.spawn(move || {
+                let mut dice = Dice(100 + reader);
+                while !done.load(Ordering::Relaxed) {
+                    let (view, wanted) = {
+                        let views = views.lock().unwrap();
+                        views[dice.below(views.len() as u64) as usize].clone()
+                    };
+                    let offset = dice.below(SIZE as u64) as usize;
+                    let length = (1 + dice.below(64 * 1024) as usize).min(SIZE - offset);
+                    let mut found = vec![0x5a; length];
+                    view.read(0, offset as u64, &mut found).unwrap();
+                    let wrong = found.iter().zip(&wanted[offset..]).position(|(a, b)| a != b);
+                    assert_eq!(wrong, None, "{} from {offset}", view.point().attempt);
+                    let data = view.data(0, offset as u64, length as u64).unwrap();
+                    let mut hollow = found;
+                    for extent in data.extents() {
+                        hollow[extent.offset as usize - offset..extent.end() as usize - offset].fill(0);
+                    }
+                    assert!(hollow.iter().all(|byte| *byte == 0));
+                    reads.fetch_add(1, Ordering::Relaxed);
+                }
+            });
+        }
+        scope.spawn(|| {
+            // Whatever fails here, the readers must end.
+            struct End<'a>(&'a AtomicBool);
+            impl Drop for End<'_> {
+                fn drop(&mut self) {
+                    self.0.store(true, Ordering::Relaxed);
+                }
+            }
+            let _end = End(&done);
+            let mut dice = Dice(7);
+            let mut base = at(1);
+            for number in 2..100 {
+                let mut epoch = replica.begin(&header(lineage, number, Some(base))).unwrap();
+                let mut changed = content.clone();
+                for _ in 0..3 {
+                    epoch.apply(&batch(&mut dice, &mut changed)).unwrap();
+                }
+                if dice.chance(40) {
+                    epoch.roll_back().unwrap();
+                } else {
+                    epoch.seal(0).unwrap();
+                    (base, content) = (at(number), changed);
+                    publish(&replica, number, &content);
+                    replica.prune_before(at(number)).unwrap();
+                }
+            }
+        });
+    });
+    assert!(reads.load(Ordering::Relaxed) > 50, "only {reads:?} reads");
+}
