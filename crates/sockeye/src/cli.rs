@@ -10,15 +10,21 @@
 //! This page only says what can be typed; `verb/` and `roles/` do it. Names are checked here, before anything is sent:
 //! what cannot be understood ends with exit code 2 and nothing has happened.
 
-use std::net::SocketAddr;
-use std::path::PathBuf;
+mod machine;
+mod moves;
+mod role;
+mod value;
+
 use std::time::Duration;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
-use protocol::id::{Attempt, DiskKey, ItemId, SiteName};
-use protocol::machine::DiskFormat;
-use protocol::order::Sync;
-use protocol::rest::ShutDownFirst;
+use protocol::id::{ItemId, SiteName};
+
+pub use machine::{Disk, VmDefine, VmLocal, VmStop};
+pub use moves::{Failback, Failover, Protect, Reprotect, Then, Unprotect, Which};
+pub use role::{Demo, MasterTarget, Mover, PlatformName, Server, Up};
+
+use value::duration;
 
 const AFTER_HELP: &str = "\
 Exit codes:
@@ -164,25 +170,6 @@ unless --complete is given, which lets the job run through.")]
 }
 
 #[derive(Debug, Args)]
-pub struct Demo {
-    /// Where the test guest is (`vmlinuz`, `initrd.img`); `cargo xtask setup` makes it
-    #[arg(long, value_name = "DIR", default_value = "target/guest", env = "SOCKEYE_GUEST")]
-    pub guest: PathBuf,
-    /// Leave disks and logs, and say how to check them without this program
-    #[arg(long)]
-    pub keep: bool,
-    /// Where the two sites are made (default: a new directory in /tmp)
-    #[arg(long, value_name = "DIR")]
-    pub dir: Option<PathBuf>,
-    /// Records that the guest writes a second
-    #[arg(long, value_name = "N", default_value_t = 50)]
-    pub rate: u32,
-    /// Keep both sites on the loopback even where they could be hosts of their own
-    #[arg(long)]
-    pub no_namespaces: bool,
-}
-
-#[derive(Debug, Args)]
 pub struct Status {
     /// Only this item
     pub item: Option<ItemId>,
@@ -264,227 +251,9 @@ machine into it. The control server learns of the machine from the site's compon
 }
 
 #[derive(Debug, Args)]
-pub struct VmLocal {
-    /// The qemu site's directory
-    #[arg(long, value_name = "DIR")]
-    pub site_dir: PathBuf,
-    /// The machine
-    pub name: String,
-}
-
-#[derive(Debug, Args)]
-pub struct VmStop {
-    #[command(flatten)]
-    pub vm: VmLocal,
-    /// How long the guest may take to shut itself down
-    #[arg(long, value_name = "TIME", default_value = "5m", value_parser = duration)]
-    pub shut_down_timeout: Duration,
-    /// What to do after that time; without it the verb fails and the guest runs on
-    #[arg(long, value_enum, value_name = "WHAT")]
-    pub then: Option<Then>,
-}
-
-#[derive(Debug, Args)]
-pub struct VmDefine {
-    /// The qemu site's directory
-    #[arg(long, value_name = "DIR")]
-    pub site_dir: PathBuf,
-    /// The machine's name
-    #[arg(long)]
-    pub name: ItemId,
-    /// Memory in MiB
-    #[arg(long, value_name = "MIB", default_value_t = 256)]
-    pub memory: u64,
-    /// Number of virtual processors
-    #[arg(long, value_name = "N", default_value_t = 1)]
-    pub vcpus: u32,
-    /// A disk, in the order in which the guest sees them; its size is taken from the image
-    #[arg(long = "disk", value_name = "KEY=PATH[:raw|qcow2]", required = true, value_parser = disk)]
-    pub disks: Vec<Disk>,
-    /// Kernel to start directly; without it the firmware starts from the first disk
-    #[arg(long, value_name = "PATH", requires = "initrd")]
-    pub kernel: Option<PathBuf>,
-    /// Initial RAM disk for --kernel
-    #[arg(long, value_name = "PATH", requires = "kernel")]
-    pub initrd: Option<PathBuf>,
-    /// Command line for --kernel
-    #[arg(
-        long,
-        value_name = "TEXT",
-        requires = "kernel",
-        default_value = "",
-        hide_default_value = true,
-        allow_hyphen_values = true
-    )]
-    pub append: String,
-    /// Start it too
-    #[arg(long)]
-    pub start: bool,
-}
-
-/// A disk as it is given on the command line.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Disk {
-    pub key: DiskKey,
-    pub path: PathBuf,
-    pub format: DiskFormat,
-}
-
-#[derive(Debug, Args)]
 pub struct OnItem {
     /// The item
     pub item: ItemId,
-    #[command(flatten)]
-    pub change: Change,
-}
-
-#[derive(Debug, Args)]
-pub struct Protect {
-    /// The machine's name at its site; the item gets the same name
-    pub vm: ItemId,
-    /// The site where it runs
-    #[arg(long, value_name = "S")]
-    pub from: SiteName,
-    /// The site to replicate to
-    #[arg(long, value_name = "T")]
-    pub to: SiteName,
-    /// Time between two epochs
-    #[arg(long, value_name = "TIME", default_value = "1s", value_parser = duration)]
-    pub interval: Duration,
-    #[command(flatten)]
-    pub change: Change,
-}
-
-#[derive(Debug, Args)]
-pub struct Unprotect {
-    /// The item
-    pub item: ItemId,
-    /// Delete the replica and its recovery points too
-    #[arg(long)]
-    pub delete: bool,
-    #[command(flatten)]
-    pub change: Change,
-}
-
-#[derive(Debug, Args)]
-#[command(group = clap::ArgGroup::new("kind").required(true).args(["planned", "unplanned"]))]
-pub struct Failover {
-    /// The item
-    pub item: ItemId,
-    /// Both sides are well: shut the machine down, send its last changes, start it at the other side; nothing is lost
-    #[arg(long)]
-    pub planned: bool,
-    /// The side where it runs is lost: start it from a recovery point
-    #[arg(long)]
-    pub unplanned: bool,
-    /// Unplanned: whether the old machine is shut down first (try: if its site answers)
-    #[arg(long, value_enum, value_name = "HOW", default_value_t = ShutDown::Try, conflicts_with = "planned")]
-    pub shut_down: ShutDown,
-    /// Unplanned: the recovery point to start from: `latest` or one of `sockeye points ITEM`
-    #[arg(long, value_name = "POINT", default_value = "latest", value_parser = point, conflicts_with = "planned")]
-    pub point: Which,
-    #[command(flatten)]
-    pub stopping: Stopping,
-    #[command(flatten)]
-    pub change: Change,
-}
-
-/// How long a guest may take to shut down, and what then.
-#[derive(Debug, Clone, Args)]
-pub struct Stopping {
-    /// How long the guest may take to shut down
-    #[arg(long, value_name = "TIME", default_value = "5m", value_parser = duration)]
-    pub shut_down_timeout: Duration,
-    /// What to do after that time; without it the job fails and the machine runs on where it is
-    #[arg(long, value_enum, value_name = "WHAT")]
-    pub then: Option<Then>,
-}
-
-#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
-pub enum Then {
-    /// Take its power
-    PowerOff,
-}
-
-#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
-pub enum ShutDown {
-    /// If its site answers
-    Try,
-    /// Fail if that is not possible
-    Require,
-    /// Not at all
-    Skip,
-}
-
-impl From<ShutDown> for ShutDownFirst {
-    fn from(how: ShutDown) -> ShutDownFirst {
-        match how {
-            ShutDown::Try => ShutDownFirst::Try,
-            ShutDown::Require => ShutDownFirst::Require,
-            ShutDown::Skip => ShutDownFirst::Skip,
-        }
-    }
-}
-
-/// Which recovery point.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Which {
-    Latest,
-    This(Attempt),
-}
-
-#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
-pub enum HowToSync {
-    /// From the change maps of both sides; compares, and says why, where a map is absent or unusable
-    Tracked,
-    /// Hash both sides, send what differs
-    Compare,
-    /// Send everything
-    Full,
-}
-
-impl From<HowToSync> for Sync {
-    fn from(how: HowToSync) -> Sync {
-        match how {
-            HowToSync::Tracked => Sync::Tracked,
-            HowToSync::Compare => Sync::Compare,
-            HowToSync::Full => Sync::Full,
-        }
-    }
-}
-
-#[derive(Debug, Args)]
-pub struct Reprotect {
-    /// The item
-    pub item: ItemId,
-    /// How the blocks of the first copy are chosen
-    #[arg(long, value_enum, value_name = "HOW", default_value_t = HowToSync::Tracked)]
-    pub sync: HowToSync,
-    /// If the old machine still runs at the site to replicate to: shut it down; its writes are kept as a recovery point
-    #[arg(long)]
-    pub shut_down: bool,
-    #[command(flatten)]
-    pub change: Change,
-}
-
-#[derive(Debug, Args)]
-pub struct Failback {
-    /// The item
-    pub item: ItemId,
-    /// How the blocks of the first copy are chosen
-    #[arg(long, value_enum, value_name = "HOW", default_value_t = HowToSync::Tracked)]
-    pub sync: HowToSync,
-    /// Switch the machine off before anything is copied: shorter in total, but down all the time
-    #[arg(long)]
-    pub offline: bool,
-    /// Do not wait for `sockeye complete`: run through
-    #[arg(long)]
-    pub complete: bool,
-    /// If the old machine still runs at home: shut it down; its writes are kept as a recovery point
-    #[arg(long)]
-    pub shut_down: bool,
-    #[command(flatten)]
-    pub stopping: Stopping,
     #[command(flatten)]
     pub change: Change,
 }
@@ -498,110 +267,6 @@ pub struct Login {
     pub token: Option<String>,
 }
 
-#[derive(Debug, Args)]
-pub struct Server {
-    /// Where the database and the tokens are kept
-    #[arg(long, value_name = "D")]
-    pub data_dir: PathBuf,
-    /// Where to listen
-    #[arg(long, value_name = "A", default_value = "127.0.0.1:7410")]
-    pub listen: SocketAddr,
-}
-
-#[derive(Debug, Args)]
-#[command(group = clap::ArgGroup::new("secret").required(true).args(["join_token", "join_token_file"]))]
-pub struct Mover {
-    /// The token with which components join
-    #[arg(long, value_name = "T")]
-    pub join_token: Option<String>,
-    /// A file that holds it (keeps it out of the process list)
-    #[arg(long, value_name = "F")]
-    pub join_token_file: Option<PathBuf>,
-    /// The site that it stands at
-    #[arg(long, value_name = "S")]
-    pub site: SiteName,
-    /// Its name, unique in the whole system (default: SITE-process-server or SITE-master-target)
-    #[arg(long, value_name = "N")]
-    pub name: Option<String>,
-    /// Where it keeps what it must remember
-    #[arg(long, value_name = "D")]
-    pub data_dir: PathBuf,
-    /// The hypervisor of the site
-    #[arg(long, value_enum, default_value_t = PlatformName::Qemu)]
-    pub platform: PlatformName,
-    /// The qemu site's directory
-    #[arg(long, value_name = "DIR")]
-    pub site_dir: PathBuf,
-}
-
-#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
-pub enum PlatformName {
-    /// QEMU machines in a directory of this host
-    Qemu,
-}
-
-#[derive(Debug, Args)]
-pub struct MasterTarget {
-    #[command(flatten)]
-    pub mover: Mover,
-    /// Where to listen for process servers
-    #[arg(long, value_name = "A", default_value = "0.0.0.0:7411")]
-    pub listen: SocketAddr,
-    /// Where process servers reach it, as host:port (default: the listening address, when it names one host)
-    #[arg(long, value_name = "H:P")]
-    pub advertise: Option<String>,
-    /// The retention volume: where recovery points are kept (default: DATA-DIR/retention)
-    #[arg(long, value_name = "R")]
-    pub retention: Option<PathBuf>,
-}
-
-#[derive(Debug, Args)]
-pub struct Up {
-    /// Where everything is kept
-    #[arg(long, value_name = "D", default_value = "sockeye-data")]
-    pub data_dir: PathBuf,
-    /// Where the control server listens
-    #[arg(long, value_name = "A", default_value = "127.0.0.1:7410")]
-    pub listen: SocketAddr,
-    /// A qemu site and its directory, repeatable (default: home=D/home and cloud=D/cloud)
-    #[arg(long = "site", value_name = "NAME=DIR", value_parser = site)]
-    pub sites: Vec<(SiteName, PathBuf)>,
-}
-
-/// `500ms`, `1s`, `5m`, `1h30m`.
-fn duration(text: &str) -> Result<Duration, String> {
-    let wrong = || format!("{text:?} is no time above zero; write it like 500ms, 1s, 5m or 1h30m");
-    let given: jiff::SignedDuration = text.parse().map_err(|_| wrong())?;
-    let given = Duration::try_from(given).map_err(|_| wrong())?;
-    // A year bounds what is added to clocks later on.
-    if given < Duration::from_millis(1) || given > Duration::from_secs(366 * 86_400) { Err(wrong()) } else { Ok(given) }
-}
-
-fn point(text: &str) -> Result<Which, String> {
-    if text == "latest" {
-        return Ok(Which::Latest);
-    }
-    text.parse().map(Which::This).map_err(|_| format!("{text:?} is no recovery point: `latest`, or a number like 1.42"))
-}
-
-fn disk(text: &str) -> Result<Disk, String> {
-    let (key, path) = text.split_once('=').ok_or("write it as KEY=PATH or KEY=PATH:qcow2")?;
-    let (path, format) = match path.rsplit_once(':') {
-        Some((path, "raw")) => (path, DiskFormat::Raw),
-        Some((path, "qcow2")) => (path, DiskFormat::Qcow2),
-        _ if path.ends_with(".qcow2") => (path, DiskFormat::Qcow2),
-        _ => (path, DiskFormat::Raw),
-    };
-    let key = key.parse().map_err(|why: protocol::id::BadName| why.to_string())?;
-    if path.is_empty() { Err("the path is empty".into()) } else { Ok(Disk { key, path: path.into(), format }) }
-}
-
-fn site(text: &str) -> Result<(SiteName, PathBuf), String> {
-    let (name, dir) = text.split_once('=').ok_or("write it as NAME=DIR")?;
-    let name = name.parse().map_err(|why: protocol::id::BadName| why.to_string())?;
-    if dir.is_empty() { Err("the directory is empty".into()) } else { Ok((name, dir.into())) }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -610,30 +275,6 @@ mod tests {
     #[test]
     fn the_command_line_is_consistent() {
         Cli::command().debug_assert();
-    }
-
-    #[test]
-    fn times_are_read_as_people_write_them() {
-        for (text, millis) in [("500ms", 500), ("1s", 1000), ("5m", 300_000), ("1h30m", 5_400_000)] {
-            assert_eq!(duration(text).unwrap(), Duration::from_millis(millis), "{text}");
-        }
-        for bad in ["", "0s", "-1s", "5", "soon", "99999999h"] {
-            assert!(duration(bad).is_err(), "{bad:?} was taken");
-        }
-    }
-
-    #[test]
-    fn a_disk_is_key_path_and_format() {
-        let read = disk("disk0=/a:b/c.img:raw").unwrap();
-        assert_eq!(
-            (read.key.as_str(), read.path.to_str().unwrap(), read.format),
-            ("disk0", "/a:b/c.img", DiskFormat::Raw)
-        );
-        assert_eq!(disk("d=/x.qcow2").unwrap().format, DiskFormat::Qcow2);
-        assert_eq!(disk("d=/x:qcow2").unwrap().format, DiskFormat::Qcow2);
-        for bad in ["", "disk0", "disk0=", "../x=/y"] {
-            assert!(disk(bad).is_err(), "{bad:?} was taken");
-        }
     }
 
     #[test]

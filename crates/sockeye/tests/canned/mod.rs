@@ -2,7 +2,7 @@
 //! requests follow from it, what is printed, and the exit code. (What the real server does with those requests is shown by
 //! the tests beside this one that start it.)
 
-#![allow(clippy::unwrap_used)]
+#![allow(clippy::unwrap_used, dead_code)]
 
 use std::collections::HashMap;
 use std::net::SocketAddr;

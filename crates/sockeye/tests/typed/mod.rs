@@ -2,7 +2,6 @@
 #![allow(clippy::unwrap_used, dead_code)]
 
 use std::process::Stdio;
-use std::time::Duration;
 
 use serde_json::Value;
 use tokio::io::AsyncWriteExt;

@@ -1,0 +1,162 @@
+//! The options of the verbs that protect machines and move them.
+
+use std::time::Duration;
+
+use clap::{Args, ValueEnum};
+use protocol::id::{Attempt, ItemId, SiteName};
+use protocol::order::Sync;
+use protocol::rest::ShutDownFirst;
+
+use super::Change;
+use super::value::{duration, point};
+
+#[derive(Debug, Args)]
+pub struct Protect {
+    /// The machine's name at its site; the item gets the same name
+    pub vm: ItemId,
+    /// The site where it runs
+    #[arg(long, value_name = "S")]
+    pub from: SiteName,
+    /// The site to replicate to
+    #[arg(long, value_name = "T")]
+    pub to: SiteName,
+    /// Time between two epochs
+    #[arg(long, value_name = "TIME", default_value = "1s", value_parser = duration)]
+    pub interval: Duration,
+    #[command(flatten)]
+    pub change: Change,
+}
+
+#[derive(Debug, Args)]
+pub struct Unprotect {
+    /// The item
+    pub item: ItemId,
+    /// Delete the replica and its recovery points too
+    #[arg(long)]
+    pub delete: bool,
+    #[command(flatten)]
+    pub change: Change,
+}
+
+#[derive(Debug, Args)]
+#[command(group = clap::ArgGroup::new("kind").required(true).args(["planned", "unplanned"]))]
+pub struct Failover {
+    /// The item
+    pub item: ItemId,
+    /// Both sides are well: shut the machine down, send its last changes, start it at the other side; nothing is lost
+    #[arg(long)]
+    pub planned: bool,
+    /// The side where it runs is lost: start it from a recovery point
+    #[arg(long)]
+    pub unplanned: bool,
+    /// Unplanned: whether the old machine is shut down first (try: if its site answers)
+    #[arg(long, value_enum, value_name = "HOW", default_value_t = ShutDown::Try, conflicts_with = "planned")]
+    pub shut_down: ShutDown,
+    /// Unplanned: the recovery point to start from: `latest` or one of `sockeye points ITEM`
+    #[arg(long, value_name = "POINT", default_value = "latest", value_parser = point, conflicts_with = "planned")]
+    pub point: Which,
+    #[command(flatten)]
+    pub stopping: Stopping,
+    #[command(flatten)]
+    pub change: Change,
+}
+
+/// How long a guest may take to shut down, and what then.
+#[derive(Debug, Clone, Args)]
+pub struct Stopping {
+    /// How long the guest may take to shut down
+    #[arg(long, value_name = "TIME", default_value = "5m", value_parser = duration)]
+    pub shut_down_timeout: Duration,
+    /// What to do after that time; without it the job fails and the machine runs on where it is
+    #[arg(long, value_enum, value_name = "WHAT")]
+    pub then: Option<Then>,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum Then {
+    /// Take its power
+    PowerOff,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum ShutDown {
+    /// If its site answers
+    Try,
+    /// Fail if that is not possible
+    Require,
+    /// Not at all
+    Skip,
+}
+
+impl From<ShutDown> for ShutDownFirst {
+    fn from(how: ShutDown) -> ShutDownFirst {
+        match how {
+            ShutDown::Try => ShutDownFirst::Try,
+            ShutDown::Require => ShutDownFirst::Require,
+            ShutDown::Skip => ShutDownFirst::Skip,
+        }
+    }
+}
+
+/// Which recovery point.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Which {
+    Latest,
+    This(Attempt),
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum HowToSync {
+    /// From the change maps of both sides; compares, and says why, where a map is absent or unusable
+    Tracked,
+    /// Hash both sides, send what differs
+    Compare,
+    /// Send everything
+    Full,
+}
+
+impl From<HowToSync> for Sync {
+    fn from(how: HowToSync) -> Sync {
+        match how {
+            HowToSync::Tracked => Sync::Tracked,
+            HowToSync::Compare => Sync::Compare,
+            HowToSync::Full => Sync::Full,
+        }
+    }
+}
+
+#[derive(Debug, Args)]
+pub struct Reprotect {
+    /// The item
+    pub item: ItemId,
+    /// How the blocks of the first copy are chosen
+    #[arg(long, value_enum, value_name = "HOW", default_value_t = HowToSync::Tracked)]
+    pub sync: HowToSync,
+    /// If the old machine still runs at the site to replicate to: shut it down; its writes are kept as a recovery point
+    #[arg(long)]
+    pub shut_down: bool,
+    #[command(flatten)]
+    pub change: Change,
+}
+
+#[derive(Debug, Args)]
+pub struct Failback {
+    /// The item
+    pub item: ItemId,
+    /// How the blocks of the first copy are chosen
+    #[arg(long, value_enum, value_name = "HOW", default_value_t = HowToSync::Tracked)]
+    pub sync: HowToSync,
+    /// Switch the machine off before anything is copied: shorter in total, but down all the time
+    #[arg(long)]
+    pub offline: bool,
+    /// Do not wait for `sockeye complete`: run through
+    #[arg(long)]
+    pub complete: bool,
+    /// If the old machine still runs at home: shut it down; its writes are kept as a recovery point
+    #[arg(long)]
+    pub shut_down: bool,
+    #[command(flatten)]
+    pub stopping: Stopping,
+    #[command(flatten)]
+    pub change: Change,
+}
