@@ -57,8 +57,8 @@ pub(crate) async fn absorb(
     let mut epoch = blocking(move || replica.begin(&header).map_err(|error| of.fault(&error))).await?;
     for (index, disk) in item.replica.disks().iter().enumerate() {
         let spec = raised.spec.disks.iter().find(|spec| spec.key == disk.key);
-        let Some(DiskSource::OverlayOnView { overlay, view }) = spec.map(|spec| &spec.source) else { continue };
-        let (program, client) = open(shelf, item, overlay, view, disk.key.as_str()).await?;
+        let Some(DiskSource::OverlayOnView { overlay, .. }) = spec.map(|spec| &spec.source) else { continue };
+        let (program, client) = open(shelf, item, overlay, disk.key.as_str()).await?;
         let written = overlay_map(&client).await.map_err(|error| unreadable(overlay, &error))?;
         let changed = written.union(&journal.get(&disk.key).cloned().unwrap_or_default()).aligned(BLOCK, disk.size);
         let pieces: Vec<Extent> = changed.pieces(BLOCK).collect();
@@ -84,28 +84,11 @@ pub(crate) async fn absorb(
     blocking(move || epoch.seal(now_ms()).map_err(|error| of.fault(&error))).await
 }
 
-/// Opens an overlay, read only, on the view it stands on.
-async fn open(shelf: &Shelf, item: &Item, overlay: &str, view: &str, disk: &str) -> Result<(QemuNbd, Client), Fault> {
-    let uri: nbd::Uri = view.parse().map_err(|error| unreadable(overlay, &error))?;
-    let server = match &uri.address {
-        nbd::Address::Unix(path) => {
-            format!("backing.server.type=unix,backing.server.path={}", escaped(&path.to_string_lossy()))
-        }
-        nbd::Address::Tcp(address) => {
-            format!(
-                "backing.server.type=inet,backing.server.host={},backing.server.port={}",
-                address.ip(),
-                address.port()
-            )
-        }
-    };
-    let image = format!(
-        "driver=qcow2,file.driver=file,file.filename={},backing.driver=nbd,{server},backing.export={}",
-        escaped(overlay),
-        escaped(&uri.export)
-    );
+/// Opens an overlay, read only. It names the view that it stands on itself; that view is served here, under the same name
+/// after every restart.
+async fn open(shelf: &Shelf, item: &Item, overlay: &str, disk: &str) -> Result<(QemuNbd, Client), Fault> {
     let socket = shelf.socket(&item.id(), &format!("{disk}-absorb"));
-    let mut settings = nbd::qemu_nbd::Settings::options(image, &socket).read_only();
+    let mut settings = nbd::qemu_nbd::Settings::file(overlay, nbd::qemu_nbd::Format::Qcow2, &socket).read_only();
     settings.allocation_depth = true;
     let program = QemuNbd::start(&settings).await.map_err(|error| unreadable(overlay, &error))?;
     let client = Client::connect(&program.uri(), &Options::with_contexts([DEPTH])).await;
@@ -123,11 +106,6 @@ async fn overlay_map(client: &Client) -> Result<BlockMap, nbd::Error> {
     }
     let told = client.block_status(DEPTH, 0, client.size()).await?;
     Ok(told.into_iter().filter(|e| e.flags == 1).map(|e| Extent::new(e.offset, e.length)).collect())
-}
-
-/// QEMU's option syntax separates with commas; a comma in a value is doubled.
-fn escaped(value: &str) -> String {
-    value.replace(',', ",,")
 }
 
 fn unreadable(overlay: &str, error: &dyn std::fmt::Display) -> Fault {

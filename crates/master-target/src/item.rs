@@ -206,13 +206,18 @@ impl Item {
         }
     }
 
-    /// Takes no more epochs: the grant goes, the session ends, an open epoch is rolled back.
-    pub(crate) fn close(&self) -> Result<(), Fault> {
-        self.change(|record| record.grant = None)?;
+    /// Ends the session that feeds the item, if one does, and rolls an open epoch back. The grant stays.
+    pub(crate) fn rest(&self) -> Result<(), Fault> {
         if let Some(session) = lock(&self.session).take() {
             session.abort();
         }
         self.abandon(None)
+    }
+
+    /// Takes no more epochs: the grant goes, the session ends, an open epoch is rolled back.
+    pub(crate) fn close(&self) -> Result<(), Fault> {
+        self.change(|record| record.grant = None)?;
+        self.rest()
     }
 
     fn prune(&self) {

@@ -133,16 +133,30 @@ impl Shelf {
         self.data_dir.join(format!("{item}-{what}.sock"))
     }
 
-    /// Ends sessions and views. Replicas are closed when their last user is gone.
+    /// Ends sessions and views, and closes replicas: their helpers end with them.
     pub(crate) async fn close(&self) {
         let items = std::mem::take(&mut *self.write_items());
         for item in items.values() {
             let item = item.clone();
-            if let Err(fault) = blocking(move || item.abandon(None)).await {
+            if let Err(fault) = blocking(move || item.rest()).await {
                 tracing::warn!(%fault, "an open epoch could not be rolled back; the next start does it");
             }
         }
         self.views.clone().stop().await;
+        for (_, item) in items {
+            // Whoever still holds the item is a session or an order that is ending.
+            let mut held = Some(item);
+            for _ in 0..CLOSING_TRIES {
+                let Some(item) = held.take() else { break };
+                match Arc::try_unwrap(item) {
+                    Ok(item) => return_to_disk(item).await,
+                    Err(item) => {
+                        held = Some(item);
+                        tokio::time::sleep(CLOSING_PAUSE).await;
+                    }
+                }
+            }
+        }
     }
 
     fn write_items(&self) -> std::sync::RwLockWriteGuard<'_, BTreeMap<ItemId, Arc<Item>>> {
@@ -176,6 +190,17 @@ impl Shelf {
             work(&open).map_err(|error| error.fault(&id))
         })
         .await
+    }
+}
+
+/// How long whoever still holds an item is waited for when this process ends.
+const CLOSING_TRIES: u32 = 100;
+const CLOSING_PAUSE: std::time::Duration = std::time::Duration::from_millis(20);
+
+/// Closes the replica on a blocking thread, where its disks may wait for their programs.
+async fn return_to_disk(item: Item) {
+    if tokio::task::spawn_blocking(move || drop(item)).await.is_err() {
+        tracing::warn!("a replica could not be closed in order");
     }
 }
 

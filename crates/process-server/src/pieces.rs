@@ -68,21 +68,27 @@ pub(crate) struct CutReader {
     pub(crate) size: u64,
     limit: u64,
     client: nbd::Client,
+    beneath: Option<nbd::Client>,
     read: Arc<AtomicU64>,
 }
 
 /// Connects to all disks of a cut, in the cut's order. Bytes read are added to `read`.
 pub(crate) async fn open(cut: &Cut, read: Arc<AtomicU64>) -> Result<Vec<CutReader>, Fault> {
     let mut readers = Vec::with_capacity(cut.disks.len());
-    for (index, CutDisk { key, size, export, read_limit }) in cut.disks.iter().enumerate() {
+    for (index, CutDisk { key, size, export, beneath, read_limit }) in cut.disks.iter().enumerate() {
         let options = nbd::Options { contexts: vec![ALLOCATION.into()], ..Default::default() };
         let client = nbd::Client::connect(export, &options).await.map_err(|error| lost(key, &error))?;
+        let beneath = match beneath {
+            Some(uri) => Some(nbd::Client::connect(uri, &options).await.map_err(|error| lost(key, &error))?),
+            None => None,
+        };
         readers.push(CutReader {
             disk: index as u16,
             key: key.clone(),
             size: *size,
             limit: (*read_limit).clamp(4096, BLOCK),
             client,
+            beneath,
             read: read.clone(),
         });
     }
@@ -108,17 +114,25 @@ impl CutReader {
 
     /// Which blocks may hold anything but zeroes.
     pub(crate) async fn data(&self, within: Extent) -> Result<BlockMap, Fault> {
-        if !self.client.has_context(ALLOCATION) {
-            return Ok([within].into_iter().collect());
+        let (data, unsaid) = self.status(&self.client, within).await?;
+        let Some(beneath) = &self.beneath else { return Ok(data.union(&unsaid).aligned(BLOCK, self.size)) };
+        // A hole that is not said to be zero shows what lies beneath, which may well be zero.
+        let (data_there, unsaid_there) = self.status(beneath, within).await?;
+        Ok(data.union(&unsaid.intersection(&data_there.union(&unsaid_there))).aligned(BLOCK, self.size))
+    }
+
+    /// What a range of an export holds: bytes, and holes of which it does not say that they are zero.
+    async fn status(&self, client: &nbd::Client, within: Extent) -> Result<(BlockMap, BlockMap), Fault> {
+        if !client.has_context(ALLOCATION) {
+            return Ok(([within].into_iter().collect(), BlockMap::new()));
         }
-        let status = self.client.block_status(ALLOCATION, within.offset, within.length).await;
-        let data: BlockMap = status
-            .map_err(|error| lost(&self.key, &error))?
-            .into_iter()
-            .filter(|extent| extent.flags & nbd::status::ZERO == 0)
-            .map(|extent| Extent::new(extent.offset, extent.length))
-            .collect();
-        Ok(data.aligned(BLOCK, self.size))
+        let told = client.block_status(ALLOCATION, within.offset, within.length).await;
+        let told = told.map_err(|error| lost(&self.key, &error))?;
+        let of = |flags: u32| -> BlockMap {
+            let these = told.iter().filter(|extent| extent.flags & (nbd::status::HOLE | nbd::status::ZERO) == flags);
+            these.map(|extent| Extent::new(extent.offset, extent.length)).collect()
+        };
+        Ok((of(0), of(nbd::status::HOLE)))
     }
 }
 
