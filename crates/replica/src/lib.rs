@@ -19,6 +19,7 @@
 //! All calls block: async callers give them to blocking threads. The layout of the files is in
 //! `docs/journal-format.md`.
 
+mod append;
 mod disk;
 mod epoch;
 mod error;
@@ -28,10 +29,12 @@ mod ledger;
 mod lock;
 mod log;
 mod manifest;
+mod opening;
 mod replica;
 mod scan;
 mod segment;
 mod store;
+mod stores;
 mod view;
 mod volume;
 
@@ -39,6 +42,7 @@ pub use disk::{Disk, FileDisk, open_inside};
 pub use epoch::{Epoch, Payload, Write};
 pub use error::ReplicaError;
 pub use manifest::{Content, DiskHome, DiskRecord, FORMAT, Manifest, Opener, Place, Spec};
-pub use replica::{Replica, Stores};
+pub use replica::Replica;
+pub use stores::Stores;
 pub use view::View;
 pub use volume::{Folder, Volume};

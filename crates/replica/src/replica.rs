@@ -9,26 +9,23 @@
 //! points that need the segment, each time they are asked for.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::io;
-use std::path::{Path, PathBuf};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, PoisonError};
 
 use bytes::Bytes;
 use protocol::{Attempt, BLOCK, BlockMap, DiskKey, EpochHeader, Extent, Point, PointKind};
 
-use crate::disk::{Disk, FileDisk, never_written};
 use crate::epoch::{Epoch, Payload, Write, Writer};
 use crate::error::ReplicaError;
 use crate::fields::blank;
-use crate::history::{Node, OpenSegment, Segment, SegmentFile, Step};
+use crate::history::{OpenSegment, Segment, SegmentFile};
 use crate::ledger::Ledger;
 use crate::log::{Begun, LOG, Record, Sealed};
 use crate::manifest::{Content, DiskHome, DiskRecord, FORMAT, MANIFEST, Manifest, Opener, Place, Spec};
-use crate::scan::scan_all;
-use crate::segment::{MOST_DISKS, SUFFIX, SegmentId};
+use crate::opening::{chain, ids, list, remove_orphans, unfinished};
+use crate::segment::MOST_DISKS;
 use crate::store::{Held, Open, Slot, Store};
+use crate::stores::{Stores, make_inside};
 use crate::view::View;
-use crate::volume::{Folder, Volume};
 
 /// An item's disks at the newest applied epoch, and their history.
 ///
@@ -37,90 +34,6 @@ use crate::volume::{Folder, Volume};
 pub struct Replica {
     store: Arc<Store>,
     stores: Stores,
-}
-
-/// Where a replica is kept, as the operations that it needs: the seam that the simulator implements.
-#[derive(Clone)]
-pub struct Stores {
-    /// Holds the manifest and the disks that are kept inside.
-    pub directory: Arc<dyn Volume>,
-    /// Holds the journal.
-    pub retention: Arc<dyn Volume>,
-    /// What the opener is told the directory is.
-    pub path: PathBuf,
-}
-
-impl Stores {
-    fn real(place: &Place, make: bool) -> Result<Stores, ReplicaError> {
-        let folder = |path: &Path| -> Result<Arc<dyn Volume>, ReplicaError> {
-            let folder = if make { Folder::create(path) } else { Folder::open(path) };
-            match folder {
-                Ok(folder) => Ok(Arc::new(folder)),
-                Err(error) => Err(ReplicaError::io(format!("opening {}", path.display()), error)),
-            }
-        };
-        let directory = match folder(&place.directory) {
-            Err(ReplicaError::Io { source, .. }) if !make && source.kind() == io::ErrorKind::NotFound => {
-                return Err(ReplicaError::Absent(place.directory.display().to_string()));
-            }
-            directory => directory?,
-        };
-        // A retention volume that is not mounted must not look like an empty one.
-        Ok(Stores { directory, retention: folder(&place.retention)?, path: place.directory.clone() })
-    }
-
-    fn lock(&self) -> Result<Held, ReplicaError> {
-        let name = self.directory.describe("");
-        let lock = self.directory.lock().map_err(|error| match error.kind() {
-            io::ErrorKind::WouldBlock => ReplicaError::Busy(format!("another process has {name} open")),
-            _ => ReplicaError::io(format!("locking {name}"), error),
-        })?;
-        Ok(vec![lock])
-    }
-
-    /// Opens and checks the disks of `records`.
-    fn disks(&self, records: &[DiskRecord], open: Opener) -> Result<Vec<Arc<dyn Disk>>, ReplicaError> {
-        let one = |record: &DiskRecord| {
-            let disk = open(record, &self.path).map_err(|error| match error.kind() {
-                io::ErrorKind::WouldBlock => ReplicaError::Busy(format!("{}: {error}", record.key)),
-                _ => ReplicaError::io(format!("opening {}", record.key), error),
-            })?;
-            if disk.size() != record.size {
-                let (key, found, wanted) = (&record.key, disk.size(), record.size);
-                return Err(ReplicaError::Disks(format!("{key} has {found} bytes, the replica's has {wanted}")));
-            }
-            Ok(disk)
-        };
-        records.iter().map(one).collect()
-    }
-
-    /// Removes the replica `manifest`; repeated after a crash, it goes on.
-    fn delete(&self, manifest: &Manifest) -> Result<(), ReplicaError> {
-        let manifest = Manifest { being_deleted: true, ..manifest.clone() };
-        manifest.store(self.directory.as_ref())?;
-        let remove = |volume: &dyn Volume, name: &str| match volume.remove(name) {
-            Err(error) if error.kind() != io::ErrorKind::NotFound => {
-                Err(ReplicaError::io(format!("removing {}", volume.describe(name)), error))
-            }
-            _ => Ok(()),
-        };
-        let list = self.retention.list();
-        for (name, _) in list.map_err(|e| ReplicaError::io(format!("listing {}", self.retention.describe("")), e))? {
-            if name.ends_with(SUFFIX) || name.starts_with(LOG) {
-                remove(self.retention.as_ref(), &name)?;
-            }
-        }
-        for record in manifest.disks.iter().filter(|record| record.home == DiskHome::Inside) {
-            remove(self.directory.as_ref(), &record.file_name())?;
-        }
-        let sync = |volume: &dyn Volume| {
-            volume.sync_directory().map_err(|e| ReplicaError::io(format!("syncing {}", volume.describe("")), e))
-        };
-        sync(self.retention.as_ref())?;
-        sync(self.directory.as_ref())?;
-        remove(self.directory.as_ref(), MANIFEST)?;
-        sync(self.directory.as_ref())
-    }
 }
 
 impl Replica {
@@ -536,107 +449,4 @@ fn check(spec: &Spec) -> Result<(), ReplicaError> {
         Some(record) => Err(ReplicaError::Disks(format!("{} cannot have {} bytes", record.key, record.size))),
         None => Ok(()),
     }
-}
-
-/// Makes the file of a disk inside the directory. One that an interrupted creation left is taken if it was never written.
-fn make_inside(record: &DiskRecord, directory: &Path) -> io::Result<()> {
-    let path = directory.join(record.file_name());
-    match FileDisk::create(&path, record.size) {
-        Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {
-            if !never_written(&path)? {
-                return Err(io::Error::new(error.kind(), format!("{} exists and holds data", path.display())));
-            }
-            let file = std::fs::File::options().write(true).open(&path)?;
-            file.set_len(record.size)?;
-            file.sync_all()
-        }
-        made => made.map(drop),
-    }
-}
-
-fn ids(manifest: &Manifest, opened: u64, attempt: Attempt) -> impl Iterator<Item = SegmentId> + '_ {
-    let disks = manifest.disks.len() as u16;
-    manifest.disks.iter().enumerate().map(move |(disk, record)| SegmentId {
-        lineage: manifest.lineage,
-        attempt,
-        opened,
-        disk: disk as u16,
-        disk_size: record.size,
-        disks,
-    })
-}
-
-fn list(journal: &dyn Volume) -> Result<BTreeMap<String, u64>, ReplicaError> {
-    let files = journal.list().map_err(|e| ReplicaError::io(format!("listing {}", journal.describe("")), e))?;
-    Ok(files.into_iter().filter(|(name, _)| name.ends_with(SUFFIX)).collect())
-}
-
-/// The points as a chain. Takes the files that belong to it out of `files`.
-fn chain(
-    manifest: &Manifest,
-    journal: &Arc<dyn Volume>,
-    sealed: &[Sealed],
-    files: &mut BTreeMap<String, u64>,
-) -> Result<Vec<Arc<Node>>, ReplicaError> {
-    let mut points: Vec<Arc<Node>> = Vec::with_capacity(sealed.len());
-    for sealed in sealed {
-        let node = Node::new(sealed.point.clone());
-        // The segments of the oldest point lead to one that is gone.
-        if let Some(last) = points.last() {
-            let mut segments: Vec<Option<Segment>> = manifest.disks.iter().map(|_| None).collect();
-            for id in ids(manifest, sealed.opened, sealed.point.attempt) {
-                let disk = usize::from(id.disk);
-                if let Some(sealed) = sealed.segments.iter().find(|sealed| sealed.disk == id.disk) {
-                    let flaw = match files.remove(&id.file()) {
-                        None => Some("the file is missing"),
-                        Some(length) if length != sealed.length => Some("the file has another length than was sealed"),
-                        Some(_) => None,
-                    };
-                    let file = SegmentFile::new(journal.clone(), id);
-                    if let Some(flaw) = flaw {
-                        tracing::warn!(item = %manifest.item, file = file.name, flaw, "older points cannot be read");
-                    }
-                    segments[disk] = Some(Segment::new(file, *sealed, flaw));
-                }
-            }
-            last.link(Step { segments, to: node.clone() });
-        }
-        points.push(node);
-    }
-    Ok(points)
-}
-
-/// The epoch that was open when everything stopped. Takes its files out of `files`.
-fn unfinished(
-    manifest: &Manifest,
-    journal: &Arc<dyn Volume>,
-    begun: Begun,
-    files: &mut BTreeMap<String, u64>,
-) -> Result<Open, ReplicaError> {
-    let mut segments = Vec::new();
-    if begun.journalled {
-        let ids: Vec<SegmentId> = ids(manifest, begun.opened, begun.attempt).collect();
-        for (entries, id) in scan_all(journal.as_ref(), &ids)?.into_iter().zip(ids) {
-            files.remove(&id.file());
-            segments.push(OpenSegment::new(SegmentFile::new(journal.clone(), id), entries));
-        }
-    }
-    Ok(Open { attempt: begun.attempt, opened: begun.opened, segments })
-}
-
-/// Removes segments that no point needs: what an interrupted removal or beginning left.
-fn remove_orphans<'a>(journal: &dyn Volume, names: impl Iterator<Item = &'a String>) -> Result<(), ReplicaError> {
-    for name in names {
-        tracing::debug!(file = name, "removing a segment that no point needs");
-        journal.remove(name).map_err(|e| ReplicaError::io(format!("removing {}", journal.describe(name)), e))?;
-    }
-    Ok(())
-}
-
-#[allow(dead_code)]
-fn shared_between_threads() {
-    fn check<T: Send + Sync>() {}
-    check::<Replica>();
-    check::<View>();
-    check::<Mutex<Epoch>>();
 }

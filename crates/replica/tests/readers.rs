@@ -114,7 +114,12 @@ fn a_reader_of_a_point_never_sees_a_byte_of_another_epoch() {
             let _end = End(&done);
             let mut dice = Dice(7);
             let mut base = at(1);
-            for number in 2..100 {
+            let started = std::time::Instant::now();
+            for number in 2..200 {
+                // On a loaded machine fewer epochs must do.
+                if number > 20 && started.elapsed().as_secs() > 5 {
+                    break;
+                }
                 let mut epoch = replica.begin(&header(lineage, number, Some(base))).unwrap();
                 let mut changed = content.clone();
                 for _ in 0..3 {

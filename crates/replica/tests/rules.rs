@@ -472,3 +472,12 @@ fn a_retention_volume_that_is_not_mounted_is_not_an_empty_one() {
     std::fs::create_dir(site.place().retention).unwrap();
     assert!(site.open().err().unwrap().fault(&item()).is(code::JOURNAL_DAMAGED));
 }
+
+#[test]
+fn a_replica_its_views_and_its_epoch_are_shared_between_threads() {
+    fn shared<T: Send + Sync>() {}
+    fn sent<T: Send>() {}
+    shared::<Replica>();
+    shared::<replica::View>();
+    sent::<Epoch>();
+}

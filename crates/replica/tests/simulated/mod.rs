@@ -47,6 +47,8 @@ pub struct Power {
     pub space: Option<u64>,
     /// What is not done though it is said to be.
     pub lie: Lie,
+    /// How often a file was given another file's name.
+    pub renames: u64,
 }
 
 /// A fault that is built in, to see that the tests notice.
@@ -104,7 +106,8 @@ pub struct Machine {
 impl Machine {
     pub fn new(seed: u64) -> Arc<Machine> {
         let dice = Dice(seed);
-        let power = Power { dice, cut_after: None, off: false, fail_sync_after: None, space: None, lie: Lie::None };
+        let power =
+            Power { dice, cut_after: None, off: false, fail_sync_after: None, space: None, lie: Lie::None, renames: 0 };
         Arc::new(Machine { power: Mutex::new(power) })
     }
     pub fn power(&self) -> MutexGuard<'_, Power> {
@@ -323,6 +326,7 @@ impl Volume for SimulatedVolume {
     }
     fn rename(&self, from: &str, to: &str) -> io::Result<()> {
         self.length(from)?;
+        self.machine.power().renames += 1;
         let file = *self.files.lock().unwrap().live.get(from).ok_or(io::ErrorKind::NotFound)?;
         self.name(Naming::Rename(from.to_string(), to.to_string(), file))
     }
@@ -416,7 +420,7 @@ impl Disk for SimulatedDisk {
         let goes_on = self.machine.power().change()?;
         if self.yields {
             let mut at = offset as usize;
-            for piece in bytes.chunks(SECTOR) {
+            for piece in bytes.chunks(SECTOR * 4) {
                 self.content.lock().unwrap().change(Change::Write(at, piece.to_vec()));
                 at += piece.len();
                 std::thread::yield_now();
