@@ -1,7 +1,7 @@
 //! What happens when the other side, the disk or the operator interrupts: who is told what, and who is not disturbed.
 #![allow(clippy::unwrap_used, reason = "a helper of a test may panic as the test itself may")]
 
-mod common;
+mod peers;
 
 use std::{
     path::Path,
@@ -14,8 +14,8 @@ use std::{
 
 use async_trait::async_trait;
 use bytes::Bytes;
-use common::{Memory, pattern, server};
 use nbd::{Address, Client, Error, ErrorCode, Export, Options, Server, StatusExtent, Uri, status};
+use peers::{Memory, pattern, server};
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
     net::UnixStream,

@@ -6,13 +6,13 @@
 //! ```
 #![allow(clippy::unwrap_used, reason = "a helper of a test may panic as the test itself may")]
 
-mod common;
+mod peers;
 
 use std::{sync::Arc, time::Duration};
 
 use bytes::Bytes;
-use common::{Memory, pattern};
 use nbd::{Address, Client, Error, Options, Server, Uri, status};
+use peers::{Memory, pattern};
 use proptest::{prelude::*, test_runner::TestRunner};
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt, DuplexStream, duplex},

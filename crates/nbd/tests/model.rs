@@ -1,14 +1,14 @@
 //! Our client and our server against a model of ten lines: a vector of bytes, and random operations in any order.
 #![allow(clippy::unwrap_used, reason = "a helper of a test may panic as the test itself may")]
 
-mod common;
+mod peers;
 
 use std::sync::{Arc, Mutex};
 
 use async_trait::async_trait;
 use bytes::Bytes;
-use common::{Memory, server};
 use nbd::{BlockSize, Client, Error, ErrorCode, Export, Options, Uri, Zeroing, status};
+use peers::{Memory, server};
 use proptest::{prelude::*, test_runner::TestRunner};
 
 const SIZE: usize = 300_000;

@@ -1,17 +1,17 @@
 //! Our client against QEMU's own server, and the care of `qemu-nbd` as a child.
 #![allow(clippy::unwrap_used, reason = "a helper of a test may panic as the test itself may")]
 
-mod common;
+mod peers;
 
 use std::{path::Path, time::Duration};
 
 use bytes::Bytes;
-use common::{pattern, run, succeed};
 use nbd::{
     Client, Error, Options, QemuNbd, StatusExtent, Zeroing,
     qemu_nbd::{Cache, DetectZeroes, Format, QemuNbdError, Settings},
     status,
 };
+use peers::{pattern, run, succeed};
 
 const MIB: u64 = 1024 * 1024;
 

@@ -1,7 +1,7 @@
 //! Our server against the clients of others: libnbd's nbdinfo and nbdcopy, QEMU's qemu-img and qemu-io.
 #![allow(clippy::unwrap_used, reason = "a helper of a test may panic as the test itself may")]
 
-mod common;
+mod peers;
 
 use std::{
     path::Path,
@@ -10,8 +10,8 @@ use std::{
 
 use async_trait::async_trait;
 use bytes::Bytes;
-use common::{Memory, pattern, run, server, succeed};
 use nbd::{Address, BlockSize, ErrorCode, Export, QemuNbd, Server, StatusExtent, Uri, qemu_nbd, status};
+use peers::{Memory, pattern, run, server, succeed};
 use serde_json::Value;
 
 const MIB: usize = 1024 * 1024;
