@@ -1,5 +1,7 @@
 //! The door as a client sees it: a real listener, a real client.
 
+#![allow(clippy::unwrap_used)]
+
 use control::Control;
 use protocol::order::{ExchangeReply, ExchangeRequest, Registration, Role};
 use protocol::rest::{ComponentView, Registered};

@@ -168,7 +168,9 @@ pub(crate) fn deletes(item: &Item, operation: &Operation) -> Vec<String> {
             "machine {machine} at {old}: its definition and its overlays (their content goes into the replica there)"
         )],
         Operation::Unprotect { delete: true } => {
-            vec![format!("the replica of {machine} at {old}, with all its recovery points")]
+            let replica = format!("the replica of {machine} at {old}, with all its recovery points");
+            let stands = format!("machine {machine} at {old}: its definition and its overlays");
+            if item.copy(here.other()).raised { vec![stands, replica] } else { vec![replica] }
         }
         Operation::Cancel {} => {
             vec![format!("machine {machine} at {}: its overlays (kept there as a recovery point)", item.site(here))]

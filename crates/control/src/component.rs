@@ -49,6 +49,8 @@ pub struct Component {
     pub working: HashMap<String, (String, Option<u8>)>,
     /// When what it tells was last written to the database.
     pub saved: Option<Instant>,
+    /// When listeners were last told of it.
+    pub announced: Option<Instant>,
 }
 
 /// All components by name.
@@ -75,6 +77,7 @@ impl Component {
             handed: HashMap::new(),
             working: HashMap::new(),
             saved: None,
+            announced: None,
         }
     }
 }
@@ -226,8 +229,6 @@ impl Fleet {
         }
     }
 }
-
-/// Writes a component's row.
 
 /// A component's row, taken from memory while it was locked, to be written afterwards.
 #[derive(Debug)]

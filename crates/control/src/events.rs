@@ -21,9 +21,14 @@ impl Control {
         self.inner.events.subscribe()
     }
 
-    /// Notes what a job's running step tells.
+    /// Notes what a job's running step tells, and passes it on if it is new.
     pub(crate) fn tell(&self, id: i64, detail: Option<String>, percent: Option<u8>) {
-        self.telling().insert(id, job::Telling { detail, percent });
+        let told = job::Telling { detail, percent };
+        let before = self.telling().insert(id, told.clone());
+        if before.as_ref() != Some(&told) && self.inner.events.receiver_count() > 0 {
+            let control = self.clone();
+            tokio::spawn(async move { control.announce_job(id).await });
+        }
     }
 
     pub(crate) fn forget_telling(&self, id: i64) {

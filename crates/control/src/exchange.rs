@@ -27,6 +27,8 @@ use crate::{Control, audit, item, order_book, token};
 const LONGEST_WAIT: Duration = Duration::from_secs(5);
 /// An order that was handed out is handed out again after this time, unless the component says that it works on it.
 const HAND_OUT_AGAIN: Duration = Duration::from_secs(2);
+/// How often listeners are told how a component's replications stand.
+const ANNOUNCE_EVERY: Duration = Duration::from_secs(1);
 /// How often what a component tells is written to the database.
 const SAVE_EVERY: Duration = Duration::from_secs(2);
 
@@ -58,6 +60,11 @@ impl Control {
         let wait = Duration::from_millis(request.wait_ms).min(LONGEST_WAIT);
         let seen = request.seen;
         let saved = self.take_news(name, &request)?;
+        if self.may_announce(name) {
+            for status in &request.replications {
+                self.announce_item(&status.item).await;
+            }
+        }
         if let Some(saved) = saved {
             let mut change = self.database().change().await?;
             save_text(&mut change, &saved).await?;
@@ -120,6 +127,17 @@ impl Control {
         }
         component.saved = Some(Instant::now());
         Saved::of(component).map(Some)
+    }
+
+    /// Whether listeners are to be told again how this component's replications stand.
+    fn may_announce(&self, name: &str) -> bool {
+        let mut fleet = self.fleet();
+        let Some(component) = fleet.components.get_mut(name) else { return false };
+        let due = component.announced.is_none_or(|when| when.elapsed() >= ANNOUNCE_EVERY);
+        if due {
+            component.announced = Some(Instant::now());
+        }
+        due
     }
 
     async fn hold(&self, name: &str, seen: u64, wait: Duration) -> Result<ExchangeReply, Fault> {

@@ -222,6 +222,9 @@ impl Control {
             }
             return Ok(sketch);
         }
+        if let Some(running) = &sketch.job {
+            sketch.steps = self.steps_of_running(running, &request.operation).await?;
+        }
         if let Some(item) = sketch.item.clone()
             && sketch.job.is_none()
             && !already
@@ -235,6 +238,23 @@ impl Control {
             }
         }
         Ok(sketch)
+    }
+
+    /// What cancel and complete will make of the job at work.
+    async fn steps_of_running(&self, running: &JobRow, operation: &Operation) -> Result<Vec<Planned>, Fault> {
+        let begun = job::last_records(&job::log(self.database(), running.id).await?);
+        let steps = running.steps.iter().enumerate();
+        Ok(match operation {
+            Operation::Cancel {} => steps
+                .rev()
+                .filter(|(index, _)| begun.contains_key(index))
+                .map(|(_, step)| Planned { name: format!("undo: {}", step.name), work: step.work.clone() })
+                .collect(),
+            Operation::Complete {} => {
+                steps.filter(|(index, _)| !begun.contains_key(index)).map(|(_, step)| step.clone()).collect()
+            }
+            _ => vec![],
+        })
     }
 
     /// Finds the point that a failover will start from: as the master target tells, or else as last heard.

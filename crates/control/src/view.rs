@@ -151,7 +151,7 @@ pub(crate) fn item_view(fleet: &Fleet, item: &Item, job: Option<&JobRow>) -> Ite
         rpo_limit_ms: item.rpo_limit_ms,
         newest,
         failback: failback(fleet, item),
-        next: next_command(item, job).or_else(|| fence_command(fleet, item)),
+        next: fence_command(fleet, item, job).or_else(|| next_command(item, job)),
         generation: item.generation,
         job: job.map(|job| job.id),
         replication: status.map(|(status, _)| status.clone()),
@@ -224,8 +224,11 @@ fn unauthorised(fleet: &Fleet, item: &Item) -> Option<String> {
     })
 }
 
-fn fence_command(fleet: &Fleet, item: &Item) -> Option<String> {
-    unauthorised(fleet, item).map(|_| format!("sockeye reprotect {} --shut-down", item.name))
+/// Where the next thing to do is to stop the machine that may not run.
+fn fence_command(fleet: &Fleet, item: &Item, job: Option<&JobRow>) -> Option<String> {
+    let can_reprotect = matches!(item.stage, Stage::NotProtected { .. } | Stage::Damaged { .. });
+    (job.is_none() && can_reprotect && unauthorised(fleet, item).is_some())
+        .then(|| format!("sockeye reprotect {} --shut-down", item.name))
 }
 
 fn failback(fleet: &Fleet, item: &Item) -> String {

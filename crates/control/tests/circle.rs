@@ -1,5 +1,7 @@
 //! The whole circle against two model sites: out to sea and home again, in every way.
 
+#![allow(clippy::unwrap_used)]
+
 mod sites;
 
 use protocol::fault::code;
@@ -47,6 +49,12 @@ async fn out_by_disaster_and_home_by_reprotect_and_failback() {
     assert_eq!(job.next.as_deref(), Some("sockeye complete web01"));
     assert_eq!(world.stage().await, Stage::Moving { from: AWAY, phase: MovePhase::WaitingForComplete });
     assert_eq!(world.with(|model| model.running()), ["cloud"], "it runs on while it waits");
+    let control = world.control();
+    let plan = |operation| control.plan(Request { item: item(), operation });
+    let complete = plan(Operation::Complete {}).await.unwrap();
+    assert!(complete.steps.contains(&"let web01 go on at home".to_string()), "{:?}", complete.steps);
+    let cancel = plan(Operation::Cancel {}).await.unwrap();
+    assert_eq!(cancel.steps.first().unwrap(), "undo: wait for Complete");
     let completed = world.start_job(Operation::Complete {}).await.unwrap();
     assert_eq!(completed.id, job.id, "complete answers the waiting job");
     let job = world.end_of(job.id).await;
@@ -96,6 +104,7 @@ async fn a_planned_failover_loses_nothing_and_failback_starts_straight_from_it()
     let view = world.view().await.unwrap();
     assert_eq!(view.health, Health::Critical, "{view:?}");
     assert!(view.health_reason.unwrap().contains("not authorised"));
+    assert_eq!(view.next.as_deref(), Some("sockeye reprotect web01 --shut-down"));
     let refused = world.start_job(reprotect(Sync::Tracked, false)).await.unwrap_err();
     assert!(refused.is(code::MACHINE_RUNS_AT_HOME), "{refused:?}");
     let job = world.run(reprotect(Sync::Tracked, true)).await;

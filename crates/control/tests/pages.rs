@@ -1,5 +1,7 @@
 //! The generated pages are current.
 
+#![allow(clippy::unwrap_used)]
+
 use std::path::PathBuf;
 
 fn compare(name: &str, page: &str) {

@@ -1,11 +1,13 @@
 //! Cancelling, components that vanish, orders that fail: the job ends, and the world has a way on.
 
+#![allow(clippy::unwrap_used)]
+
 mod sites;
 
 use control::{Control, Hooks};
 use protocol::fault::code;
 use protocol::order::Sync;
-use protocol::rest::{Health, JobState, Operation, ShutDownFirst};
+use protocol::rest::{Health, JobState, Operation, Request, ShutDownFirst, StepState};
 use protocol::stage::{Side, Stage};
 use sites::drive::*;
 
@@ -255,6 +257,53 @@ async fn a_restart_keeps_tokens_lists_and_items_and_a_second_server_is_refused()
     world.until("all are back", all_connected).await;
     world.run(planned()).await;
     world.assert_sane();
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn forgetting_an_item_deletes_the_machine_that_still_stands_on_its_replica() {
+    let world = World::new().await;
+    world.run(protect()).await;
+    world.run(planned()).await;
+    world.run(Operation::Commit {}).await;
+    world.run(failback(Sync::Tracked, false, true)).await;
+    // Commit cannot absorb: the machine at cloud stays for now.
+    world.with(|model| model.fail = Some("absorb"));
+    world.run(Operation::Commit {}).await;
+    world.with(|model| model.fail = None);
+    assert!(world.with(|model| model.sites["cloud"].vm.is_some()));
+    let plan = Request { item: item(), operation: Operation::Unprotect { delete: true } };
+    let plan = world.control().plan(plan).await.unwrap();
+    assert_eq!(plan.deletes.len(), 2, "{:?}", plan.deletes);
+    world.with(|model| model.fail = Some("drop"));
+    let job = world.start_job(Operation::Unprotect { delete: true }).await.unwrap();
+    assert_eq!(world.end_of(job.id).await.state, JobState::Failed);
+    assert!(world.view().await.is_some(), "what is still there is not forgotten");
+    world.with(|model| model.fail = None);
+    world.run(Operation::Unprotect { delete: true }).await;
+    let cloud = world.with(|model| model.sites["cloud"].clone());
+    assert!(cloud.vm.is_none() && cloud.replica.is_none());
+    assert!(world.view().await.is_none());
+    assert_eq!(world.with(|model| model.running()), ["home"]);
+    world.assert_sane();
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn listeners_hear_of_items_and_of_every_step() {
+    let world = World::new().await;
+    let mut events = world.control().events();
+    world.run(protect()).await;
+    world.new_point().await;
+    let (mut done, mut stages) = (0, vec![]);
+    while let Ok(event) = events.try_recv() {
+        match event {
+            control::Event::Job(job) => {
+                done = done.max(job.steps.iter().filter(|step| step.state == StepState::Done).count());
+            }
+            control::Event::Item(view) => stages.push(view.stage),
+        }
+    }
+    assert_eq!(done, 4, "every step was told as done");
+    assert!(stages.contains(&Stage::Seeding) && stages.contains(&Stage::Protected { runs_at: HOME }), "{stages:?}");
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

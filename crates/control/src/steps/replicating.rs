@@ -5,6 +5,7 @@ use protocol::id::{Attempt, Lineage, SiteName};
 use protocol::order::{Order, Role, Sync};
 use protocol::stage::{Side, Stage};
 
+use super::ordering::Undoing;
 use super::{Context, Ending, Halt};
 use crate::database::commit;
 use crate::item::{self, Copy, Item, RPO_LIMIT_MS};
@@ -141,7 +142,7 @@ impl Context<'_> {
         }
         let Some(status) = told.filter(|status| current && status.generation == generation) else { return Ok(None) };
         let newest: Option<Attempt> = status.newest.as_ref().map(|point| point.attempt);
-        if !newest.is_some_and(|attempt| attempt.generation == generation) {
+        if newest.is_none_or(|attempt| attempt.generation != generation) {
             let trouble = status.fault.as_ref().map(ToString::to_string);
             let detail = trouble.unwrap_or_else(|| format!("{} bytes", status.first.done));
             self.control.tell(self.id, Some(detail), status.first.percent());
@@ -159,10 +160,21 @@ impl Context<'_> {
         Ok(Some(format!("{how}{sent} bytes sent")))
     }
 
+    /// Deletes the replica, and the machine that may still stand on it. A master target that is gone does it when it is
+    /// back; one that cannot keeps the item: nothing may be forgotten that is still there.
     pub(super) async fn drop_replica(&mut self, at: Side) -> Result<Ending, Halt> {
-        let order = Order::DropReplica { item: self.item.clone() };
-        let gone = self.undo_order(at, "drop", order).await?;
-        Ok(Ending::Done(gone.words()))
+        let item = self.load().await?;
+        if item.copy(at).raised {
+            let order = Order::Lower { item: self.item.clone(), keep: false };
+            if let Undoing::Ended(Err(fault)) = self.undo_order(at, "lower", order).await? {
+                return Err(Halt::Fault(fault));
+            }
+        }
+        match self.undo_order(at, "drop", Order::DropReplica { item: self.item.clone() }).await? {
+            Undoing::Ended(Err(fault)) if !fault.is(code::REPLICA_ABSENT) => Err(Halt::Fault(fault)),
+            Undoing::Ended(_) => Ok(Ending::Done(None)),
+            left => Ok(Ending::Done(left.words())),
+        }
     }
 
     pub(super) async fn remove_item(&mut self) -> Result<Ending, Halt> {

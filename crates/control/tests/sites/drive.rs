@@ -12,7 +12,8 @@ use protocol::order::{ExchangeRequest, Registration, Report, ReportState, Role};
 use protocol::rest::{FailoverKind, ItemView, Job, JobState, Operation, Request, ShutDownFirst, Start};
 use protocol::stage::Stage;
 
-use super::model::{MACHINE, Model, word};
+use super::model::{MACHINE, Model};
+use super::orders::word;
 
 /// A control server with two model sites around it.
 pub struct World {
@@ -143,7 +144,8 @@ impl World {
             }
             tokio::time::sleep(Duration::from_millis(5)).await;
         }
-        let jobs = match self.control.lock().unwrap().clone() {
+        let control = self.control.lock().unwrap().clone();
+        let jobs = match control {
             Some(control) => control.jobs().await.map(|jobs| jobs.last().cloned()),
             None => Ok(None),
         };

@@ -6,8 +6,8 @@ use protocol::epoch::{Point, PointKind};
 use protocol::extent::Extent;
 use protocol::fault::{Fault, code};
 use protocol::id::{Attempt, Lineage};
-use protocol::machine::{Boot, DiskFormat, DiskSource, DiskSpec, Machine, MachineSpec, Power, Settled};
-use protocol::order::{Moved, Order, Outcome, Progress, Replication, ReplicationPhase, ReplicationStatus, Sync};
+use protocol::machine::{Boot, DiskFormat, DiskSource, DiskSpec, Machine, MachineSpec, Power};
+use protocol::order::{Moved, Outcome, Progress, Replication, ReplicationPhase, ReplicationStatus, Sync};
 use protocol::position::{Changes, Delta, Distrust, Position, delta};
 use protocol::{BlockMap, DiskKey};
 
@@ -75,7 +75,7 @@ pub struct Model {
     pub now: u64,
 }
 
-fn fault(entry: &protocol::fault::Entry, why: &str) -> Fault {
+pub(super) fn fault(entry: &protocol::fault::Entry, why: &str) -> Fault {
     Fault::new(entry, why, "the model says so")
 }
 
@@ -201,7 +201,7 @@ impl Model {
     }
 
     /// One epoch from the machine at `at` to the replica at the other site.
-    fn epoch(&mut self, at: &str, wish: &Replication, kind: PointKind) -> Result<Point, Fault> {
+    pub(super) fn epoch(&mut self, at: &str, wish: &Replication, kind: PointKind) -> Result<Point, Fault> {
         let to = Model::other(at);
         if wish.target != format!("{to}:1") {
             self.breaches.push(format!("{at} is to send to {}", wish.target));
@@ -257,283 +257,15 @@ impl Model {
         Ok(point)
     }
 
-    /// Carries an order out, or tells what it did the first time.
-    pub fn act(&mut self, at: &str, id: &str, order: &Order, wishes: &[Replication]) -> Result<Outcome, Fault> {
-        if let Some(done) = self.acted.get(id) {
-            return done.clone();
-        }
-        let word = word(order);
-        let result = if self.fail == Some(word) {
-            Err(fault(code::HYPERVISOR, "the model lets it fail"))
-        } else {
-            self.carry_out(at, order, wishes)
-        };
-        if !matches!(order, Order::ListPoints { .. }) {
-            self.history.push(format!("{at} {word} {}", if result.is_ok() { "ok" } else { "failed" }));
-        }
-        self.acted.insert(id.into(), result.clone());
-        result
-    }
-
-    fn carry_out(&mut self, at: &str, order: &Order, wishes: &[Replication]) -> Result<Outcome, Fault> {
-        let split = self.split;
-        match order {
-            Order::ShutDown { .. } => {
-                let vm = self.vm(at)?;
-                if vm.power == Power::Running {
-                    vm.power = Power::Held;
-                }
-                Ok(Outcome::Stopped { by_guest: true, at_ms: now_ms() })
-            }
-            Order::StartMachine { mark, .. } => {
-                let vm = self.vm(at)?;
-                if vm.power != Power::Running {
-                    vm.power = Power::Running;
-                    if vm.map.is_none() && mark.generation > 0 {
-                        (vm.map, vm.since) = (Some(BlockMap::new()), *mark);
-                    }
-                }
-                if self.running().len() > 1 && !split {
-                    self.breaches.push(format!("{at} was started while it runs elsewhere"));
-                }
-                Ok(Outcome::Nothing)
-            }
-            Order::FinalDelta { item } => {
-                let Some(wish) = wishes.iter().find(|wish| wish.item == *item) else {
-                    return Err(fault(code::UNKNOWN_ITEM, "not one of my replications"));
-                };
-                if !wish.quiesced {
-                    self.breaches.push("a final delta of a replication that is not quiesced".into());
-                }
-                if self.vm(at)?.power == Power::Running {
-                    return Err(fault(code::MACHINE_RUNNING, "it runs"));
-                }
-                let point = self.epoch(at, wish, PointKind::Final)?;
-                let stamps = self.stamps(at);
-                Ok(Outcome::Final { point, moved: Moved { sent: 1, ..Moved::default() }, stamps })
-            }
-            Order::Settle { stop, .. } => {
-                let vm = self.vm(at)?;
-                let was_running = vm.power == Power::Running;
-                if was_running && stop.is_none() {
-                    return Err(fault(code::MACHINE_RUNS_AT_HOME, "it runs"));
-                }
-                vm.power = Power::Off;
-                vm.stamp += 1;
-                let changes = match &vm.map {
-                    Some(map) => Changes::Known([(disk(), map.clone())].into()),
-                    None => Changes::Unknown(Distrust::MapAbsent),
-                };
-                let since = vm.map.as_ref().map(|_| vm.since);
-                let stamps = self.stamps(at);
-                Ok(Outcome::Settled { settled: Settled { since, changes, stamps }, was_running })
-            }
-            Order::PrepareReplica { lineage, grant, .. } => {
-                let site = self.site(at);
-                match &mut site.replica {
-                    Some(replica) if replica.lineage != *lineage => Err(fault(code::REPLICA_EXISTS, "another's")),
-                    Some(replica) => {
-                        replica.grant = Some((grant.generation, grant.token.clone()));
-                        Ok(Outcome::Nothing)
-                    }
-                    None => {
-                        site.replica = Some(Replica {
-                            lineage: *lineage,
-                            cells: [0; CELLS],
-                            position: None,
-                            points: vec![],
-                            grant: Some((grant.generation, grant.token.clone())),
-                            before: None,
-                        });
-                        Ok(Outcome::Nothing)
-                    }
-                }
-            }
-            Order::TakeOver { lineage, settled, authored, grant, .. } => {
-                self.take_over(at, *lineage, settled, *authored, (grant.generation, grant.token.clone()))
-            }
-            Order::CloseReplica { .. } => {
-                let replica = self.replica(at)?;
-                replica.grant = None;
-                Ok(Outcome::Closed { newest: replica.points.last().map(|(point, _)| point.clone()) })
-            }
-            Order::Raise { point, generation, .. } => self.raise(at, *point, *generation),
-            Order::Release { .. } => {
-                let vm = self.vm(at)?;
-                if vm.raised.is_none() {
-                    return Err(fault(code::HYPERVISOR, "nothing was raised"));
-                }
-                vm.power = Power::Running;
-                if self.running().len() > 1 && !split {
-                    self.breaches.push(format!("{at} was released while it runs elsewhere"));
-                }
-                Ok(Outcome::Nothing)
-            }
-            Order::Lower { keep, .. } => {
-                let site = self.site(at);
-                if let Some(vm) = site.vm.clone().filter(|vm| vm.raised.is_some()) {
-                    site.vm = site.under.take();
-                    if *keep && let Some(replica) = &mut site.replica {
-                        let attempt = vm.since.next();
-                        let point = Point {
-                            attempt,
-                            cut_at_ms: 0,
-                            sealed_at_ms: 0,
-                            kind: PointKind::Unreplicated,
-                            changed_bytes: 0,
-                        };
-                        // Kept in the past of the newest point: the replica stands where it stood.
-                        let newest = replica.points.len().saturating_sub(1);
-                        replica.points.insert(newest, (point, vm.cells));
-                    }
-                    if vm.power == Power::Running {
-                        self.breaches.push("a running machine was lowered".into());
-                    }
-                }
-                Ok(Outcome::Nothing)
-            }
-            Order::Absorb { attempt, cut_at_ms, .. } => {
-                let vm = self.vm(at)?.clone();
-                if vm.power != Power::Off || vm.raised.is_none() {
-                    return Err(fault(code::MACHINE_RUNNING, "it was not let go of"));
-                }
-                let replica = self.replica(at)?;
-                let lineage = replica.lineage;
-                let point = Point {
-                    attempt: *attempt,
-                    cut_at_ms: *cut_at_ms,
-                    sealed_at_ms: *cut_at_ms,
-                    kind: PointKind::Final,
-                    changed_bytes: 0,
-                };
-                replica.cells = vm.cells;
-                replica.points.push((point.clone(), vm.cells));
-                replica.position = Some(Position { lineage, base: *attempt, authored: None, changes: Changes::none() });
-                self.site(at).vm = None;
-                Ok(Outcome::Absorbed { point })
-            }
-            Order::Standpoint { .. } => match &self.vm(at)?.raised {
-                Some(position) => Ok(Outcome::Stands { position: position.clone() }),
-                None => Err(fault(code::HYPERVISOR, "nothing was raised")),
-            },
-            Order::GiveBack { .. } => {
-                let site = self.site(at);
-                if let Some(before) = site.replica.as_mut().and_then(|replica| replica.before.take()) {
-                    (site.vm, site.replica) = *before;
-                }
-                Ok(Outcome::Closed { newest: None })
-            }
-            Order::DropReplica { .. } => {
-                self.site(at).replica = None;
-                Ok(Outcome::Nothing)
-            }
-            Order::ListPoints { .. } => {
-                let points = self.replica(at)?.points.iter().map(|(point, _)| point.clone()).collect();
-                Ok(Outcome::Points { points })
-            }
-        }
-    }
-
-    fn take_over(
-        &mut self,
-        at: &str,
-        lineage: Lineage,
-        settled: &Settled,
-        authored: Option<u64>,
-        grant: (u64, String),
-    ) -> Result<Outcome, Fault> {
-        let stamps = self.stamps(at);
-        let site = self.site(at);
-        let before = Box::new((site.vm.clone(), site.replica.clone()));
-        if site.vm.as_ref().is_some_and(|vm| vm.power == Power::Running) {
-            return Err(fault(code::MACHINE_RUNNING, "it runs"));
-        }
-        let cells = match (&site.vm, &site.replica) {
-            (Some(vm), _) => vm.cells,
-            (None, Some(replica)) => replica.cells,
-            (None, None) => return Err(fault(code::MACHINE_ABSENT, "there is nothing here")),
-        };
-        let changes = match &settled.changes {
-            Changes::Known(_) if !settled.stamps.is_empty() && settled.stamps != stamps => {
-                Changes::Unknown(Distrust::DiskTouched)
-            }
-            other => other.clone(),
-        };
-        let distrust = match &changes {
-            Changes::Unknown(why) => Some(*why),
-            Changes::Known(_) => None,
-        };
-        let base = settled.since.unwrap_or(Attempt { generation: 0, number: 0 });
-        let kept = Point {
-            attempt: base,
-            cut_at_ms: 0,
-            sealed_at_ms: 0,
-            kind: PointKind::Unreplicated,
-            changed_bytes: changes.bytes().unwrap_or(0),
-        };
-        let mut points = site.replica.as_ref().map(|replica| replica.points.clone()).unwrap_or_default();
-        points.push((kept.clone(), cells));
-        let changed_bytes = changes.bytes();
-        site.replica = Some(Replica {
-            lineage,
-            cells,
-            position: Some(Position { lineage, base, authored, changes }),
-            points,
-            grant: Some(grant),
-            before: Some(before),
-        });
-        (site.vm, site.under) = (None, None);
-        Ok(Outcome::Taken { kept, distrust, changed_bytes })
-    }
-
-    fn raise(&mut self, at: &str, point: Option<Attempt>, generation: u64) -> Result<Outcome, Fault> {
-        let replica = self.replica(at)?.clone();
-        if replica.grant.is_some() {
-            self.breaches.push(format!("a replica at {at} was raised while it takes epochs"));
-        }
-        let found = match point {
-            Some(point) => replica.points.iter().rev().find(|(kept, _)| kept.attempt == point),
-            None => replica.points.last(),
-        };
-        let Some((point, cells)) = found.cloned() else { return Err(fault(code::POINT_GONE, "not kept")) };
-        let newest = replica.position.clone().ok_or_else(|| fault(code::POINT_GONE, "no point yet"))?;
-        let mut differs = BlockMap::new();
-        (0..CELLS)
-            .filter(|cell| cells[*cell] != replica.cells[*cell])
-            .for_each(|cell| differs.insert(Extent::new(cell as u64, 1)));
-        let position = Position { changes: Changes::Known([(disk(), differs)].into()), ..newest };
-        let site = self.site(at);
-        if let Some(vm) = &site.vm {
-            if vm.raised.is_some() {
-                return Ok(Outcome::Raised { point });
-            }
-            if vm.power == Power::Running {
-                return Err(fault(code::MACHINE_EXISTS, "it runs here"));
-            }
-            site.under = site.vm.take();
-        }
-        site.vm = Some(Vm {
-            power: Power::Paused,
-            cells,
-            map: Some(BlockMap::new()),
-            since: Attempt::start_of(generation),
-            raised: Some(position),
-            stamp: 1,
-            first_sent: None,
-            newest: None,
-        });
-        Ok(Outcome::Raised { point })
-    }
-
-    fn vm(&mut self, at: &str) -> Result<&mut Vm, Fault> {
+    pub(super) fn vm(&mut self, at: &str) -> Result<&mut Vm, Fault> {
         self.site(at).vm.as_mut().ok_or_else(|| fault(code::MACHINE_ABSENT, "no machine here"))
     }
 
-    fn replica(&mut self, at: &str) -> Result<&mut Replica, Fault> {
+    pub(super) fn replica(&mut self, at: &str) -> Result<&mut Replica, Fault> {
         self.site(at).replica.as_mut().ok_or_else(|| fault(code::REPLICA_ABSENT, "no replica here"))
     }
 
-    fn stamps(&self, at: &str) -> BTreeMap<DiskKey, String> {
+    pub(super) fn stamps(&self, at: &str) -> BTreeMap<DiskKey, String> {
         let vm = self.sites[at].vm.as_ref();
         vm.map(|vm| [(disk(), vm.stamp.to_string())].into()).unwrap_or_default()
     }
@@ -569,27 +301,6 @@ pub fn spec() -> MachineSpec {
             source: DiskSource::Own { path: "disk0.raw".into(), format: DiskFormat::Raw },
         }],
         native: BTreeMap::new(),
-    }
-}
-
-/// The order's name.
-pub fn word(order: &Order) -> &'static str {
-    match order {
-        Order::ShutDown { .. } => "shut-down",
-        Order::StartMachine { .. } => "start",
-        Order::FinalDelta { .. } => "final",
-        Order::Settle { .. } => "settle",
-        Order::PrepareReplica { .. } => "prepare",
-        Order::TakeOver { .. } => "take-over",
-        Order::CloseReplica { .. } => "close",
-        Order::Raise { .. } => "raise",
-        Order::Release { .. } => "release",
-        Order::Lower { .. } => "lower",
-        Order::Absorb { .. } => "absorb",
-        Order::Standpoint { .. } => "standpoint",
-        Order::GiveBack { .. } => "give-back",
-        Order::DropReplica { .. } => "drop",
-        Order::ListPoints { .. } => "list-points",
     }
 }
 
