@@ -13,6 +13,8 @@
 //!   POST /api/v1/jobs/{id}/cancel
 //!   POST /api/v1/jobs/{id}/retry
 //!   GET  /api/v1/sites  /components  /machines?site=
+//!   GET  /api/v1/audit                               [AuditEntry], oldest first
+//!   GET  /metrics                                    Prometheus text
 //!   GET  /api/v1/events                              server-sent events: a Job or an ItemView that changed
 //!   POST /api/v1/components/register                 Registration → {token}
 //!   POST /api/v1/components/{name}/exchange          ExchangeRequest → ExchangeReply
