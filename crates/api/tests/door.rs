@@ -38,11 +38,13 @@ impl Server {
     }
 
     async fn register(&self, name: &str) -> Registered {
+        let (site, role) = name.split_once('-').unwrap();
+        let role = if role == "master-target" { Role::MasterTarget } else { Role::ProcessServer };
         let registration = Registration {
             name: name.into(),
-            site: "home".parse().unwrap(),
-            role: Role::ProcessServer,
-            address: None,
+            site: site.parse().unwrap(),
+            role,
+            address: (role == Role::MasterTarget).then(|| "127.0.0.1:1".into()),
             version: "0".into(),
             platform: "simulated".into(),
         };
@@ -86,7 +88,7 @@ async fn each_token_opens_its_own_routes_and_no_others() {
     for wrong in [join.as_str(), admin.as_str(), "nonsense"] {
         problem(server.post(exchange, wrong, &words).await, StatusCode::UNAUTHORIZED, "CTL-014").await;
     }
-    let other = server.register("other-process-server").await.token;
+    let other = server.register("cloud-process-server").await.token;
     problem(server.post(exchange, &other, &words).await, StatusCode::UNAUTHORIZED, "CTL-014").await;
     let registration = serde_json::json!({});
     problem(
@@ -154,5 +156,77 @@ async fn the_document_describes_the_routes_and_events_open_a_stream() {
     assert_eq!(events.status(), StatusCode::OK);
     assert_eq!(events.headers()["content-type"], "text/event-stream");
     // The stream ends when the server stops, so that stopping never hangs on a listener.
+    server.stop().await;
+}
+
+#[tokio::test]
+async fn an_operation_is_planned_started_followed_by_events_and_cancelled() {
+    let server = Server::start().await;
+    let admin = server.token("admin");
+    let machine = serde_json::json!({
+        "spec": {"name": "web01", "memory_mib": 64, "vcpus": 1, "boot": "firmware", "disks": [
+            {"key": "disk0", "size": 65536, "source": {"own": {"path": "disk0.raw", "format": "raw"}}}]},
+        "power": "running",
+    });
+    let mut orders = serde_json::Value::Null;
+    let mut exchanges = vec![];
+    for name in ["home-process-server", "home-master-target", "cloud-process-server", "cloud-master-target"] {
+        let token = server.register(name).await.token;
+        exchanges.push((format!("/api/v1/components/{name}/exchange"), token));
+    }
+    let words = serde_json::json!({"machines": [machine], "replications": [], "reports": [], "wait_ms": 0, "seen": 0, "fault": null});
+    for (path, token) in &exchanges {
+        assert_eq!(server.post(path, token, &words).await.status(), StatusCode::OK);
+    }
+    let machines: serde_json::Value = server.get("/api/v1/machines?site=home", &admin).await.json().await.unwrap();
+    assert_eq!(machines[0]["machine"]["spec"]["name"], "web01");
+    let mut events = server.get("/api/v1/events", &admin).await;
+
+    let request = serde_json::json!({"item": "web01", "operation":
+        {"operation": "protect", "machine": "web01", "from": "home", "to": "cloud", "interval_ms": 1000}});
+    let plan: serde_json::Value = server.post("/api/v1/plans", &admin, &request).await.json().await.unwrap();
+    assert!(plan["checks"].as_array().unwrap().iter().all(|check| check["fault"].is_null()), "{plan}");
+    let start = serde_json::json!({"request": request, "fingerprint": plan["fingerprint"], "reason": "a test", "idempotency_key": "k"});
+    let job: serde_json::Value = server.post("/api/v1/jobs", &admin, &start).await.json().await.unwrap();
+    let again: serde_json::Value = server.post("/api/v1/jobs", &admin, &start).await.json().await.unwrap();
+    assert_eq!(job["id"], again["id"]);
+
+    // The order travels to the component that it is for, and to no other.
+    let (path, token) = &exchanges[3];
+    for _ in 0..100 {
+        let reply: serde_json::Value = server.post(path, token, &words).await.json().await.unwrap();
+        orders = reply["orders"].clone();
+        if orders.as_array().is_some_and(|orders| !orders.is_empty()) {
+            break;
+        }
+        tokio::time::sleep(std::time::Duration::from_millis(10)).await;
+    }
+    assert_eq!(orders[0]["order"]["order"], "prepare_replica", "{orders}");
+    let mut heard = String::new();
+    while !(heard.contains("event: job") && heard.contains("event: item")) {
+        let chunk = tokio::time::timeout(std::time::Duration::from_secs(10), events.chunk()).await;
+        heard.push_str(&String::from_utf8_lossy(&chunk.unwrap().unwrap().unwrap()));
+    }
+    assert!(heard.contains("id: 1"), "{heard}");
+
+    let cancelled = server.post(&format!("/api/v1/jobs/{}/cancel", job["id"]), &admin, &serde_json::json!({})).await;
+    assert_eq!(cancelled.status(), StatusCode::OK);
+    let fault = serde_json::json!({"code": "CTL-016", "message": "cancelled", "cause": "asked", "remedy": "none"});
+    let report = serde_json::json!({"id": orders[0]["id"], "state": {"failed": fault}});
+    let mut answer = words.clone();
+    answer["reports"] = serde_json::json!([report]);
+    let mut state = serde_json::Value::Null;
+    for _ in 0..200 {
+        server.post(path, token, &answer).await;
+        let job: serde_json::Value =
+            server.get(&format!("/api/v1/jobs/{}", job["id"]), &admin).await.json().await.unwrap();
+        state = job["state"].clone();
+        if state == "cancelled" {
+            break;
+        }
+        tokio::time::sleep(std::time::Duration::from_millis(10)).await;
+    }
+    assert_eq!(state, "cancelled");
+    problem(server.get("/api/v1/items/web01", &admin).await, StatusCode::NOT_FOUND, "CTL-001").await;
     server.stop().await;
 }
