@@ -8,6 +8,7 @@
 
 use std::path::Path;
 use std::process::Command;
+use std::sync::atomic::{AtomicU32, Ordering};
 
 use anyhow::{Context, bail};
 
@@ -30,7 +31,9 @@ fn run(program: &str, arguments: &[&str]) -> anyhow::Result<()> {
 impl Net {
     /// Makes both hosts, or says why everything stays on loopback.
     pub fn new() -> (Net, Option<String>) {
-        let id = std::process::id();
+        // One process may make several pairs.
+        static MADE: AtomicU32 = AtomicU32::new(0);
+        let id = format!("{}-{}", std::process::id(), MADE.fetch_add(1, Ordering::Relaxed));
         let names = [format!("skh{id}"), format!("skc{id}")];
         let net = Net { names: Some(names.clone()) };
         match net.build(&names) {

@@ -102,6 +102,7 @@ pub struct World {
     /// Why the sites share the loopback, if they do.
     pub why_loopback: Option<String>,
     parts: BTreeMap<(At, Part), Child>,
+    port: u16,
     token: String,
 }
 
@@ -116,13 +117,15 @@ pub struct Answer {
     pub stderr: String,
 }
 
+/// Where the control server listens on a host of its own.
 const CONTROL_PORT: u16 = 7410;
 
 impl World {
     /// Makes directories, seeds the disks, defines the guest at home and starts all parts; the guest is not started yet.
     pub fn build(settings: Settings) -> anyhow::Result<World> {
         let (net, why_loopback) = if settings.namespaces { Net::new() } else { (Net::loopback(), None) };
-        let mut world = World { settings, net, why_loopback, parts: BTreeMap::new(), token: String::new() };
+        let port = if net.is_real() { CONTROL_PORT } else { free_port()? };
+        let mut world = World { settings, net, why_loopback, parts: BTreeMap::new(), port, token: String::new() };
         for at in [At::Home, At::Cloud] {
             let boot = world.site_dir(at).join("boot");
             std::fs::create_dir_all(&boot)?;
@@ -156,7 +159,8 @@ impl World {
         self.settings.root.join(at.name())
     }
 
-    fn site_dir(&self, at: At) -> PathBuf {
+    /// The directory of a site's platform.
+    pub fn site_dir(&self, at: At) -> PathBuf {
         self.dir(at).join("qemu")
     }
 
@@ -182,7 +186,12 @@ impl World {
 
     /// The guest's console at a site, from now on.
     pub fn console(&self, at: At) -> Console {
-        Console::from_now(self.site_dir(at).join("machines").join(MACHINE).join("console.log"))
+        Console::from_now(self.console_file(at))
+    }
+
+    /// The file behind it.
+    pub fn console_file(&self, at: At) -> PathBuf {
+        self.site_dir(at).join("machines").join(MACHINE).join("console.log")
     }
 
     /// Where logs of the parts are.
@@ -228,7 +237,7 @@ impl World {
     }
 
     fn url(&self) -> String {
-        format!("http://{}:{CONTROL_PORT}", self.net.address(At::Cloud.host()))
+        format!("http://{}:{}", self.net.address(At::Cloud.host()), self.port)
     }
 
     /// Starts a part as a process of its own.
@@ -240,7 +249,7 @@ impl World {
         command.arg(part.verb()).arg("--data-dir").arg(&data);
         match part {
             Part::Control => {
-                command.arg("--listen").arg(format!("{}:{CONTROL_PORT}", self.net.address(at.host())));
+                command.arg("--listen").arg(format!("{}:{}", self.net.address(at.host()), self.port));
             }
             Part::ProcessServer | Part::MasterTarget => {
                 let join = std::fs::read_to_string(self.data_dir(At::Cloud, Part::Control).join("join.token"))?;
@@ -362,6 +371,11 @@ impl Drop for World {
     fn drop(&mut self) {
         self.stop();
     }
+}
+
+/// A port of the loopback that nobody uses at the moment; one that is fixed would keep two worlds apart.
+fn free_port() -> anyhow::Result<u16> {
+    Ok(std::net::TcpListener::bind(("127.0.0.1", 0))?.local_addr()?.port())
 }
 
 /// Asks a process to end, and makes it after ten seconds.

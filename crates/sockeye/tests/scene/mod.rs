@@ -1,0 +1,199 @@
+//! Two sites for one test: small disks, a real guest, real processes; everything is gone afterwards unless the test fails.
+#![allow(clippy::unwrap_used, dead_code)]
+
+mod dice;
+mod witness;
+
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, bail, ensure};
+use demo::console::{Console, Found};
+use demo::world::{At, MACHINE, Part, Settings, World, wait_for};
+use platforms::Platform;
+use platforms::qemu::Qemu;
+use protocol::epoch::Point;
+use protocol::machine::Power;
+use protocol::rest::{ItemView, Job, JobState};
+
+pub use dice::Dice;
+pub use witness::{Witness, now_ms};
+
+/// Size of each disk.
+const DISK_BYTES: u64 = 512 << 20;
+/// Seeded over both.
+const WRITTEN_BYTES: u64 = 48 << 20;
+/// Longer than any job of a test takes, shorter than the patience of whoever runs the tests.
+const JOB_PATIENCE: Duration = Duration::from_secs(120);
+
+/// Two sites and somebody who listens.
+pub struct Scene {
+    /// The sites.
+    pub world: World,
+    /// What the guests said.
+    pub witness: Witness,
+    runtime: tokio::runtime::Runtime,
+    began: Instant,
+}
+
+/// Plays one test. What fails leaves its directory and shows the ends of its logs.
+pub fn play(namespaces: bool, act: impl FnOnce(&mut Scene) -> anyhow::Result<()>) {
+    static PLAYED: AtomicU32 = AtomicU32::new(0);
+    let root = PathBuf::from(format!("/tmp/sk{}-{}", std::process::id(), PLAYED.fetch_add(1, Ordering::Relaxed)));
+    std::fs::create_dir(&root).unwrap();
+    let debris = Debris(root.clone());
+    let settings = Settings {
+        root: root.clone(),
+        sockeye: env!("CARGO_BIN_EXE_sockeye").into(),
+        guest: Path::new(env!("CARGO_MANIFEST_DIR")).join("../../target/guest"),
+        disk_bytes: DISK_BYTES,
+        written_bytes: WRITTEN_BYTES,
+        rate: 100,
+        namespaces,
+    };
+    let result = World::build(settings).and_then(|world| {
+        let runtime = tokio::runtime::Runtime::new()?;
+        let witness = Witness::of(&world);
+        act(&mut Scene { world, witness, runtime, began: Instant::now() })
+    });
+    if let Err(error) = result {
+        panic!("{error:?}");
+    }
+    std::fs::remove_dir_all(&root).unwrap();
+    drop(debris);
+}
+
+/// Shows what a failed test leaves. By then the sites' processes are gone.
+struct Debris(PathBuf);
+
+impl Drop for Debris {
+    fn drop(&mut self) {
+        if !std::thread::panicking() {
+            return;
+        }
+        eprintln!("logs and disks are left in {}", self.0.display());
+        let machine = format!("qemu/machines/{MACHINE}/console.log");
+        let consoles = ["home", "cloud"].map(|site| self.0.join(site).join(&machine));
+        let logs = std::fs::read_dir(&self.0).into_iter().flatten().flatten().map(|entry| entry.path());
+        let logs = logs.filter(|path| path.extension().is_some_and(|extension| extension == "log"));
+        for path in logs.chain(consoles) {
+            let text = std::fs::read(&path).unwrap_or_default();
+            let text = String::from_utf8_lossy(&text);
+            let lines: Vec<&str> = text.lines().collect();
+            eprintln!("--- {}", path.display());
+            lines[lines.len().saturating_sub(25)..].iter().for_each(|line| eprintln!("{line}"));
+        }
+    }
+}
+
+impl Scene {
+    /// Says what happens, and when.
+    pub fn say(&self, text: &str) {
+        eprintln!("{:7.1} s  {text}", self.began.elapsed().as_secs_f64());
+    }
+
+    /// Starts the guest at home and protects it.
+    pub fn protect(&mut self) -> anyhow::Result<()> {
+        let console = self.world.console(At::Home);
+        self.world.start_guest()?;
+        let found = console.found()?;
+        ensure!(found.consistent, "the freshly seeded disks are not consistent: {found:?}");
+        console.writes(20)?;
+        self.done(&["protect", MACHINE, "--from", "home", "--to", "cloud", "--yes"])?;
+        self.flows("protected")
+    }
+
+    /// Waits until epochs flow.
+    pub fn flows(&self, words: &str) -> anyhow::Result<()> {
+        self.newer_than(words, now_ms()).map(drop)
+    }
+
+    /// Waits until a point is durable that was cut after `ms`, and the item is well.
+    pub fn newer_than(&self, words: &str, ms: u64) -> anyhow::Result<ItemView> {
+        let began = Instant::now();
+        let view = self.world.wait_status(&format!("new point while it is {words}"), Duration::from_secs(60), |view| {
+            view.stage_words == words
+                && view.job.is_none()
+                && view.newest.as_ref().is_some_and(|point| point.cut_at_ms > ms)
+        });
+        let view = view.with_context(|| format!("the item: {:?}", self.world.status()))?;
+        self.say(&format!("epochs flow after {:.1} s", began.elapsed().as_secs_f64()));
+        Ok(view)
+    }
+
+    /// Starts a job.
+    pub fn begin(&self, arguments: &[&str]) -> anyhow::Result<Job> {
+        self.say(&format!("$ sockeye {}", arguments.join(" ")));
+        let mut all = arguments.to_vec();
+        all.push("--detach");
+        self.world.ask(&all, 0)
+    }
+
+    /// Follows a job until it ends or waits; the control server may be away for a while.
+    pub fn follow(&self, id: i64) -> anyhow::Result<Job> {
+        let number = id.to_string();
+        let settled = wait_for("end of the job", JOB_PATIENCE, || {
+            let job: Job = self.world.ask(&["job", "show", &number], 0).ok()?;
+            (job.state.ended() || job.state == JobState::Waiting).then_some(job)
+        });
+        settled.with_context(|| format!("job {id}: {:?}", self.world.sockeye(&["job", "show", &number])))
+    }
+
+    /// Runs a job that must reach its end.
+    pub fn done(&self, arguments: &[&str]) -> anyhow::Result<Job> {
+        let job = self.follow(self.begin(arguments)?.id)?;
+        ensure!(job.state == JobState::Done, "sockeye {}: {job:?}", arguments.join(" "));
+        Ok(job)
+    }
+
+    /// The recovery points.
+    pub fn points(&self) -> anyhow::Result<Vec<Point>> {
+        self.world.ask(&["points", MACHINE], 0)
+    }
+
+    /// The highest record that was ever acknowledged.
+    pub fn highest(&self) -> u64 {
+        self.witness.acknowledged(0).iter().map(|ack| ack.number).max().unwrap_or(0)
+    }
+
+    /// The guest started at a new side after a planned move: nothing may be missing, and it must go on there alone.
+    pub fn lost_nothing(&self, at: At, fresh: &Console) -> anyhow::Result<Found> {
+        let found = fresh.found()?;
+        let acknowledged = self.witness.acknowledged(0);
+        let there = acknowledged.iter().filter(|ack| ack.at == at.other()).map(|ack| ack.number).max().unwrap_or(0);
+        ensure!(found.consistent, "the disks are not a prefix of what was written: {found:?}");
+        ensure!(found.found >= 20 && found.scribbles_checked > 0, "too little was found to judge: {found:?}");
+        ensure!(found.highest >= there, "{} acknowledged records were lost: {found:?}", there - found.highest);
+        fresh.writes(3)?;
+        self.witness.one_history()?;
+        self.runs_only(at)?;
+        self.say(&format!("{} has all {} records and goes on", at.name(), found.highest));
+        Ok(found)
+    }
+
+    /// The machine as the site's own hypervisor sees it.
+    pub fn power(&self, at: At) -> anyhow::Result<Option<Power>> {
+        let dir = self.world.site_dir(at);
+        let found = self.runtime.block_on(async { Qemu::open(&dir)?.machine(MACHINE).await });
+        Ok(found.map_err(|fault| anyhow::anyhow!("{fault}: {}", fault.cause))?.map(|machine| machine.power))
+    }
+
+    /// Exactly one copy of the machine runs, here.
+    pub fn runs_only(&self, at: At) -> anyhow::Result<()> {
+        let (here, there) = (self.power(at)?, self.power(at.other())?);
+        ensure!(here == Some(Power::Running), "at {} it is {here:?}", at.name());
+        match there {
+            None | Some(Power::Off | Power::Held) => Ok(()),
+            Some(power) => bail!("it runs at {}, and at {} it is {power:?}", at.name(), at.other().name()),
+        }
+    }
+
+    /// Kills a part, leaves it dead for a while, and starts it again.
+    pub fn kill(&mut self, (at, part): (At, Part), dead: Duration) -> anyhow::Result<()> {
+        self.say(&format!("kill -9: {} {part:?}, for {} ms", at.name(), dead.as_millis()));
+        self.world.kill(at, part);
+        demo::pause(dead);
+        self.world.start(at, part)
+    }
+}
