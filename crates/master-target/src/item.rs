@@ -116,6 +116,9 @@ impl Item {
         let record = self.record();
         let message = format!("{} takes no epochs from this sender", record.item);
         let grant = record.grant.ok_or_else(|| Fault::new(code::REPLICA_CLOSED, &*message, "its replica is closed"))?;
+        #[cfg(feature = "sabotage")]
+        let generation =
+            if protocol::sabotage::is("stale-generation-admitted") { grant.generation } else { generation };
         if generation < grant.generation {
             let cause = format!("it was sent as generation {generation}; {} is authorised", grant.generation);
             return Err(Fault::new(code::STALE_GENERATION, message, cause));
@@ -186,6 +189,8 @@ impl Item {
         let Some(open) = guard.take_if(|open| open.header.attempt == attempt) else {
             return Err(protocol_fault("the epoch to be sealed is not open"));
         };
+        #[cfg(feature = "sabotage")]
+        let totals = if protocol::sabotage::is("totals-unchecked") { open.totals } else { totals };
         if open.totals != totals {
             let cause = format!("sent: {totals:?}; arrived: {:?}", open.totals);
             open.epoch.roll_back().map_err(|error| self.fault(&error))?;
@@ -237,6 +242,8 @@ impl Item {
 }
 
 fn authorised(grant: &Grant, token: &str, generation: u64) -> bool {
+    #[cfg(feature = "sabotage")]
+    let token = if protocol::sabotage::is("token-unchecked") { grant.token.as_str() } else { token };
     // Compared as hashes, so that the time it takes tells nothing about the secret.
     generation == grant.generation && blake3::hash(token.as_bytes()) == blake3::hash(grant.token.as_bytes())
 }

@@ -76,6 +76,10 @@ pub(crate) fn choose(wish: &Replication, cut: &Cut, target: &Target) -> Choice {
 fn source_position(wish: &Replication, cut: &Cut, any_base: Attempt) -> Position {
     let nowhere = Attempt::start_of(wish.generation);
     match (cut.since, &wish.standpoint) {
+        #[cfg(feature = "sabotage")]
+        (Some(since), Some(standpoint)) if since == nowhere && protocol::sabotage::is("overlay-map-ignored") => {
+            standpoint.clone()
+        }
         (Some(since), Some(standpoint)) if since == nowhere => Position {
             lineage: standpoint.lineage,
             base: standpoint.base,

@@ -254,6 +254,13 @@ async fn source(choice: &Choice, readers: &[CutReader], session: &Session) -> Re
             let mut expected = 0;
             let parts = readers.iter().map(|reader| {
                 let map = maps.get(&reader.key).cloned().unwrap_or_default().aligned(protocol::BLOCK, reader.size);
+                #[cfg(feature = "sabotage")]
+                let map = match map.extents() {
+                    [first, ..] if protocol::sabotage::is("extent-dropped") => {
+                        map.difference(&[*first].into_iter().collect())
+                    }
+                    _ => map,
+                };
                 expected += map.bytes();
                 (reader.clone(), map, BlockMap::new())
             });

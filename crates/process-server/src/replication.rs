@@ -259,6 +259,11 @@ impl Worker {
                 let stamps = self.platform.stamps(&wish.machine).await?;
                 Ok(Some(Outcome::Final { point, moved, stamps }))
             }
+            #[cfg(feature = "sabotage")]
+            Err(fault) if protocol::sabotage::is("given-up-epoch-forgotten") => {
+                capture.acknowledged(attempt).await?;
+                Err(fault)
+            }
             Err(fault) => {
                 capture.failed().await?;
                 Err(fault)

@@ -154,7 +154,10 @@ impl Header {
     /// [`BadFrame::Checksum`], [`BadFrame::Malformed`].
     pub fn frame(&self, mut payload: Bytes) -> Result<Frame, BadFrame> {
         let malformed = |what: &str| BadFrame::Malformed { kind: self.kind, what: what.to_string() };
-        if payload.len() != self.length as usize || checksum(&payload) != self.checksum {
+        let sum = checksum(&payload);
+        #[cfg(feature = "sabotage")]
+        let sum = if crate::sabotage::is("checksum-unverified") { self.checksum } else { sum };
+        if payload.len() != self.length as usize || sum != self.checksum {
             return Err(BadFrame::Checksum);
         }
         match self.kind {
@@ -179,7 +182,7 @@ impl Header {
                 Ok(Frame::Data { sequence, disk, offset, bytes: payload })
             }
             _ => {
-                if payload.len() < HASHES_PREFIX || (payload.len() - HASHES_PREFIX) % 32 != 0 {
+                if payload.len() < HASHES_PREFIX || !(payload.len() - HASHES_PREFIX).is_multiple_of(32) {
                     return Err(malformed("not a whole number of leaves"));
                 }
                 let (offset, disk) = (payload.get_u64_le(), payload.get_u64_le());

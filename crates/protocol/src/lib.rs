@@ -21,6 +21,8 @@ pub mod machine;
 pub mod order;
 pub mod position;
 pub mod rest;
+#[cfg(feature = "sabotage")]
+pub mod sabotage;
 pub mod session;
 pub mod stage;
 

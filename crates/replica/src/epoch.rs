@@ -247,6 +247,10 @@ impl Writer {
             return Err(error);
         }
         for disk in changed {
+            #[cfg(feature = "sabotage")]
+            if protocol::sabotage::is("before-images-unsynced") {
+                continue;
+            }
             self.sync_segment(store, disk)?;
         }
         self.tails = grown;
@@ -284,6 +288,10 @@ impl Writer {
             return Err(ReplicaError::EpochBroken);
         }
         for disk in (0..self.touched.len()).filter(|disk| self.touched[*disk]) {
+            #[cfg(feature = "sabotage")]
+            if protocol::sabotage::is("acknowledged-before-sync") {
+                continue;
+            }
             store.flush_disk(disk)?;
         }
         let mut sealed = Vec::new();

@@ -191,7 +191,13 @@ impl Log {
         encode(record, self.next, &mut bytes)?;
         self.volume
             .write_at(LOG, self.position, &bytes)
-            .and_then(|()| self.volume.sync(LOG))
+            .and_then(|()| {
+                #[cfg(feature = "sabotage")]
+                if protocol::sabotage::is("acknowledged-before-record") {
+                    return Ok(());
+                }
+                self.volume.sync(LOG)
+            })
             .map_err(|error| ReplicaError::io(format!("writing {}", self.volume.describe(LOG)), error))?;
         self.position += bytes.len() as u64;
         self.length = self.length.max(self.position);

@@ -137,6 +137,10 @@ pub(crate) fn merge_back(lineage: Lineage, old: Attempt, new: Attempt, nodes: No
             action("remove", node, &new),
         ]
     };
+    #[cfg(feature = "sabotage")]
+    if protocol::sabotage::is("merge-back-skipped") {
+        return nodes.iter().flat_map(each).filter(|action| action["type"] != "block-dirty-bitmap-merge").collect();
+    }
     nodes.iter().flat_map(each).collect()
 }
 

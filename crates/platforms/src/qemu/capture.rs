@@ -141,6 +141,8 @@ impl QemuCapture {
         let status = self.qmp.execute("query-status", Value::Null).await.map_err(&cannot)?;
         let running = status["running"] == true;
         let steps = section(self.lineage, attempt, since, &self.nodes(), self.bounds, running);
+        #[cfg(feature = "sabotage")]
+        let steps = self.cut_apart(steps).await.map_err(&cannot)?;
         self.qmp.take_events();
         let now = SystemTime::now();
         let mut results = self.qmp.burst(&steps).await.map_err(&cannot)?;
@@ -162,6 +164,23 @@ impl QemuCapture {
         }
         let at = stopped.unwrap_or(now).duration_since(UNIX_EPOCH).unwrap_or_default();
         Ok((at.as_millis().try_into().unwrap_or(u64::MAX), paused.unwrap_or_default()))
+    }
+
+    /// Sabotage: the first disk is cut and the guest goes on for a moment, before the steps that are left cut the others.
+    #[cfg(feature = "sabotage")]
+    async fn cut_apart(&mut self, mut steps: Vec<Command>) -> Result<Vec<Command>, QmpError> {
+        // Stop, transaction, and three steps for the filter of the first disk.
+        const FIRST: usize = 5;
+        let stops = steps.first().is_some_and(|step| step.name == "stop") && steps.len() > FIRST + 1;
+        if !stops || !protocol::sabotage::is("disks-cut-separately") {
+            return Ok(steps);
+        }
+        let mut others = steps.split_off(FIRST);
+        steps.push(Command::new("cont", Value::Null));
+        self.qmp.burst(&steps).await?.into_iter().collect::<Result<Vec<_>, _>>()?;
+        tokio::time::sleep(Duration::from_millis(300)).await;
+        others.insert(0, Command::new("stop", Value::Null));
+        Ok(others)
     }
 
     /// Publishes the past of every disk, with the map that the cut closed.

@@ -60,6 +60,11 @@ pub(crate) async fn settle(folder: &Folder, lineage: Lineage) -> Result<Settled,
         Err(why) => after_a_crash(folder, &spec, lineage).await?.ok_or(why),
         known => known,
     };
+    #[cfg(feature = "sabotage")]
+    let known = match known {
+        Err(_) if protocol::sabotage::is("inconsistent-bitmap-ignored") => Ok((Attempt::start_of(1), Maps::new())),
+        known => known,
+    };
     let stamps = stamps(folder, &spec)?;
     Ok(match known {
         Ok((since, maps)) => {

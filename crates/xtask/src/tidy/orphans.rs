@@ -10,11 +10,13 @@ use super::tree::Tree;
 /// The rule.
 pub(crate) fn every_file_is_reached(tree: &Tree) -> Vec<Complaint> {
     let mut reached: BTreeSet<String> = BTreeSet::new();
+    let told: Vec<String> = tree.ending("/Cargo.toml").flat_map(|(path, manifest)| roots_of(path, manifest)).collect();
+    let is_root = |path: &str| is_root(path) || told.iter().any(|root| root == path);
     let mut waiting: Vec<String> =
         tree.ending(".rs").map(|(path, _)| path).filter(|path| is_root(path)).map(str::to_owned).collect();
     while let Some(path) = waiting.pop() {
         let Some(text) = tree.text(&path) else { continue };
-        waiting.extend(named_by(&path, text));
+        waiting.extend(named_by(&path, text, is_root(&path)));
         reached.insert(path);
     }
     let orphans = tree.ending(".rs").filter(|(path, _)| !reached.contains(*path));
@@ -30,14 +32,21 @@ fn is_root(path: &str) -> bool {
     let direct = |folder: &str| inside.strip_prefix(folder).is_some_and(|name| !name.contains('/'));
     matches!(inside, "src/lib.rs" | "src/main.rs" | "build.rs")
         || inside.ends_with("/main.rs")
+        || inside.ends_with("/lib.rs")
         || ["tests/", "benches/", "examples/", "src/bin/"].into_iter().any(direct)
 }
 
+/// The roots that a manifest names itself, with `path = "src/..rs"` in a table of a library or a program.
+fn roots_of<'tree>(path: &'tree str, manifest: &'tree str) -> impl Iterator<Item = String> + 'tree {
+    let folder = path.trim_end_matches("Cargo.toml");
+    let told = manifest.lines().filter_map(|line| line.trim().strip_prefix("path = \"")?.strip_suffix('"'));
+    told.filter(|told| told.ends_with(".rs")).map(move |told| format!("{folder}{told}"))
+}
+
 /// Every place where the modules that `text` declares may stand.
-fn named_by(path: &str, text: &str) -> Vec<String> {
+fn named_by(path: &str, text: &str, is_root: bool) -> Vec<String> {
     let (folder, file) = path.rsplit_once('/').unwrap_or(("", path));
-    let own =
-        if is_root(path) || file == "mod.rs" { folder.to_owned() } else { path.trim_end_matches(".rs").to_owned() };
+    let own = if is_root || file == "mod.rs" { folder.to_owned() } else { path.trim_end_matches(".rs").to_owned() };
     let mut places = Vec::new();
     let mut told_path = None;
     for line in text.lines().map(str::trim) {
@@ -93,6 +102,18 @@ mod tests {
             ("crates/a/src/shared.rs", ""),
         ]);
         assert_eq!(every_file_is_reached(&tree), Vec::<String>::new());
+    }
+
+    #[test]
+    fn a_root_may_stand_where_the_manifest_says() {
+        let mut files = [
+            ("crates/a/Cargo.toml", "[lib]\npath = \"src/demo/lib.rs\"\n"),
+            ("crates/a/src/demo/lib.rs", "mod world;\n"),
+            ("crates/a/src/demo/world.rs", ""),
+        ];
+        assert_eq!(every_file_is_reached(&Tree::from(files)), Vec::<String>::new());
+        files[0].1 = "[lib]\n";
+        assert_eq!(every_file_is_reached(&Tree::from(files)).len(), 2);
     }
 
     #[test]
