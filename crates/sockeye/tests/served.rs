@@ -1,5 +1,7 @@
 //! The command line against the real control server, and the whole circle by hand against `sockeye up`.
 
+#![allow(clippy::unwrap_used)]
+
 mod typed;
 
 use std::path::{Path, PathBuf};
@@ -53,6 +55,18 @@ impl Role {
         let ran = self.run(line).await;
         assert_eq!(ran.code, code, "sockeye {line}\n{}{}", ran.stdout, ran.stderr);
         ran
+    }
+
+    /// Makes `web01` run at home: 16 MiB of content, and no system on it, so QEMU's firmware looks for one for ever.
+    async fn has_a_machine(&self) {
+        let site = self.dir.path().join("home");
+        let disk = site.join("web01.img");
+        let content: Vec<u8> = (0..4u32 << 20).flat_map(u32::to_le_bytes).collect();
+        std::fs::write(&disk, content).unwrap();
+        let (site, disk) = (site.display(), disk.display());
+        self.ends(0, &format!("vm define --site-dir {site} --name web01 --memory 64 --disk disk0={disk} --start"))
+            .await;
+        self.knows("running").await;
     }
 
     /// Waits until control has heard that the machine at home does this.
@@ -144,22 +158,13 @@ async fn events_of_the_real_server_begin_with_what_is() {
     assert_eq!((ran.code, ran.stderr.as_str()), (0, ""), "{ran:?}");
 }
 
-/// The walkthrough, with a guest that has no system on its disk: QEMU's firmware looks for one for ever.
+/// The walkthrough.
 #[tokio::test]
 async fn a_machine_goes_out_to_sea_and_comes_home_by_hand() {
     let up = Role::start("up").await;
-    let home = up.dir.path().join("home");
-    let disk = home.join("web01.img");
-    let content: Vec<u8> = (0..4u32 << 20).flat_map(u32::to_le_bytes).collect();
-    std::fs::write(&disk, content).unwrap();
-    let site = home.display();
+    let site = up.dir.path().join("home").display().to_string();
     up.ends(1, &format!("vm define --site-dir {site} --name web01 --disk disk0={site}/none.img")).await;
-    up.ends(
-        0,
-        &format!("vm define --site-dir {site} --name web01 --memory 64 --disk disk0={} --start", disk.display()),
-    )
-    .await;
-    up.knows("running").await;
+    up.has_a_machine().await;
     let components = up.ends(0, "component list --output json").await.json();
     assert_eq!(components.as_array().unwrap().len(), 4);
 
@@ -206,4 +211,25 @@ async fn a_machine_goes_out_to_sea_and_comes_home_by_hand() {
     assert_eq!(up.stage().await, "protected");
     assert!(up.ends(0, "audit").await.stdout.contains("drill"));
     up.ends(0, "unprotect web01 --delete --yes").await;
+}
+
+#[tokio::test]
+async fn a_failover_that_is_cancelled_goes_back_and_is_protected_again() {
+    let up = Role::start("up").await;
+    up.has_a_machine().await;
+    up.ends(0, "protect web01 --from home --to cloud --interval 500ms --yes").await;
+    // This guest hears nothing: without leave to take its power the move is undone.
+    let ran = up.ends(1, "failover web01 --planned --shut-down-timeout 1s --yes").await;
+    assert!(ran.stderr.contains("error PLT-004") && ran.stderr.contains("--then power-off"), "{ran:?}");
+    assert_eq!(up.stage().await, "protected");
+    up.ends(0, "failover web01 --planned --shut-down-timeout 1s --then power-off --yes").await;
+    assert_eq!(up.stage().await, "commit pending");
+    let ran = up.ends(0, "cancel web01 --dry-run").await;
+    assert!(ran.stdout.contains("cancel web01: cloud → home"), "{ran:?}");
+    // Its firmware would have a minute to hear that it shall shut down.
+    let cloud = up.dir.path().join("cloud").display().to_string();
+    up.ends(0, &format!("vm stop --site-dir {cloud} web01 --shut-down-timeout 1s --then power-off")).await;
+    up.ends(0, "cancel web01 --yes").await;
+    assert_eq!(up.stage().await, "protected");
+    up.knows("running").await;
 }

@@ -1,5 +1,7 @@
 //! At a terminal: questions are asked, answers are heard, progress is drawn.
 
+#![allow(clippy::unwrap_used)]
+
 mod canned;
 mod typed;
 
