@@ -227,7 +227,7 @@ impl Item {
 
     fn prune(&self) {
         let points = self.replica.points();
-        if points.len() % PRUNE_EVERY != 0 {
+        if !points.len().is_multiple_of(PRUNE_EVERY) {
             return;
         }
         let limit = now_ms().saturating_sub(RETENTION_MS);

@@ -116,7 +116,9 @@ impl From<Fault> for Ended {
     }
 }
 
-type Queued = Result<(Frame, u64), LinkError>;
+/// A frame and its payload's checksum.
+type Checked = (Frame, u64);
+type Queued = Result<Checked, LinkError>;
 
 async fn read(mut incoming: Incoming, queue: mpsc::Sender<Queued>) {
     loop {
@@ -157,10 +159,7 @@ async fn follow(queue: &mut mpsc::Receiver<Queued>, outgoing: &mut Outgoing, ite
 }
 
 /// A batch of data frames: what is queued already, up to the bound. Also the frame that ended it, if one did.
-fn gather(
-    first: (Frame, u64),
-    queue: &mut mpsc::Receiver<Queued>,
-) -> Result<(Vec<Numbered>, Option<(Frame, u64)>), Ended> {
+fn gather(first: Checked, queue: &mut mpsc::Receiver<Queued>) -> Result<(Vec<Numbered>, Option<Checked>), Ended> {
     let mut batch = Vec::new();
     let mut bytes = 0;
     let mut next = Some(first);
@@ -218,7 +217,7 @@ fn hash(item: &Item, disk: u16, offset: u64, length: u64) -> Result<Vec<Leaf>, F
     let disks = item.replica.disks();
     let size = disks.get(usize::from(disk)).map(|disk| disk.size);
     let fits = size.is_some_and(|size| offset.checked_add(length).is_some_and(|end| end <= size));
-    if !fits || length == 0 || length > MOST_HASHED || offset % BLOCK != 0 {
+    if !fits || length == 0 || length > MOST_HASHED || !offset.is_multiple_of(BLOCK) {
         return Err(protocol_fault("hashes were asked for that do not exist"));
     }
     let failed = |error: replica::ReplicaError| item.fault(&error);
