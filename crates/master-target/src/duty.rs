@@ -105,7 +105,8 @@ impl MasterTarget {
         if let (Some(kept), Some(newest)) = (item.record().kept, &newest)
             && newest.attempt != kept.at
         {
-            let point = roll_back(item, kept.at).await?;
+            // Named after what it returns to: the direction that is given up must not look as if it had sealed something.
+            let point = roll_back(item, kept.at, kept.at.next()).await?;
             let standing = Standing { at: point.attempt, position: kept.position };
             item.change(|record| record.standing = Some(standing))?;
         }

@@ -95,7 +95,7 @@ pub(crate) async fn lower(shelf: &Shelf, item: &Arc<Item>, keep: bool) -> Result
         let kept = Attempt::start_of(raised.generation).next();
         absorb(shelf, item, &raised, kept, now_ms(), PointKind::Unreplicated).await?;
         if let (Some(newest), Some(position)) = (newest, position) {
-            let point = roll_back(item, newest).await?;
+            let point = roll_back(item, newest, kept.next()).await?;
             item.change(|record| record.standing = Some(Standing { at: point.attempt, position }))?;
         }
     }
@@ -117,9 +117,8 @@ pub(crate) async fn clear(shelf: &Shelf, item: &Arc<Item>, raised: &Raised) -> R
     item.change(|record| record.raised = None)
 }
 
-/// Makes the replica what it was at `to`; newer points survive.
-pub(crate) async fn roll_back(item: &Arc<Item>, to: Attempt) -> Result<Point, Fault> {
-    let newest = item.replica.newest().map_or(to, |point| point.attempt);
+/// Makes the replica what it was at `to`, as a point of its own with the name `named`; newer points survive.
+pub(crate) async fn roll_back(item: &Arc<Item>, to: Attempt, named: Attempt) -> Result<Point, Fault> {
     let (replica, of) = (item.replica.clone(), item.clone());
-    blocking(move || replica.roll_back_to(to, newest.next(), now_ms()).map_err(|error| of.fault(&error))).await
+    blocking(move || replica.roll_back_to(to, named, now_ms()).map_err(|error| of.fault(&error))).await
 }

@@ -65,24 +65,24 @@ catalogue! {
     STALE_GENERATION = "CTL-017", "the sender belongs to a generation that is no longer authorised to run the item", "nothing is to be done: its machine is fenced as soon as its site is in contact";
     WORLD_CHANGED = "CTL-018", "what the operation was planned on has changed", "ask for the plan again and look at it";
     // MOV: movement between sites
-    LINK = "MOV-001", "the connection between the movers failed", "none needed: it is repeated by itself; if it stays, check the port with: sockeye component test";
+    LINK = "MOV-001", "the connection between the movers failed", "none needed: it is repeated by itself; if it stays, see whether both sides are connected (sockeye component list) and whether a firewall closes the master target's port";
     BASE_MISMATCH = "MOV-002", "an epoch does not build on the newest point of the replica", "none needed: the sender compares and repeats";
     NOT_AUTHORISED = "MOV-003", "a mover session came without the secret that control gave out", "none needed if it stops; otherwise look for an old process server that still runs";
     TOTALS = "MOV-004", "an epoch did not arrive as it was sent", "none needed: it is repeated by itself";
     PROTOCOL = "MOV-005", "the other mover broke the protocol", "bring both components to the same version";
     TRACKED_REFUSED = "MOV-006", "the changes since the common point are not known, so nothing can be sent as tracked", "use --sync compare (or leave --sync away: compare is then chosen by itself)";
     // RPL: replicas
-    REPLICA_ABSENT = "RPL-001", "the master target keeps no replica of the item", "protect the item again, or rebuild from its replica directory";
+    REPLICA_ABSENT = "RPL-001", "the master target keeps no replica of the item", "protect the item again";
     REPLICA_EXISTS = "RPL-002", "the master target keeps a replica of that name already", "unprotect the old item first, or choose another name";
     NO_SPACE = "RPL-003", "the replica or its retention volume is full", "free space or enlarge the volume; replication goes on by itself";
-    JOURNAL_DAMAGED = "RPL-004", "the journal of a replica is damaged", "run: sockeye resync ITEM; points behind the damage are lost";
-    REPLICA_IO = "RPL-005", "a replica disk or its journal could not be read or written", "check the volume's health, then run: sockeye resync ITEM";
+    JOURNAL_DAMAGED = "RPL-004", "the journal of a replica is damaged", "check the retention volume's health, then copy afresh: sockeye unprotect ITEM --delete, and protect it again; its points are lost";
+    REPLICA_IO = "RPL-005", "a replica disk or its journal could not be read or written", "check the health of the volume and of the hypervisor's disk, then: sockeye job retry JOB";
     REPLICA_CLOSED = "RPL-006", "the replica takes no epochs: its machine was failed over", "none needed; reprotect when the machine shall be replicated again";
     POINT_GONE = "RPL-007", "the recovery point is no longer kept", "choose one of: sockeye points ITEM";
-    DISK_MISMATCH = "RPL-008", "the disks of source and replica are not the same", "look at both machines' disks; then run: sockeye resync ITEM";
+    DISK_MISMATCH = "RPL-008", "the disks of source and replica are not the same", "look at both machines' disks; if the machine's were changed: sockeye unprotect ITEM --delete, and protect it again";
     REPLICA_BUSY = "RPL-009", "the replica is in use", "wait for the running operation, or end it";
     DAMAGED = "RPL-010", "the disks are half written and must not be started", "run the failback again: it repairs them";
-    RETENTION_UNFIT = "RPL-014", "the retention volume is not fit to keep recovery points (R9)", "choose another volume with --retention";
+    RETENTION_UNFIT = "RPL-014", "the retention volume is not fit to keep recovery points (R9)", "start the master target with --retention on another volume";
     // PLT: platforms
     HYPERVISOR = "PLT-001", "the hypervisor refused or failed", "look at the hypervisor's own log; then repeat";
     MACHINE_ABSENT = "PLT-002", "the hypervisor has no such machine", "list what it has: sockeye vm list";
