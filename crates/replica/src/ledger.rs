@@ -168,3 +168,60 @@ impl Ledger {
         Ok(())
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::volume::Folder;
+    use protocol::{Point, PointKind};
+
+    fn at(number: u64) -> Attempt {
+        Attempt { generation: 1 + number / 100, number: number % 100 }
+    }
+
+    #[test]
+    fn what_an_opening_believes_is_what_was_believed_before_also_after_old_records_were_dropped() {
+        let directory = tempfile::tempdir().unwrap();
+        let volume: Arc<dyn Volume> = Arc::new(Folder::open(directory.path()).unwrap());
+        let mut ledger = Ledger::create(volume.clone(), "web01".parse().unwrap(), Lineage::fresh()).unwrap();
+        let mut rewritten = 0;
+        for number in 1..250u64 {
+            let opened = ledger.next();
+            ledger.reserve().unwrap();
+            ledger.record(&Record::Begun(Begun { opened, attempt: at(number), journalled: true })).unwrap();
+            if number % 7 == 0 {
+                ledger.record(&Record::RolledBack { opened }).unwrap();
+            } else {
+                let (attempt, kind) = (at(number), PointKind::CrashConsistent);
+                let point = Point { attempt, cut_at_ms: 0, sealed_at_ms: 0, kind, changed_bytes: 0 };
+                // Now and then the log is rewritten while an epoch is open.
+                if number > 10 && number % 2 == 0 {
+                    let attempt = ledger.facts().points[1].point.attempt;
+                    ledger.record(&Record::PrunedBefore { attempt }).unwrap();
+                    let before = ledger.log.records;
+                    ledger.tidy().unwrap();
+                    rewritten += u64::from(ledger.log.records < before);
+                }
+                ledger.record(&Record::Sealed(Sealed { point, opened, segments: vec![] })).unwrap();
+            }
+            if number % 10 < 3 {
+                let again = Ledger::open(volume.clone()).unwrap();
+                assert_eq!(again.facts(), ledger.facts(), "after {number}");
+                assert_eq!(again.next(), ledger.next());
+                ledger = again;
+            }
+            if number % 50 == 25 {
+                while ledger.facts().points.len() > 2 {
+                    let attempt = ledger.facts().points[ledger.facts().points.len() - 2].point.attempt;
+                    ledger.record(&Record::PrunedBefore { attempt }).unwrap();
+                }
+                ledger.tidy().unwrap();
+            }
+        }
+        assert!(rewritten >= 2, "rewritten {rewritten} times");
+        for used in [1, 99, 100, 150, 248, 245] {
+            assert!(matches!(ledger.facts().unused(at(used)), Err(ReplicaError::AttemptUsed { .. })), "{used}");
+        }
+        ledger.facts().unused(at(250)).unwrap();
+    }
+}

@@ -138,3 +138,96 @@ fn a_reader_of_a_point_never_sees_a_byte_of_another_epoch() {
     });
     assert!(reads.load(Ordering::Relaxed) > 50, "only {reads:?} reads");
 }
+
+type Hook = Box<dyn FnOnce() + Send>;
+
+/// A disk on which something happens before and after the next read.
+struct Interrupted {
+    disk: Arc<SimulatedDisk>,
+    hooks: Mutex<Option<(Hook, Hook)>>,
+}
+
+impl Interrupted {
+    fn interrupted<T>(&self, read: impl FnOnce() -> T) -> T {
+        let hooks = self.hooks.lock().unwrap().take();
+        let (before, after) = hooks.unwrap_or_else(|| (Box::new(|| ()), Box::new(|| ())));
+        before();
+        let result = read();
+        after();
+        result
+    }
+}
+
+impl Disk for Interrupted {
+    fn size(&self) -> u64 {
+        self.disk.size()
+    }
+    fn read_at(&self, offset: u64, buffer: &mut [u8]) -> std::io::Result<()> {
+        self.interrupted(|| self.disk.read_at(offset, buffer))
+    }
+    fn write_at(&self, offset: u64, bytes: &[u8]) -> std::io::Result<()> {
+        self.disk.write_at(offset, bytes)
+    }
+    fn write_zeroes(&self, offset: u64, length: u64) -> std::io::Result<()> {
+        self.disk.write_zeroes(offset, length)
+    }
+    fn flush(&self) -> std::io::Result<()> {
+        self.disk.flush()
+    }
+    fn data(&self, offset: u64, length: u64) -> std::io::Result<protocol::BlockMap> {
+        self.interrupted(|| self.disk.data(offset, length))
+    }
+}
+
+/// Reads a point while, between the look-up and the read of the disk, an epoch writes, and after it `ends` as told.
+fn read_across(ends: fn(Option<replica::Epoch>)) {
+    let machine = Machine::new(1);
+    let disk = SimulatedDisk::new(&machine, vec![0; SIZE], false);
+    let disk = Arc::new(Interrupted { disk, hooks: Mutex::default() });
+    let stores = Stores {
+        directory: SimulatedVolume::new(&machine),
+        retention: SimulatedVolume::new(&machine),
+        path: "".into(),
+    };
+    let lineage = Lineage::fresh();
+    let record = DiskRecord { key: "disk0".parse().unwrap(), size: SIZE as u64, home: DiskHome::Inside };
+    let spec = Spec { item: "web01".parse().unwrap(), lineage, disks: vec![record], content: Content::Empty };
+    let open = |_: &DiskRecord, _: &Path| Ok(disk.clone() as Arc<dyn Disk>);
+    let replica = Arc::new(Replica::create_on(stores, &spec, &open).unwrap());
+    let mut epoch = replica.begin(&header(lineage, 1, None)).unwrap();
+    epoch.apply(&[Write { disk: 0, offset: 0, payload: Payload::Data(Bytes::from(vec![1; 8192])) }]).unwrap();
+    epoch.seal(0).unwrap();
+    let view = replica.view(at(1)).unwrap();
+    let arm = |number: u64, payload: Payload| {
+        let slot: Arc<Mutex<Option<replica::Epoch>>> = Arc::default();
+        let (replica, filled) = (replica.clone(), slot.clone());
+        let before = move || {
+            let base = replica.newest().map(|point| point.attempt);
+            let mut epoch = replica.begin(&header(lineage, number, base)).unwrap();
+            epoch.apply(&[Write { disk: 0, offset: 0, payload }]).unwrap();
+            *filled.lock().unwrap() = Some(epoch);
+        };
+        let after = move || ends(slot.lock().unwrap().take());
+        *disk.hooks.lock().unwrap() = Some((Box::new(before), Box::new(after)));
+    };
+    arm(2, Payload::Data(Bytes::from(vec![2; 12_288])));
+    let mut found = vec![9; 16_384];
+    view.read(0, 0, &mut found).unwrap();
+    assert!(found[..8192].iter().all(|byte| *byte == 1) && found[8192..].iter().all(|byte| *byte == 0));
+    assert!(disk.hooks.lock().unwrap().is_none(), "the read was interrupted");
+    let view = replica.view(replica.newest().unwrap().attempt).unwrap();
+    arm(3, Payload::Zero(8192));
+    let data = view.data(0, 0, 8192).unwrap();
+    assert_eq!(data.bytes(), 8192, "zeroed meanwhile, and data at the point");
+    assert!(disk.hooks.lock().unwrap().is_none());
+}
+
+#[test]
+fn a_read_that_an_epoch_overtakes_gives_the_point() {
+    read_across(|epoch| drop(epoch.map(|epoch| epoch.seal(0).unwrap())));
+}
+
+#[test]
+fn a_read_across_an_epoch_that_is_rolled_back_gives_the_point() {
+    read_across(|epoch| epoch.into_iter().for_each(|epoch| epoch.roll_back().unwrap()));
+}
