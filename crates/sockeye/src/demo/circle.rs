@@ -113,7 +113,17 @@ impl<'a> Circle<'a> {
             bytes_changed: moved.map(|moved| moved.changed),
             bytes_read: read,
             bytes_sent: moved.map(|moved| moved.sent),
+            down_ms: None,
         });
+    }
+
+    /// The same for a phase in which the machine changed sides.
+    fn phase_of_move(&mut self, name: &str, began: Instant, moved: Option<Moved>) {
+        self.phase(name, began, moved);
+        let down_ms = self.report.failovers.last().map(|one| one.downtime_ms);
+        if let Some(phase) = self.report.phases.last_mut() {
+            phase.down_ms = down_ms;
+        }
     }
 
     /// A job run to its end by the command line.
@@ -220,7 +230,7 @@ impl<'a> Circle<'a> {
         let arguments = ["failover", MACHINE, "--unplanned", "--shut-down", "skip", "--yes"];
         let job = self.job(&arguments)?;
         self.arrived("unplanned failover", fresh, acknowledged, &job.figures, false)?;
-        self.phase(&format!("unplanned failover ({why})"), began, None);
+        self.phase_of_move(&format!("unplanned failover ({why})"), began, None);
         Ok(())
     }
 
@@ -231,7 +241,7 @@ impl<'a> Circle<'a> {
         let job = self.job(&["failover", MACHINE, "--planned", "--yes"])?;
         let acknowledged = self.until_the_end()?;
         self.arrived("planned failover", fresh, acknowledged, &job.figures, true)?;
-        self.phase("planned failover", began, job.figures.last);
+        self.phase_of_move("planned failover", began, job.figures.last);
         Ok(())
     }
 
@@ -274,7 +284,7 @@ impl<'a> Circle<'a> {
             }
             moved += first;
         }
-        self.phase(&format!("failback ({sync}{})", if back.offline { ", offline" } else { "" }), began, Some(moved));
+        self.phase_of_move(&format!("failback ({sync}{})", if back.offline { ", offline" } else { "" }), began, Some(moved));
         Ok(())
     }
 
@@ -316,7 +326,10 @@ impl<'a> Circle<'a> {
             bail!("{kind}: {lost} acknowledged records were lost");
         }
         let downtime_ms = figures.downtime_ms.with_context(|| format!("{kind}: no downtime was measured"))?;
-        let sync = figures.sync.map_or_else(|| "tracked".into(), |sync| sync.to_string());
+        // A move without a first copy of its own (its direction had converged before) sends its last delta from the maps; an
+        // unplanned one sends nothing.
+        let moved_by = figures.sync.map_or_else(|| "tracked".into(), |sync| sync.to_string());
+        let sync = if planned { moved_by } else { "none".into() };
         self.told(&format!(
             "{kind}: {newest} records acknowledged, {} found, {lost} lost ({lost_ms} ms); down {downtime_ms} ms",
             found.highest
@@ -357,7 +370,8 @@ impl<'a> Circle<'a> {
         let why = figures.distrust.as_deref().context("it is not said why tracked was refused")?;
         ensure!(moved.read_source > 0 && moved.read_target > 0, "a compare that read nothing is none");
         let code = protocol::fault::code::TRACKED_REFUSED.code;
-        self.told(&format!("{code}: tracked was refused and both sides were compared: {why}"));
+        ensure!(why.starts_with(code), "the refusal of tracked has no code: {why}");
+        self.told(&format!("tracked was refused and both sides were compared: {why}"));
         Ok(())
     }
 

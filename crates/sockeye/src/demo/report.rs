@@ -30,6 +30,9 @@ pub struct Phase {
     pub bytes_read: Option<u64>,
     /// Bytes on the link, both ways.
     pub bytes_sent: Option<u64>,
+    /// For people's table: how long the machine was down in it, in ms; programs find it in `failovers`.
+    #[serde(skip)]
+    pub down_ms: Option<u64>,
 }
 
 /// One move of the machine.
@@ -86,16 +89,16 @@ impl Report {
     pub fn tables(&self) -> String {
         let mut copies = comfy_table::Table::new();
         copies.load_style(comfy_table::presets::UTF8_HORIZONTAL_ONLY);
-        copies.set_header(["phase", "seconds", "changed", "read", "sent"]);
+        copies.set_header(["phase", "seconds", "changed", "read", "sent", "down"]);
         let cell = |count: Option<u64>| count.map_or_else(String::new, bytes);
         for phase in &self.phases {
+            let down = phase.down_ms.map_or_else(String::new, |ms| format!("{ms} ms"));
             let row = [
                 phase.name.clone(),
                 format!("{:.1}", phase.seconds),
                 cell(phase.bytes_changed),
                 cell(phase.bytes_read),
-                cell(phase.bytes_sent),
-            ];
+                cell(phase.bytes_sent), down];
             copies.add_row(row);
         }
         let mut moves = comfy_table::Table::new();

@@ -104,6 +104,7 @@ pub struct World {
     parts: BTreeMap<(At, Part), Child>,
     port: u16,
     token: String,
+    join_token: String,
 }
 
 /// What a run of the command line came to.
@@ -125,7 +126,8 @@ impl World {
     pub fn build(settings: Settings) -> anyhow::Result<World> {
         let (net, why_loopback) = if settings.namespaces { Net::new() } else { (Net::loopback(), None) };
         let port = if net.is_real() { CONTROL_PORT } else { free_port()? };
-        let mut world = World { settings, net, why_loopback, parts: BTreeMap::new(), port, token: String::new() };
+        let (parts, token, join_token) = (BTreeMap::new(), String::new(), String::new());
+        let mut world = World { settings, net, why_loopback, parts, port, token, join_token };
         for at in [At::Home, At::Cloud] {
             let boot = world.site_dir(at).join("boot");
             std::fs::create_dir_all(&boot)?;
@@ -139,13 +141,8 @@ impl World {
         world.seed()?;
         world.define()?;
         world.start(At::Cloud, Part::Control)?;
-        let token_file = world.data_dir(At::Cloud, Part::Control).join("admin.token");
-        world.token = wait_for("the control server's token", Duration::from_secs(30), || {
-            std::fs::read_to_string(&token_file)
-                .ok()
-                .map(|token| token.trim().to_string())
-                .filter(|token| !token.is_empty())
-        })?;
+        world.token = world.token_of("admin")?;
+        world.join_token = world.token_of("join")?;
         for at in [At::Home, At::Cloud] {
             world.start(at, Part::MasterTarget)?;
             world.start(at, Part::ProcessServer)?;
@@ -240,6 +237,15 @@ impl World {
         format!("http://{}:{}", self.net.address(At::Cloud.host()), self.port)
     }
 
+    /// A token that the control server makes at its first start, as soon as it is there.
+    fn token_of(&self, whose: &str) -> anyhow::Result<String> {
+        let file = self.data_dir(At::Cloud, Part::Control).join(format!("{whose}.token"));
+        wait_for(&format!("{whose} token of the control server"), Duration::from_secs(30), || {
+            let token = std::fs::read_to_string(&file).ok()?.trim().to_string();
+            (!token.is_empty()).then_some(token)
+        })
+    }
+
     /// Starts a part as a process of its own.
     pub fn start(&mut self, at: At, part: Part) -> anyhow::Result<()> {
         let data = self.data_dir(at, part);
@@ -252,8 +258,7 @@ impl World {
                 command.arg("--listen").arg(format!("{}:{}", self.net.address(at.host()), self.port));
             }
             Part::ProcessServer | Part::MasterTarget => {
-                let join = std::fs::read_to_string(self.data_dir(At::Cloud, Part::Control).join("join.token"))?;
-                command.arg("--join-token").arg(join.trim()).args(["--site", at.name(), "--platform", "qemu"]);
+                command.arg("--join-token").arg(&self.join_token).args(["--site", at.name(), "--platform", "qemu"]);
                 command.arg("--site-dir").arg(self.site_dir(at)).arg("--server").arg(self.url());
             }
         }

@@ -1,7 +1,7 @@
 //! Two sites for one test: small disks, a real guest, real processes; everything is gone afterwards unless the test fails.
 #![allow(clippy::unwrap_used, dead_code)]
 
-mod dice;
+pub mod dice;
 mod witness;
 
 use std::path::{Path, PathBuf};
@@ -17,7 +17,6 @@ use protocol::epoch::Point;
 use protocol::machine::Power;
 use protocol::rest::{ItemView, Job, JobState};
 
-pub use dice::Dice;
 pub use witness::{Witness, now_ms};
 
 /// Size of each disk.
@@ -58,7 +57,7 @@ pub fn play(namespaces: bool, act: impl FnOnce(&mut Scene) -> anyhow::Result<()>
         act(&mut Scene { world, witness, runtime, began: Instant::now() })
     });
     if let Err(error) = result {
-        panic!("{error:?}");
+        panic!("{error:#}");
     }
     std::fs::remove_dir_all(&root).unwrap();
     drop(debris);
