@@ -154,7 +154,9 @@ impl Context<'_> {
         let asked = item.wish.as_ref().map(|wish| wish.sync);
         let fell_back = asked == Some(Sync::Tracked) && status.sync != Some(Sync::Tracked);
         let why = self.figures.distrust.take().or_else(|| status.distrust.map(|why| why.to_string()));
-        self.figures.distrust = why.filter(|_| fell_back);
+        let refused = code::TRACKED_REFUSED.code;
+        let with_code = |why: String| if why.starts_with(refused) { why } else { format!("{refused}: {why}") };
+        self.figures.distrust = why.filter(|_| fell_back).map(with_code);
         let sent = self.figures.first.map_or(0, |moved| moved.sent);
         let how = status.sync.map_or_else(String::new, |sync| format!("{sync}, "));
         Ok(Some(format!("{how}{sent} bytes sent")))

@@ -75,12 +75,32 @@ fn round(
         Some(why) => say(&format!("both sites share the loopback ({why})")),
     }
     say("the guest starts at home");
-    let (report, checks) = Circle::begin(&mut world, say)?.go_round();
+    let (mut report, mut checks) = Circle::begin(&mut world, say)?.go_round();
     world.stop();
+    if checks.is_ok() {
+        checks = at_rest(&world, say);
+        if let Err(error) = &checks {
+            report.verified = false;
+            report.problems.push(format!("{error:#}"));
+        }
+    }
     if keep && checks.is_ok() {
         say(&by_yourself(&world));
     }
     Ok((report, checks))
+}
+
+/// Reads every block of the replica at the cloud as a plain file, seeded data included: nothing of the engine is in the way.
+fn at_rest(world: &World, say: &dyn Fn(&str)) -> anyhow::Result<()> {
+    let [a, b] = world.replica_disks();
+    let found = guest::verify(&a, &b, guest::Scope::WholeDisk).map_err(|fault| anyhow::anyhow!("{fault}"))?;
+    anyhow::ensure!(found.consistent(), "the replica's disks are not consistent: {:?}", found.problems);
+    anyhow::ensure!(found.holds(100) && found.data_blocks_checked > 0, "too little was found on the replica's disks");
+    say(&format!(
+        "the replica's files, read whole: record {} newest, {} blocks of seeded data as they were written",
+        found.highest, found.data_blocks_checked
+    ));
+    Ok(())
 }
 
 /// How the reader checks what is left, with nothing of ours.
