@@ -3,7 +3,7 @@
 //! ```text
 //!   setup ─► check = fmt · clippy · tidy · tests (· deny)
 //!     │
-//!     └────► demo
+//!     └────► demo · sabotage
 //! ```
 //! `test` is setup and check together, and is exactly what continuous integration runs.
 
@@ -13,6 +13,7 @@ mod cpio;
 mod demo;
 mod initramfs;
 mod packages;
+mod sabotage;
 mod setup;
 mod tidy;
 
@@ -28,7 +29,9 @@ usage: cargo xtask <chore>
   check        format, clippy, tidy, all tests: what continuous integration checks
   test         setup, then check
   tidy         the workspace's own rules: edges between the rooms, names, lengths
-  demo [..]    setup, build, then the whole circle: sockeye demo [..]";
+  demo [..]    setup, build, then the whole circle: sockeye demo [..]
+  sabotage [NAME..] [--list]
+               build faults in, one at a time: each must be caught by a test";
 
 fn main() -> ExitCode {
     let arguments: Vec<String> = std::env::args().skip(1).collect();
@@ -44,7 +47,7 @@ fn main() -> ExitCode {
 fn chore(arguments: &[String]) -> Result<()> {
     let root = workspace_root()?;
     let Some((chore, rest)) = arguments.split_first() else { bail!("{USAGE}") };
-    if !rest.is_empty() && chore != "demo" {
+    if !rest.is_empty() && !["demo", "sabotage"].contains(&chore.as_str()) {
         bail!("`{chore}` takes no arguments\n{USAGE}");
     }
     match chore.as_str() {
@@ -56,7 +59,7 @@ fn chore(arguments: &[String]) -> Result<()> {
         }
         "tidy" => tidy::tidy(&root),
         "demo" => demo::demo(&root, rest),
-        // `sabotage` will stand here: it builds with one fault in and expects the demo or a test to catch it.
+        "sabotage" => sabotage::sabotage(&root, rest),
         _ => bail!("there is no chore called {chore}\n{USAGE}"),
     }
 }

@@ -1,7 +1,7 @@
 //! `cargo xtask tidy`: the workspace's own rules, which neither the compiler nor clippy knows.
 //!
 //! ```text
-//!   tree (all text files, read once) ─► edges · docs · orphans · drawers · lengths · machine paths ─► complaints
+//!   tree (all text files, read once) ─► edges · docs · orphans · drawers · lengths · machine paths · faults ─► complaints
 //! ```
 //! A rule is a function from the tree to complaints; all complaints are shown, and any of them fails the chore.
 
@@ -9,6 +9,7 @@ mod edges;
 mod lengths;
 mod orphans;
 mod sources;
+mod switches;
 mod tree;
 
 use std::path::Path;
@@ -23,7 +24,7 @@ type Complaint = String;
 /// A rule's name and the rule.
 type Rule = (&'static str, fn(&Tree) -> Vec<Complaint>);
 
-const RULES: [Rule; 7] = [
+const RULES: [Rule; 9] = [
     ("edges", edges::only_allowed_edges),
     ("edges", edges::the_architecture_page_agrees),
     ("module docs", sources::every_file_tells_its_story),
@@ -31,6 +32,8 @@ const RULES: [Rule; 7] = [
     ("machine paths", sources::no_machine_paths),
     ("orphans", orphans::every_file_is_reached),
     ("lengths", lengths::no_file_grows_long),
+    ("sabotage", switches::faults_and_switches_agree),
+    ("sabotage", switches::catchers_exist),
 ];
 
 /// Checks all rules.

@@ -1,0 +1,243 @@
+//! Two sites with a line between them: a simulated machine and a process server here, a master target there.
+#![allow(clippy::unwrap_used, reason = "a test that cannot go on fails")]
+
+pub mod control;
+pub mod sender;
+pub mod wire;
+
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use platforms::simulated::Simulated;
+use platforms::{Platform, Start};
+use protocol::epoch::{DiskSize, Point};
+use protocol::machine::{Boot, DiskFormat, DiskSource, DiskSpec, MachineSpec};
+use protocol::order::{Grant, Order, Outcome, Replication, ReplicationStatus, Sync};
+use protocol::{DiskKey, Fault, Lineage};
+use tokio::sync::oneshot;
+use tokio::task::JoinHandle;
+
+use self::control::Control;
+use self::wire::Wire;
+
+pub const NAME: &str = "web01";
+pub const TOKEN: &str = "the secret of this direction";
+pub const GENERATION: u64 = 3;
+/// Two disks; the second ends inside a block.
+pub const SIZES: [u64; 2] = [4 << 20, (2 << 20) + 12288];
+pub const PATIENCE: Duration = Duration::from_secs(60);
+const PROCESS_SERVER: &str = "home-process-server";
+const MASTER_TARGET: &str = "cloud-master-target";
+
+/// Numbers that are the same in every run.
+pub struct Dice(pub u64);
+
+impl Dice {
+    pub fn roll(&mut self) -> u64 {
+        self.0 ^= self.0 << 13;
+        self.0 ^= self.0 >> 7;
+        self.0 ^= self.0 << 17;
+        self.0
+    }
+
+    pub fn below(&mut self, bound: u64) -> u64 {
+        self.roll() % bound
+    }
+}
+
+struct Part {
+    stop: oneshot::Sender<()>,
+    task: JoinHandle<Result<(), Fault>>,
+}
+
+impl Part {
+    async fn end(self) {
+        let _ = self.stop.send(());
+        self.task.await.unwrap().unwrap();
+    }
+}
+
+pub struct Sites {
+    dir: tempfile::TempDir,
+    pub control: Control,
+    pub wire: Wire,
+    pub home: Simulated,
+    pub lineage: Lineage,
+    pub dice: Dice,
+    process_server: Option<Part>,
+    master_target: Option<Part>,
+    /// Where the master target listens.
+    pub address: String,
+}
+
+pub fn key(place: usize) -> DiskKey {
+    format!("disk{place}").parse().unwrap()
+}
+
+pub fn disks() -> Vec<DiskSize> {
+    SIZES.iter().enumerate().map(|(place, size)| DiskSize { disk: key(place), size: *size }).collect()
+}
+
+impl Sites {
+    /// A running machine at home, and a replica at the other site that waits for its first epoch.
+    pub async fn prepared(seed: u64) -> Sites {
+        let dir = tempfile::tempdir().unwrap();
+        for site in ["home", "cloud"] {
+            std::fs::create_dir(dir.path().join(site)).unwrap();
+        }
+        let mut dice = Dice(seed);
+        let home = Simulated::open(&dir.path().join("home")).await.unwrap();
+        let mut specs = Vec::new();
+        for disk in disks() {
+            let path = format!("{}.img", disk.disk);
+            home.put_disk(&path, (0..disk.size / 512).flat_map(|_| [dice.roll() as u8 & 3; 512]).collect());
+            let source = DiskSource::Own { path, format: DiskFormat::Raw };
+            specs.push(DiskSpec { key: disk.disk, size: disk.size, source });
+        }
+        let native = std::collections::BTreeMap::new();
+        let spec =
+            MachineSpec { name: NAME.into(), memory_mib: 64, vcpus: 1, boot: Boot::Firmware, disks: specs, native };
+        home.define(&spec).await.unwrap();
+        home.start(NAME, Start::default()).await.unwrap();
+        let (control, wire) = (Control::start().await, Wire::stretch().await);
+        let mut sites = Sites {
+            dir,
+            control,
+            wire,
+            home,
+            lineage: Lineage::fresh(),
+            dice,
+            process_server: None,
+            master_target: None,
+            address: String::new(),
+        };
+        sites.start_master_target().await;
+        let grant = Grant { generation: GENERATION, token: TOKEN.into() };
+        let item = NAME.parse().unwrap();
+        let prepare = Order::PrepareReplica { item, lineage: sites.lineage, disks: disks(), grant };
+        sites.control.order(MASTER_TARGET, prepare).await.unwrap();
+        sites
+    }
+
+    /// As [`Sites::prepared`], and epochs flow.
+    pub async fn replicating(seed: u64) -> Sites {
+        let mut sites = Sites::prepared(seed).await;
+        let wish = Replication {
+            item: NAME.parse().unwrap(),
+            machine: NAME.into(),
+            lineage: sites.lineage,
+            generation: GENERATION,
+            target: sites.wire.address.clone(),
+            token: TOKEN.into(),
+            standpoint: None,
+            sync: Sync::Tracked,
+            interval_ms: 30,
+            offline: false,
+            quiesced: false,
+        };
+        sites.control.replicate(PROCESS_SERVER, vec![wish]);
+        sites.start_process_server().await;
+        sites
+    }
+
+    pub async fn start_process_server(&mut self) {
+        let config = process_server::Config {
+            name: PROCESS_SERVER.into(),
+            site: "home".parse().unwrap(),
+            server: self.control.url.clone(),
+            join_token: "join".into(),
+            data_dir: self.dir.path().join("home"),
+            platform: Arc::new(self.home.clone()),
+        };
+        let (stop, stopped) = oneshot::channel();
+        let task = tokio::spawn(process_server::run(config, async { drop(stopped.await) }));
+        self.process_server = Some(Part { stop, task });
+        self.control.registered(PROCESS_SERVER).await;
+    }
+
+    pub async fn stop_process_server(&mut self) {
+        self.process_server.take().unwrap().end().await;
+        self.control.forget_status(PROCESS_SERVER);
+    }
+
+    pub async fn start_master_target(&mut self) {
+        let cloud = self.dir.path().join("cloud");
+        std::fs::create_dir_all(cloud.join("site")).unwrap();
+        let config = master_target::Config {
+            name: MASTER_TARGET.into(),
+            site: "cloud".parse().unwrap(),
+            server: self.control.url.clone(),
+            join_token: "join".into(),
+            data_dir: cloud.clone(),
+            retention: cloud.join("retention"),
+            listen: "127.0.0.1:0".parse().unwrap(),
+            advertise: "127.0.0.1:0".into(),
+            platform: Arc::new(Simulated::open(&cloud.join("site")).await.unwrap()),
+        };
+        let (stop, stopped) = oneshot::channel();
+        let task = tokio::spawn(master_target::run(config, async { drop(stopped.await) }));
+        self.master_target = Some(Part { stop, task });
+        self.address = self.control.registered(MASTER_TARGET).await.unwrap();
+        self.wire.lead_to(self.address.clone());
+    }
+
+    pub async fn stop_master_target(&mut self) {
+        self.master_target.take().unwrap().end().await;
+    }
+
+    /// The guest writes: anything from some bytes to a few blocks, zeroes now and then.
+    pub fn scribble(&mut self, writes: u64) {
+        for _ in 0..writes {
+            let place = self.dice.below(2) as usize;
+            let offset = self.dice.below(SIZES[place]);
+            let length = (1 + self.dice.below(200 << 10)).min(SIZES[place] - offset);
+            let value = if self.dice.below(5) == 0 { 0 } else { self.dice.roll() as u8 };
+            self.home.write(NAME, &key(place), offset, &vec![value; length as usize]).unwrap();
+        }
+    }
+
+    /// Waits until a point is sealed that was cut after this call, and checks that the replica is the machine.
+    pub async fn must_become_equal(&self, when: &str) -> ReplicationStatus {
+        let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap().as_millis() as u64;
+        let newer = |status: &ReplicationStatus| status.newest.as_ref().is_some_and(|point| point.cut_at_ms > now);
+        let status = self.control.status(PROCESS_SERVER, "sealed what was written", newer).await;
+        for place in 0..SIZES.len() {
+            let (here, there) = (self.home.content(NAME, &key(place)).unwrap(), self.replica(place));
+            let differ = here.iter().zip(&there).filter(|(a, b)| a != b).count();
+            assert!(
+                here == there,
+                "the replica is not what the machine is {when}: {differ} bytes of disk {place} differ"
+            );
+        }
+        status
+    }
+
+    /// The bytes of a replica's disk.
+    pub fn replica(&self, place: usize) -> Vec<u8> {
+        let path: PathBuf = self.dir.path().join("cloud/replicas").join(NAME).join(format!("{}.raw", key(place)));
+        std::fs::read(path).unwrap()
+    }
+
+    /// Every point that the replica keeps.
+    pub async fn points(&self) -> Vec<Point> {
+        let order = Order::ListPoints { item: NAME.parse().unwrap() };
+        match self.control.order(MASTER_TARGET, order).await.unwrap() {
+            Outcome::Points { points } => points,
+            other => panic!("{other:?}"),
+        }
+    }
+
+    /// The codes of all faults that the replication ever showed.
+    pub fn faults(&self) -> std::collections::BTreeSet<String> {
+        self.control.faults(PROCESS_SERVER)
+    }
+
+    /// Ends everything in order.
+    pub async fn end(mut self) {
+        if self.process_server.is_some() {
+            self.stop_process_server().await;
+        }
+        self.stop_master_target().await;
+    }
+}

@@ -1,0 +1,114 @@
+//! The line between two sites, in a test's hand: it can be cut, held and made to lie.
+
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex};
+
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::watch;
+
+/// A byte is changed only in the middle of so many: there it hits the data of a block, not the words around it.
+const WORTH_A_LIE: usize = 32 << 10;
+
+struct Hand {
+    target: Mutex<String>,
+    flips: AtomicU64,
+    cuts: watch::Sender<u64>,
+    held: watch::Sender<bool>,
+}
+
+/// A TCP proxy. Ends when it is dropped.
+pub struct Wire {
+    pub address: String,
+    hand: Arc<Hand>,
+    listens: tokio::task::JoinHandle<()>,
+}
+
+impl Drop for Wire {
+    fn drop(&mut self) {
+        self.listens.abort();
+        self.cut();
+    }
+}
+
+impl Wire {
+    pub async fn stretch() -> Wire {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let address = listener.local_addr().unwrap().to_string();
+        let hand = Arc::new(Hand {
+            target: Mutex::default(),
+            flips: AtomicU64::new(0),
+            cuts: watch::Sender::new(0),
+            held: watch::Sender::new(false),
+        });
+        let listens = tokio::spawn(listen(listener, hand.clone()));
+        Wire { address, hand, listens }
+    }
+
+    /// Where it ends from now on.
+    pub fn lead_to(&self, target: String) {
+        *self.hand.target.lock().unwrap() = target;
+    }
+
+    /// Cuts every connection; new ones are let through.
+    pub fn cut(&self) {
+        self.hand.cuts.send_modify(|cuts| *cuts += 1);
+    }
+
+    /// While held, nothing goes from sender to receiver.
+    pub fn hold(&self, held: bool) {
+        self.hand.held.send_replace(held);
+    }
+
+    /// Changes one bit of what the sender says next.
+    pub fn lie_once(&self) {
+        self.hand.flips.store(1, Ordering::SeqCst);
+    }
+
+    /// Whether a change is still to be made.
+    pub fn is_about_to_lie(&self) -> bool {
+        self.hand.flips.load(Ordering::SeqCst) > 0
+    }
+}
+
+async fn listen(listener: TcpListener, hand: Arc<Hand>) {
+    loop {
+        let Ok((near, _)) = listener.accept().await else { continue };
+        let target = hand.target.lock().unwrap().clone();
+        let hand = hand.clone();
+        tokio::spawn(async move {
+            let mut cuts = hand.cuts.subscribe();
+            let Ok(far) = TcpStream::connect(target).await else { return };
+            let _ = (near.set_nodelay(true), far.set_nodelay(true));
+            let ((near_in, near_out), (far_in, far_out)) = (near.into_split(), far.into_split());
+            tokio::select! {
+                _ = pump(near_in, far_out, Some(&hand)) => {}
+                _ = pump(far_in, near_out, None) => {}
+                _ = cuts.changed() => {}
+            }
+        });
+    }
+}
+
+async fn pump(
+    mut from: tokio::net::tcp::OwnedReadHalf,
+    mut to: tokio::net::tcp::OwnedWriteHalf,
+    hand: Option<&Hand>,
+) -> std::io::Result<()> {
+    let mut buffer = vec![0; 64 << 10];
+    loop {
+        let length = from.read(&mut buffer).await?;
+        if length == 0 {
+            return to.shutdown().await;
+        }
+        if let Some(hand) = hand {
+            let _ = hand.held.subscribe().wait_for(|held| !held).await;
+            let lies =
+                length >= WORTH_A_LIE && hand.flips.compare_exchange(1, 0, Ordering::SeqCst, Ordering::SeqCst).is_ok();
+            if lies {
+                buffer[length / 2] ^= 0x10;
+            }
+        }
+        to.write_all(&buffer[..length]).await?;
+    }
+}
