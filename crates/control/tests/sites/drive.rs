@@ -20,6 +20,7 @@ pub struct World {
     pub folder: tempfile::TempDir,
     pub model: Arc<Mutex<Model>>,
     pub control: Arc<Mutex<Option<Control>>>,
+    connected_within: Duration,
     tasks: Vec<tokio::task::JoinHandle<()>>,
 }
 
@@ -46,19 +47,18 @@ fn folder() -> tempfile::TempDir {
     if memory.is_dir() { tempfile::tempdir_in(memory) } else { tempfile::tempdir() }.unwrap()
 }
 
-pub fn settings(hooks: Hooks) -> Settings {
-    Settings {
-        connected_within: Duration::from_secs(2),
-        shut_down_first: Duration::from_secs(5),
-        undo_patience: Duration::from_secs(1),
-        hooks,
-    }
+/// How soon a component counts as lost: soon, where a test waits for that; late, where a busy machine must not seem to.
+const SOON: Duration = Duration::from_secs(3);
+const LATE: Duration = Duration::from_secs(20);
+
+pub fn settings(connected_within: Duration, hooks: Hooks) -> Settings {
+    Settings { connected_within, shut_down_first: Duration::from_secs(5), undo_patience: Duration::from_secs(1), hooks }
 }
 
 impl World {
     /// Two sites, a machine at home, nothing protected.
     pub async fn new() -> World {
-        World::start(folder(), Model::new(), Hooks::default()).await
+        World::start(folder(), Model::new(), SOON, Hooks::default()).await
     }
 
     /// A world that goes on from `past`.
@@ -67,11 +67,11 @@ impl World {
         for (name, bytes) in &past.files {
             std::fs::write(folder.path().join(name), bytes).unwrap();
         }
-        World::start(folder, past.model.clone(), hooks).await
+        World::start(folder, past.model.clone(), LATE, hooks).await
     }
 
-    async fn start(folder: tempfile::TempDir, model: Model, hooks: Hooks) -> World {
-        let control = Control::open_with(folder.path(), settings(hooks)).await.unwrap();
+    async fn start(folder: tempfile::TempDir, model: Model, connected_within: Duration, hooks: Hooks) -> World {
+        let control = Control::open_with(folder.path(), settings(connected_within, hooks)).await.unwrap();
         for (site, role, name) in COMPONENTS {
             let registration = Registration {
                 name: name.into(),
@@ -87,6 +87,7 @@ impl World {
             folder,
             model: Arc::new(Mutex::new(model)),
             control: Arc::new(Mutex::new(Some(control))),
+            connected_within,
             tasks: vec![],
         };
         for (site, role, name) in COMPONENTS {
@@ -116,7 +117,7 @@ impl World {
         let old = self.control.lock().unwrap().take().unwrap();
         old.stop().await;
         drop(old);
-        let control = Control::open_with(self.folder.path(), settings(hooks)).await.unwrap();
+        let control = Control::open_with(self.folder.path(), settings(self.connected_within, hooks)).await.unwrap();
         *self.control.lock().unwrap() = Some(control);
     }
 
