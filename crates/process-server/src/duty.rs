@@ -1,7 +1,7 @@
 //! What a process server does with orders: it stops, starts and settles machines, and sends last epochs.
 
-use std::collections::BTreeMap;
-use std::sync::Arc;
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::{Arc, PoisonError};
 use std::time::Duration;
 
 use async_trait::async_trait;
@@ -21,18 +21,30 @@ use crate::replication::Running;
 /// restarted process server takes the order before it has begun the replication.
 const LIST_PATIENCE: Duration = Duration::from_secs(10);
 
+/// How often a machine that is to run again is tried, and the pause between: whoever orders it has no other way on.
+const START_TRIES: u32 = 3;
+const START_PAUSE: Duration = Duration::from_secs(1);
+
 pub(crate) struct ProcessServer {
     platform: Arc<dyn Platform>,
     keep: Arc<Keep>,
     news: Arc<Notify>,
     running: Mutex<BTreeMap<ItemId, Running>>,
+    /// Machines whose QEMU is about to end: no replication may have its hands in them. Changed only under `running`.
+    aside: std::sync::Mutex<BTreeSet<String>>,
 }
 
 impl ProcessServer {
     /// Begins with the replications of its own list.
     pub(crate) async fn start(platform: Arc<dyn Platform>, keep: Keep, news: Arc<Notify>) -> ProcessServer {
         let replications = keep.replications();
-        let server = ProcessServer { platform, keep: Arc::new(keep), news, running: Mutex::default() };
+        let server = ProcessServer {
+            platform,
+            keep: Arc::new(keep),
+            news,
+            running: Mutex::default(),
+            aside: Default::default(),
+        };
         server.adjust(replications).await;
         server
     }
@@ -47,8 +59,12 @@ impl ProcessServer {
 
     async fn adjust(&self, replications: Vec<Replication>) {
         let mut running = self.running.lock().await;
-        let mut wanted: BTreeMap<ItemId, Replication> =
-            replications.into_iter().map(|replication| (replication.item.clone(), replication)).collect();
+        let aside = self.aside().clone();
+        let mut wanted: BTreeMap<ItemId, Replication> = replications
+            .into_iter()
+            .filter(|replication| !aside.contains(&replication.machine))
+            .map(|replication| (replication.item.clone(), replication))
+            .collect();
         for item in running.keys().cloned().collect::<Vec<_>>() {
             let goes_on = match (wanted.get(&item), running.get(&item)) {
                 (Some(wish), Some(now)) => now.continues(wish),
@@ -79,15 +95,57 @@ impl ProcessServer {
         Ok(Outcome::Stopped { by_guest: stopped == Stopped::ByGuest, at_ms: now_ms() })
     }
 
+    fn aside(&self) -> std::sync::MutexGuard<'_, BTreeSet<String>> {
+        self.aside.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Does `work`, at whose end the machine's present hypervisor process is gone, with no replication having the machine
+    /// open: two hands taking one cut apart have ended QEMU itself. Afterwards the list is carried on.
+    async fn alone<T>(&self, machine: &str, work: impl Future<Output = T>) -> T {
+        let gone: Vec<Running> = {
+            let mut running = self.running.lock().await;
+            self.aside().insert(machine.to_string());
+            let items: Vec<ItemId> =
+                running.iter().filter(|(_, running)| running.is_of(machine)).map(|(item, _)| item.clone()).collect();
+            items.iter().filter_map(|item| running.remove(item)).collect()
+        };
+        for replication in gone {
+            replication.stop().await;
+        }
+        let result = work.await;
+        {
+            let _running = self.running.lock().await;
+            self.aside().remove(machine);
+        }
+        self.adjust(self.keep.replications()).await;
+        result
+    }
+
     async fn start_machine(&self, machine: &str, lineage: Lineage, mark: Attempt) -> Result<Outcome, Fault> {
         let found = self.platform.machine(machine).await?;
         if found.is_some_and(|found| found.power == Power::Running) {
             return Ok(Outcome::Nothing);
         }
-        // A machine that is held cannot go on: it is let go of first. A qcow2 keeps its maps through that.
+        let started = self.alone(machine, async {
+            let mut tries = 1;
+            loop {
+                match self.start_anew(machine, lineage, mark).await {
+                    Err(fault) if tries < START_TRIES => {
+                        tracing::warn!(machine, %fault, cause = %fault.cause, "it does not start; trying again");
+                        tries += 1;
+                        tokio::time::sleep(START_PAUSE).await;
+                    }
+                    other => break other,
+                }
+            }
+        });
+        started.await.map(|()| Outcome::Nothing)
+    }
+
+    /// A machine that is held cannot go on: it is let go of first. A qcow2 keeps its maps through that.
+    async fn start_anew(&self, machine: &str, lineage: Lineage, mark: Attempt) -> Result<(), Fault> {
         self.platform.settle(machine, lineage).await?;
-        self.platform.start(machine, Start { paused: false, track: Some((lineage, mark)) }).await?;
-        Ok(Outcome::Nothing)
+        self.platform.start(machine, Start { paused: false, track: Some((lineage, mark)) }).await
     }
 
     async fn final_delta(&self, item: &ItemId, ticket: &Ticket) -> Result<Outcome, Fault> {
@@ -126,7 +184,7 @@ impl ProcessServer {
             }
             (false, _) => {}
         }
-        let settled = self.platform.settle(machine, lineage).await?;
+        let settled = self.alone(machine, self.platform.settle(machine, lineage)).await?;
         Ok(Outcome::Settled { settled, was_running })
     }
 }

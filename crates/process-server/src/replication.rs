@@ -69,6 +69,11 @@ impl Running {
             == (&wish.item, wish.lineage, wish.generation, &wish.token, &wish.target, &wish.machine)
     }
 
+    /// Whether it replicates this machine.
+    pub(crate) fn is_of(&self, machine: &str) -> bool {
+        self.wish.borrow().machine == machine
+    }
+
     pub(crate) fn take_over(&self, wish: Replication) {
         self.wish.send_replace(wish);
     }
