@@ -193,7 +193,7 @@ impl Log {
             .write_at(LOG, self.position, &bytes)
             .and_then(|()| {
                 #[cfg(feature = "sabotage")]
-                if protocol::sabotage::is("acknowledged-before-record") {
+                if matches!(record, Record::Sealed(_)) && protocol::sabotage::is("acknowledged-before-record") {
                     return Ok(());
                 }
                 self.volume.sync(LOG)
