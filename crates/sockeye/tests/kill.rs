@@ -18,6 +18,30 @@ use scene::{Scene, now_ms, play};
 
 type Victim = (At, Part);
 
+/// When a part is killed.
+#[derive(Debug, Clone, Copy)]
+enum Moment {
+    /// So long after the move was begun.
+    After(Duration),
+    /// So long after a QEMU was launched at the site to which the machine moves.
+    Launched(Duration),
+}
+
+/// Waits for the moment; `before` are the QEMUs that ran there before.
+fn wait_for_it(scene: &Scene, to: At, before: &[u32], moment: Moment) -> anyhow::Result<()> {
+    let after = match moment {
+        Moment::After(after) => after,
+        Moment::Launched(after) => {
+            let launched = || scene.qemus(to).iter().any(|id| !before.contains(id)).then_some(());
+            demo::world::wait_for("launch of a QEMU", Duration::from_secs(60), launched)?;
+            after
+        }
+    };
+    demo::pause(after);
+    scene.say(&format!("now: {moment:?}"));
+    Ok(())
+}
+
 const HOME_PS: Victim = (At::Home, Part::ProcessServer);
 const HOME_MT: Victim = (At::Home, Part::MasterTarget);
 const CLOUD_PS: Victim = (At::Cloud, Part::ProcessServer);
@@ -112,14 +136,15 @@ fn move_with_a_kill(
     from: At,
     go: &dyn Fn(&Scene) -> anyhow::Result<Job>,
     victim: Victim,
-    after: Duration,
+    moment: Moment,
+    dead: Duration,
 ) -> anyhow::Result<bool> {
     fresh_records(scene, 20)?;
     let mut fresh = scene.world.console(from.other());
+    let before = scene.qemus(from.other());
     let job = go(scene)?;
-    demo::pause(after);
-    scene.say(&format!("{} ms later", after.as_millis()));
-    scene.kill(victim, Duration::from_secs(1))?;
+    wait_for_it(scene, from.other(), &before, moment)?;
+    scene.kill(victim, dead)?;
     let job = scene.follow(job.id)?;
     let arrived = job.state == JobState::Done;
     if !arrived {
@@ -147,16 +172,31 @@ fn still_protected(scene: &Scene, at: At) -> anyhow::Result<()> {
     scene.flows(words)
 }
 
+/// How a moment is thrown.
+#[derive(Clone, Copy)]
+enum When {
+    AnyTime,
+    AtLaunch,
+}
+
+fn moment(dice: &mut Dice, when: When, most_ms: u64) -> (Moment, Duration) {
+    match when {
+        When::AnyTime => (Moment::After(dice.within(most_ms)), Duration::from_secs(1)),
+        When::AtLaunch => (Moment::Launched(dice.within(300)), dice.within(1000)),
+    }
+}
+
 /// Out and home again, with a kill on each way; `SOCKEYE_ROUNDS` times the whole list (1).
-fn rounds(victims: &[(Victim, Victim)]) {
+fn rounds(victims: &[(Victim, Victim, When)]) {
     let times = std::env::var("SOCKEYE_ROUNDS").ok().and_then(|times| times.parse().ok()).unwrap_or(1);
     play(false, |scene| {
         let mut dice = Dice::thrown();
         scene.protect()?;
         let mut undone = 0;
-        for (out, home) in victims.repeat(times) {
+        for (out, home, when) in victims.repeat(times) {
             let go = |scene: &Scene| scene.begin(&["failover", MACHINE, "--planned", "--yes"]);
-            undone += u32::from(!move_with_a_kill(scene, At::Home, &go, out, dice.within(3000))?);
+            let (at, dead) = moment(&mut dice, when, 3000);
+            undone += u32::from(!move_with_a_kill(scene, At::Home, &go, out, at, dead)?);
             scene.done(&["commit", MACHINE, "--yes"])?;
             scene.done(&["reprotect", MACHINE, "--yes"])?;
             let go = |scene: &Scene| {
@@ -164,7 +204,8 @@ fn rounds(victims: &[(Victim, Victim)]) {
                 ensure!(waiting.state == JobState::Waiting, "{waiting:?}");
                 scene.begin(&["complete", MACHINE, "--yes"])
             };
-            undone += u32::from(!move_with_a_kill(scene, At::Cloud, &go, home, dice.within(1500))?);
+            let (at, dead) = moment(&mut dice, when, 1500);
+            undone += u32::from(!move_with_a_kill(scene, At::Cloud, &go, home, at, dead)?);
             scene.done(&["commit", MACHINE, "--yes"])?;
             scene.done(&["reverse", MACHINE, "--yes"])?;
             scene.flows("protected")?;
@@ -176,10 +217,38 @@ fn rounds(victims: &[(Victim, Victim)]) {
 
 #[test]
 fn a_move_survives_the_death_of_the_source_s_movers() {
-    rounds(&[(HOME_PS, CLOUD_PS), (HOME_PS, CLOUD_PS), (HOME_MT, CLOUD_MT)]);
+    rounds(&[(HOME_PS, CLOUD_PS, When::AnyTime), (HOME_MT, CLOUD_MT, When::AnyTime)]);
 }
 
 #[test]
 fn a_move_survives_the_death_of_the_target_s_movers_or_of_control() {
-    rounds(&[(CLOUD_MT, HOME_MT), (CONTROL, CONTROL), (CLOUD_PS, HOME_PS)]);
+    rounds(&[
+        (CLOUD_MT, HOME_MT, When::AtLaunch),
+        (CONTROL, CONTROL, When::AnyTime),
+        (CLOUD_MT, HOME_MT, When::AnyTime),
+    ]);
+}
+
+#[test]
+fn a_move_that_is_called_off_while_a_mover_is_dead_goes_back() {
+    play(false, |scene| {
+        let mut dice = Dice::thrown();
+        scene.protect()?;
+        for victim in [CLOUD_MT, HOME_PS] {
+            fresh_records(scene, 20)?;
+            let job = scene.begin(&["failover", MACHINE, "--planned", "--yes"])?;
+            demo::pause(dice.within(300));
+            scene.say(&format!("kill -9: {victim:?}"));
+            scene.world.kill(victim.0, victim.1);
+            scene.begin(&["cancel", MACHINE, "--yes"])?;
+            demo::pause(Duration::from_secs(2));
+            scene.world.start(victim.0, victim.1)?;
+            let job = scene.follow(job.id)?;
+            ensure!(job.state == JobState::Cancelled, "{job:?}");
+            still_protected(scene, At::Home)?;
+        }
+        let fresh = scene.world.console(At::Cloud);
+        scene.done(&["failover", MACHINE, "--planned", "--yes"])?;
+        scene.lost_nothing(At::Cloud, &fresh).map(drop)
+    });
 }

@@ -178,6 +178,17 @@ impl Scene {
         Ok(found.map_err(|fault| anyhow::anyhow!("{fault}: {}", fault.cause))?.map(|machine| machine.power))
     }
 
+    /// The processes of QEMU that belong to a site.
+    pub fn qemus(&self, at: At) -> Vec<u32> {
+        let ours = self.world.dir(at).to_string_lossy().into_owned();
+        let is_one = |id: &u32| {
+            let line = std::fs::read(format!("/proc/{id}/cmdline")).unwrap_or_default();
+            line.starts_with(b"qemu-system") && String::from_utf8_lossy(&line).contains(&ours)
+        };
+        let all = std::fs::read_dir("/proc").into_iter().flatten().flatten();
+        all.filter_map(|entry| entry.file_name().to_str()?.parse().ok()).filter(is_one).collect()
+    }
+
     /// Exactly one copy of the machine runs, here.
     pub fn runs_only(&self, at: At) -> anyhow::Result<()> {
         let (here, there) = (self.power(at)?, self.power(at.other())?);
