@@ -284,7 +284,11 @@ impl<'a> Circle<'a> {
             }
             moved += first;
         }
-        self.phase_of_move(&format!("failback ({sync}{})", if back.offline { ", offline" } else { "" }), began, Some(moved));
+        self.phase_of_move(
+            &format!("failback ({sync}{})", if back.offline { ", offline" } else { "" }),
+            began,
+            Some(moved),
+        );
         Ok(())
     }
 

@@ -98,7 +98,9 @@ impl Report {
                 format!("{:.1}", phase.seconds),
                 cell(phase.bytes_changed),
                 cell(phase.bytes_read),
-                cell(phase.bytes_sent), down];
+                cell(phase.bytes_sent),
+                down,
+            ];
             copies.add_row(row);
         }
         let mut moves = comfy_table::Table::new();
