@@ -172,6 +172,14 @@ fn still_protected(scene: &Scene, at: At) -> anyhow::Result<()> {
     scene.flows(words)
 }
 
+/// Replicates to the side that the machine came from, and says how the first copy was chosen: a death in a bad moment may
+/// cost the maps, never the truth.
+fn turn_about(scene: &Scene, verb: &str) -> anyhow::Result<()> {
+    let figures = scene.done(&[verb, MACHINE, "--yes"])?.figures;
+    scene.say(&format!("first copy: {:?} {}", figures.sync, figures.distrust.unwrap_or_default()));
+    Ok(())
+}
+
 /// How a moment is thrown.
 #[derive(Clone, Copy)]
 enum When {
@@ -198,7 +206,7 @@ fn rounds(victims: &[(Victim, Victim, When)]) {
             let (at, dead) = moment(&mut dice, when, 3000);
             undone += u32::from(!move_with_a_kill(scene, At::Home, &go, out, at, dead)?);
             scene.done(&["commit", MACHINE, "--yes"])?;
-            scene.done(&["reprotect", MACHINE, "--yes"])?;
+            turn_about(scene, "reprotect")?;
             let go = |scene: &Scene| {
                 let waiting = scene.follow(scene.begin(&["failback", MACHINE, "--yes"])?.id)?;
                 ensure!(waiting.state == JobState::Waiting, "{waiting:?}");
@@ -207,7 +215,7 @@ fn rounds(victims: &[(Victim, Victim, When)]) {
             let (at, dead) = moment(&mut dice, when, 1500);
             undone += u32::from(!move_with_a_kill(scene, At::Cloud, &go, home, at, dead)?);
             scene.done(&["commit", MACHINE, "--yes"])?;
-            scene.done(&["reverse", MACHINE, "--yes"])?;
+            turn_about(scene, "reverse")?;
             scene.flows("protected")?;
         }
         scene.say(&format!("{undone} of {} moves were undone and tried again", victims.len() * times * 2));
