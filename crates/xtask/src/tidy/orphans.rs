@@ -32,7 +32,6 @@ fn is_root(path: &str) -> bool {
     let direct = |folder: &str| inside.strip_prefix(folder).is_some_and(|name| !name.contains('/'));
     matches!(inside, "src/lib.rs" | "src/main.rs" | "build.rs")
         || inside.ends_with("/main.rs")
-        || inside.ends_with("/lib.rs")
         || ["tests/", "benches/", "examples/", "src/bin/"].into_iter().any(direct)
 }
 
