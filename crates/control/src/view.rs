@@ -201,9 +201,24 @@ fn health(
         let words = fleet.need(site, Role::ProcessServer).err().map(|fault| fault.message);
         return (Health::Warning, words.or_else(|| Some(format!("{site} does not answer"))));
     }
+    if let Some(power) = stands_still(fleet, item) {
+        let words = format!("{} does not run at {site} (it is {power})", item.spec.name);
+        return (Health::Warning, Some(words));
+    }
     match (&status.fault, status.phase) {
         (Some(fault), ReplicationPhase::Waiting) => (Health::Warning, Some(fault.to_string())),
         _ => (Health::Ok, None),
+    }
+}
+
+/// How a protected machine stands, if it does not run where it should (shut down by its owner, or left off by a move that
+/// was undone and could not start it again).
+fn stands_still(fleet: &Fleet, item: &Item) -> Option<&'static str> {
+    let Stage::Protected { runs_at } = item.stage else { return None };
+    match fleet.machine(item.site(runs_at), &item.spec.name)? {
+        (machine, true) if machine.power == Power::Off => Some("off"),
+        (machine, true) if machine.power == Power::Held => Some("shut down"),
+        _ => None,
     }
 }
 

@@ -6,10 +6,13 @@ mod sites;
 
 use control::{Control, Hooks};
 use protocol::fault::code;
+use protocol::machine::Power;
 use protocol::order::Sync;
-use protocol::rest::{Health, JobState, Operation, Request, ShutDownFirst, StepState};
+
+use protocol::rest::{Health, ItemView, JobState, Operation, Request, ShutDownFirst, StepState};
 use protocol::stage::{Side, Stage};
 use sites::drive::*;
+use std::time::Duration;
 
 const HOME: Side = Side::Home;
 const AWAY: Side = Side::Away;
@@ -315,6 +318,11 @@ async fn health_says_what_is_wrong_and_ends_with_a_command() {
     let view = world.view().await.unwrap();
     assert_eq!((view.health, view.health_reason.as_deref()), (Health::Ok, None), "{view:?}");
     assert_eq!(view.failback, "possible after a failover");
+    power(&world, Power::Held);
+    let view = health_becomes(&world, Health::Warning).await;
+    assert_eq!(view.health_reason.as_deref(), Some("web01 does not run at home (it is shut down)"));
+    power(&world, Power::Running);
+    health_becomes(&world, Health::Ok).await;
     world.with(|model| model.site("home").process_server = false);
     world.until("it is lost", |world| lost(world) == 1).await;
     let view = world.view().await.unwrap();
@@ -324,4 +332,19 @@ async fn health_says_what_is_wrong_and_ends_with_a_command() {
     world.until("it is lost", |world| lost(world) == 2).await;
     let view = world.view().await.unwrap();
     assert!(view.failback.starts_with("not possible"), "R24: {}", view.failback);
+}
+
+fn power(world: &World, power: Power) {
+    world.with(|model| model.site("home").vm.as_mut().unwrap().power = power);
+}
+
+async fn health_becomes(world: &World, health: Health) -> ItemView {
+    for _ in 0..1000 {
+        let view = world.view().await.unwrap();
+        if view.health == health {
+            return view;
+        }
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
+    panic!("health never became {health:?}");
 }
