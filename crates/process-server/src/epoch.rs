@@ -203,7 +203,12 @@ impl Epoch {
     async fn resume(&mut self, session: &mut Session, resume_after: u64) -> Result<(), Broken> {
         if resume_after < self.taken || resume_after >= self.next_sequence {
             // The target restarted and lost what it had, or counts differently: only a new attempt is honest.
-            return Err(Broken::Attempt(protocol_fault("the target no longer knows how far the epoch had come")));
+            let cause = format!(
+                "it took frames up to {resume_after}, this side knows of {} to {}",
+                self.taken,
+                self.next_sequence - 1
+            );
+            return Err(Broken::Attempt(Fault::new(code::LINK, "an epoch that was cut off begins anew", cause)));
         }
         self.shorten(resume_after);
         if self.next_sequence == 1 {
