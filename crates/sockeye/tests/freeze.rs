@@ -13,7 +13,7 @@ use protocol::stage::{Side, Stage};
 use scene::{Scene, now_ms, play};
 
 /// The longest time without an acknowledged record that a loaded machine without KVM may make by itself.
-const NOISE: Duration = Duration::from_secs(3);
+const NOISE: Duration = Duration::from_secs(6);
 
 /// For how long something is frozen: a minute with `SOCKEYE_LONG=1`.
 fn while_frozen() -> Duration {
