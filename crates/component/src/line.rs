@@ -79,13 +79,6 @@ pub struct Ticket {
 }
 
 impl Ticket {
-    /// A ticket whose progress nobody sees, for tests.
-    pub fn unseen() -> Ticket {
-        let (running, _) = watch::channel((String::new(), None));
-        let (_, cancelled) = watch::channel(false);
-        Ticket { running, cancelled }
-    }
-
     /// Says what is being done, and how far it is.
     pub fn step(&self, words: impl Into<String>, percent: Option<u8>) {
         self.running.send_replace((words.into(), percent));

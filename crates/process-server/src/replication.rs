@@ -28,7 +28,7 @@ use tokio::time::Instant;
 use crate::choice::Choice;
 use crate::epoch::{Broken, Epoch};
 use crate::keep::Keep;
-use crate::session::{Session, said_by_target, wants_other_base};
+use crate::session::{Session, said_by_target};
 
 /// How long an open cut waits for a broken link. Guessed: a switch that reboots takes longer, a lost packet does not.
 const CUT_PATIENCE: Duration = Duration::from_secs(15);
@@ -247,7 +247,7 @@ impl Worker {
         let kind = if is_final { PointKind::Final } else { PointKind::CrashConsistent };
         let sent = self.send(&wish, attempt, kind, &cut, session).await;
         match sent {
-            Ok((point, moved, choice)) => {
+            Ok((point, moved)) => {
                 capture.acknowledged(attempt).await?;
                 session.target.newest = Some(point.attempt);
                 session.target.position = Some(protocol::Position {
@@ -257,7 +257,7 @@ impl Worker {
                     changes: protocol::Changes::none(),
                 });
                 session.target.has_content = true;
-                self.sealed(&point, moved, &choice);
+                self.sealed(&point, moved);
                 if !is_final {
                     return Ok(None);
                 }
@@ -284,7 +284,7 @@ impl Worker {
         kind: PointKind,
         cut: &platforms::Cut,
         session: &mut Session,
-    ) -> Result<(Point, Moved, Choice), Fault> {
+    ) -> Result<(Point, Moved), Fault> {
         let mut epoch = Epoch::begin(wish, attempt, kind, cut, session).await?;
         self.chosen(&epoch.choice, session);
         let status = self.status.clone();
@@ -297,13 +297,13 @@ impl Worker {
             let fault = match epoch.send(session, progress).await {
                 Ok(point) => {
                     let moved = epoch.moved(session);
-                    return Ok((point, moved, epoch.choice));
+                    return Ok((point, moved));
                 }
                 Err(Broken::Attempt(fault)) => {
                     abandon(session, attempt).await;
                     return Err(fault);
                 }
-                Err(Broken::Link(error)) if said_by_target(&error).is_some() || wants_other_base(&error) => {
+                Err(Broken::Link(error)) if said_by_target(&error).is_some() => {
                     return Err(error.fault());
                 }
                 Err(Broken::Link(error)) => error.fault(),
@@ -321,7 +321,7 @@ impl Worker {
                         kind,
                         changed_bytes: epoch.moved(session).changed,
                     };
-                    return Ok((point, epoch.moved(session), epoch.choice));
+                    return Ok((point, epoch.moved(session)));
                 }
                 Some(fresh) if fresh.target.newest == session.target.newest => *session = fresh,
                 _ => return Err(fault),
@@ -371,7 +371,7 @@ impl Worker {
         }
     }
 
-    fn sealed(&self, point: &Point, moved: Moved, _choice: &Choice) {
+    fn sealed(&self, point: &Point, moved: Moved) {
         let mut status = lock(&self.status);
         if let Some(before) = &status.newest {
             let age = now_ms().saturating_sub(before.cut_at_ms);

@@ -11,7 +11,6 @@ use std::time::Duration;
 use component::link::{Incoming, Link, LinkError, Outgoing};
 use protocol::Fault;
 use protocol::epoch::DiskSize;
-use protocol::fault::code;
 use protocol::frame::Frame;
 use protocol::order::Replication;
 use protocol::session::{Leaf, Message, VERSION};
@@ -156,11 +155,6 @@ pub(crate) fn said_by_target(error: &LinkError) -> Option<&Fault> {
         LinkError::Refused(fault) => Some(fault),
         _ => None,
     }
-}
-
-/// Whether the target's refusal means that it wants another base: the next try asks it anew.
-pub(crate) fn wants_other_base(error: &LinkError) -> bool {
-    said_by_target(error).is_some_and(|fault| fault.is(code::BASE_MISMATCH))
 }
 
 async fn read_answers(
