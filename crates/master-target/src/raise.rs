@@ -40,10 +40,6 @@ pub(crate) async fn raise(
             let message = format!("{} is raised already", item.id());
             return Err(Fault::new(code::REPLICA_BUSY, message, format!("from point {}", raised.point)));
         }
-        let machine = shelf.platform.machine(&raised.spec.name).await?;
-        if machine.is_some_and(|machine| matches!(machine.power, Power::Running | Power::Paused)) {
-            return Ok(point);
-        }
     }
     let result = bring_up(shelf, item, spec, &point, generation).await;
     if let Err(fault) = result {
@@ -62,20 +58,22 @@ async fn bring_up(
     point: &Point,
     generation: u64,
 ) -> Result<(), Fault> {
-    let views = shelf.serve_view(item, point.attempt).await?;
-    let disks = item.replica.disks().iter().zip(views).map(|(disk, view)| {
-        let overlay = shelf.overlay(&item.id(), &disk.key, generation).to_string_lossy().into_owned();
-        DiskSpec { key: disk.key.clone(), size: disk.size, source: DiskSource::OverlayOnView { overlay, view } }
-    });
-    let spec = MachineSpec { disks: disks.collect(), ..spec };
-    let before = match item.record().raised {
-        Some(raised) => raised.before,
-        None => shelf.platform.machine(&spec.name).await?.map(|machine| machine.spec),
-    };
     let name = spec.name.clone();
-    let raised = Raised { point: point.attempt, generation, spec: spec.clone(), before };
-    item.change(|record| record.raised = Some(raised))?;
-    shelf.platform.define(&spec).await?;
+    let present = shelf.platform.machine(&name).await?;
+    let launched = present.as_ref().is_some_and(|present| matches!(present.power, Power::Running | Power::Paused));
+    if item.record().raised.is_none() || !launched {
+        let views = shelf.serve_view(item, point.attempt).await?;
+        let disks = item.replica.disks().iter().zip(views).map(|(disk, view)| {
+            let overlay = shelf.overlay(&item.id(), &disk.key, generation).to_string_lossy().into_owned();
+            DiskSpec { key: disk.key.clone(), size: disk.size, source: DiskSource::OverlayOnView { overlay, view } }
+        });
+        let spec = MachineSpec { disks: disks.collect(), ..spec };
+        let before = item.record().raised.map_or(present.map(|present| present.spec), |raised| raised.before);
+        let raised = Raised { point: point.attempt, generation, spec: spec.clone(), before };
+        item.change(|record| record.raised = Some(raised))?;
+        shelf.platform.define(&spec).await?;
+    }
+    // A machine that was launched already may have been left before it was tracked.
     let track = Some((item.record().lineage, Attempt::start_of(generation)));
     shelf.platform.start(&name, Start { paused: true, track }).await
 }

@@ -72,6 +72,12 @@ async fn state(qmp: &mut Qmp) -> Result<State, QmpError> {
     })
 }
 
+/// Whether the guest has not run yet in this QEMU.
+pub(crate) async fn waits(folder: &Folder, qmp: &mut Qmp) -> Result<bool, Fault> {
+    let now = state(qmp).await.map_err(|why| folder.fault("cannot be asked", why))?;
+    Ok(now == State::Waiting)
+}
+
 fn taken(folder: &Folder) -> bool {
     folder.file(TAKEN).exists()
 }

@@ -28,25 +28,29 @@ const QUIT_PATIENCE: Duration = Duration::from_secs(10);
 /// Starts the machine. The caller holds its lock.
 pub(crate) async fn start(folder: &Folder, how: Start) -> Result<(), Fault> {
     let spec = folder.known_spec()?;
-    match power::power(folder).await? {
+    let launched = match power::power(folder).await? {
         Power::Running => return Ok(()),
-        Power::Paused if how.paused => return Ok(()),
-        Power::Paused => return power::resume(folder).await,
         Power::Held => {
             return Err(
                 folder.fault("cannot be started", "its guest is off but its disks are still held; settle it first")
             );
         }
-        Power::Off => {}
-    }
+        Power::Paused => true,
+        Power::Off => false,
+    };
     let mark = how.track.map(|(lineage, attempt)| Mark { lineage, attempt });
     let mut marks = Marks::read(folder)?;
-    marks.started(folder, mark)?;
-    launch::launch(folder, &spec).await?;
+    if !launched {
+        marks.started(folder, mark)?;
+        launch::launch(folder, &spec).await?;
+    }
     let mut qmp = power::converse(folder).await?;
     let tracked = match mark {
-        Some(mark) => track(folder, &spec, &marks, mark, &mut qmp).await,
-        None => Ok(()),
+        // A guest that waits for its first start may have been left by somebody who died before it was tracked.
+        Some(mark) if !launched || power::waits(folder, &mut qmp).await? => {
+            track(folder, &spec, &marks, mark, &mut qmp).await
+        }
+        _ => Ok(()),
     };
     if let Err(why) = tracked {
         // The guest has not run. A machine left waiting would be resumed, untracked, by whoever starts it again.

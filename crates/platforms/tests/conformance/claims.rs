@@ -374,6 +374,36 @@ pub async fn an_overlay_takes_the_writes_and_is_tracked(bench: &dyn Bench) {
     assert_reads(&cut, &rig.model).await;
 }
 
+pub async fn a_start_given_up_at_any_instant_is_finished_by_the_next(bench: &dyn Bench) {
+    let platform = bench.platform();
+    let view = view(bench.dir(), pattern()).await;
+    let source = DiskSource::OverlayOnView { overlay: "a.qcow2".into(), view: view.uri.to_string() };
+    let mut rig = Rig::of(bench, vec![source], pattern()).await;
+    for generation in 2..14 {
+        let mark = Attempt::start_of(generation);
+        let how = Start { paused: true, track: Some((rig.lineage, mark)) };
+        let most = Duration::from_millis(15 * generation);
+        let _ = tokio::time::timeout(most, platform.start(NAME, how.clone())).await;
+        while let Err(fault) = platform.start(NAME, how.clone()).await {
+            // The QEMU whose launch was given up may have the disks for a moment yet.
+            assert!(fault.is(code::DISK_IN_USE), "{fault}");
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+        assert_eq!(rig.power().await, Power::Paused);
+        let mut capture = rig.capture().await;
+        assert_eq!(capture.held().await.unwrap(), held(&[(mark, true)]), "given up after {most:?}");
+        platform.resume(NAME).await.unwrap();
+        rig.write(0, MIB, BLOCK, 1).await;
+        let cut = capture.cut(mark.next()).await.unwrap();
+        assert_eq!((cut.since, known(&cut.changes)), (Some(mark), rig.take_written()));
+        drop(capture);
+        platform.power_off(NAME).await.unwrap();
+        platform.settle(NAME, rig.lineage).await.unwrap();
+        platform.delete(NAME).await.unwrap();
+        platform.define(&rig.spec).await.unwrap();
+    }
+}
+
 pub async fn an_overlay_survives_a_kill_with_a_superset(bench: &dyn Bench) {
     let platform = bench.platform();
     let view = view(bench.dir(), pattern()).await;

@@ -37,6 +37,7 @@ claims! {
     a_tracked_start_counts_from_the_first_write,
     a_lost_map_is_never_begun_again_from_the_same_mark,
     an_overlay_takes_the_writes_and_is_tracked,
+    a_start_given_up_at_any_instant_is_finished_by_the_next,
     an_overlay_survives_a_kill_with_a_superset,
     a_kill_leaves_the_platforms_own_disks_unknown,
     a_paused_machine_is_cut_and_stays_paused,
