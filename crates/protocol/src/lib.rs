@@ -20,6 +20,7 @@ pub mod id;
 pub mod machine;
 pub mod order;
 pub mod position;
+pub mod replication;
 pub mod rest;
 #[cfg(feature = "sabotage")]
 pub mod sabotage;

@@ -1,0 +1,149 @@
+//! Replications: what a process server should be sending, as control wishes it, and how it goes, as the process server tells.
+//!
+//! ```text
+//!   control ── [Replication] (a wish, kept at the site) ──► process server ── [ReplicationStatus] ──► control
+//! ```
+
+use serde::{Deserialize, Serialize};
+use utoipa::ToSchema;
+
+use crate::epoch::Point;
+use crate::fault::Fault;
+use crate::id::{ItemId, Lineage};
+use crate::position::{Distrust, Position};
+
+/// How the blocks of a first epoch of a direction are chosen (H6, H7).
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, ToSchema, Default)]
+#[serde(rename_all = "snake_case")]
+pub enum Sync {
+    /// From the maps of both sides; compare, and say why, where a map is absent or unusable.
+    #[default]
+    Tracked,
+    /// Hash both sides, send what differs.
+    Compare,
+    /// Send everything.
+    Full,
+}
+
+impl std::fmt::Display for Sync {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(match self {
+            Sync::Tracked => "tracked",
+            Sync::Compare => "compare",
+            Sync::Full => "full",
+        })
+    }
+}
+
+/// What a process server should be replicating.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Replication {
+    /// The item.
+    pub item: ItemId,
+    /// The machine's name at this site.
+    pub machine: String,
+    /// The item's history.
+    pub lineage: Lineage,
+    /// The generation that this site is authorised to write.
+    pub generation: u64,
+    /// The master target (`host:port`).
+    pub target: String,
+    /// The secret to present there.
+    pub token: String,
+    /// Where this copy stood when its generation began (the machine's own writes since are added by the process server
+    /// from its maps); none for a machine that was never raised from a replica.
+    pub standpoint: Option<Position>,
+    /// How the first epoch is chosen.
+    pub sync: Sync,
+    /// Time from the start of one epoch to the start of the next, in ms.
+    pub interval_ms: u64,
+    /// The machine is off on purpose (`--offline`): copy once and wait for `FinalDelta`.
+    pub offline: bool,
+    /// No regular epochs: a final delta or a settle is under way.
+    pub quiesced: bool,
+}
+
+/// How one replication stands.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, ToSchema)]
+pub struct ReplicationStatus {
+    /// The item.
+    pub item: ItemId,
+    /// The generation that is being sent.
+    pub generation: u64,
+    /// What is being done.
+    pub phase: ReplicationPhase,
+    /// The newest point that the target sealed in this generation.
+    pub newest: Option<Point>,
+    /// How the first epoch of this generation was chosen, once it was.
+    pub sync: Option<Sync>,
+    /// Why tracked was not possible, if it was asked for.
+    pub distrust: Option<Distrust>,
+    /// The first epoch: expected and sent bytes, for a percentage.
+    pub first: Progress,
+    /// What the first epoch moved, once sealed.
+    pub first_moved: Option<Moved>,
+    /// Everything moved in this generation since the component started.
+    pub moved: Moved,
+    /// Number of epochs sealed since the component started.
+    pub epochs: u64,
+    /// The last pauses of the guest for a cut, in microseconds (newest last, at most 64).
+    pub pauses_us: Vec<u64>,
+    /// Ages of the newest point at the moments just before it was replaced, in ms (newest last, at most 256): the RPO as it was lived.
+    pub rpo_ms: Vec<u64>,
+    /// What hinders it at the moment, if anything does.
+    pub fault: Option<Fault>,
+}
+
+/// What a replication is doing.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum ReplicationPhase {
+    /// Opening the machine and the session.
+    Connecting,
+    /// The first epoch of the generation is being chosen and sent.
+    FirstEpoch,
+    /// Epochs flow.
+    Epochs,
+    /// The last epoch is sealed, or epochs are withheld by order.
+    Quiesced,
+    /// It cannot go on at the moment and repeats (the fault says why).
+    Waiting,
+}
+
+/// Bytes expected and done.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, ToSchema, Default)]
+pub struct Progress {
+    /// Bytes to be looked at.
+    pub expected: u64,
+    /// Bytes done.
+    pub done: u64,
+}
+
+impl Progress {
+    /// 0 to 100; none while nothing is known.
+    pub fn percent(&self) -> Option<u8> {
+        (self.expected > 0).then(|| (self.done.min(self.expected).saturating_mul(100) / self.expected) as u8)
+    }
+}
+
+/// What moving cost, in bytes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, ToSchema, Default)]
+pub struct Moved {
+    /// Bytes of the blocks that were to be made equal (those that differed, as far as that was known).
+    pub changed: u64,
+    /// Bytes read from disks at the source.
+    pub read_source: u64,
+    /// Bytes read from disks at the target (for a compare; before-images not counted).
+    pub read_target: u64,
+    /// Bytes sent over the connection, both ways.
+    pub sent: u64,
+}
+
+impl std::ops::AddAssign for Moved {
+    fn add_assign(&mut self, other: Moved) {
+        self.changed += other.changed;
+        self.read_source += other.read_source;
+        self.read_target += other.read_target;
+        self.sent += other.sent;
+    }
+}
