@@ -35,11 +35,11 @@ pub(crate) async fn raise(
             format!("{} cannot be started from {}", item.id(), wanted.map_or("a point".into(), |p| p.to_string()));
         Fault::new(code::POINT_GONE, message, "the replica does not keep that point")
     })?;
-    if let Some(raised) = item.record().raised {
-        if raised.generation != generation || raised.point != point.attempt {
-            let message = format!("{} is raised already", item.id());
-            return Err(Fault::new(code::REPLICA_BUSY, message, format!("from point {}", raised.point)));
-        }
+    if let Some(raised) = item.record().raised
+        && (raised.generation != generation || raised.point != point.attempt)
+    {
+        let message = format!("{} is raised already", item.id());
+        return Err(Fault::new(code::REPLICA_BUSY, message, format!("from point {}", raised.point)));
     }
     let result = bring_up(shelf, item, spec, &point, generation).await;
     if let Err(fault) = result {

@@ -27,7 +27,7 @@ fn tests(root: &Path) -> Result<()> {
         // Nextest leaves out the examples in comments; asking rustdoc about every crate takes a while, so only if needed.
         if tidy::has_doc_tests(root)? { run(root, &["cargo", "test", "--workspace", "--doc"]) } else { Ok(()) }
     } else {
-        // Building nextest takes minutes; without it only its time limits and the turn-taking of the guests are missed.
+        // Building nextest takes minutes; without it only its time limits are missed.
         println!("   cargo-nextest is not installed: cargo test instead");
         run(root, &["cargo", "test", "--workspace", "--", "--test-threads=2"])
     }

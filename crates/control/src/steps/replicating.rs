@@ -144,7 +144,8 @@ impl Context<'_> {
         let newest: Option<Attempt> = status.newest.as_ref().map(|point| point.attempt);
         if newest.is_none_or(|attempt| attempt.generation != generation) {
             let trouble = status.fault.as_ref().map(ToString::to_string);
-            let detail = trouble.unwrap_or_else(|| format!("{} bytes", status.first.done));
+            let detail = trouble
+                .unwrap_or_else(|| format!("{} of {} MiB", status.first.done >> 20, status.first.expected >> 20));
             self.control.tell(self.id, Some(detail), status.first.percent());
             return Ok(None);
         }

@@ -90,13 +90,14 @@ impl Bars {
             if matches!(step.state, StepState::Pending | StepState::Skipped) {
                 continue;
             }
+            let fresh = !self.steps.contains_key(&number);
             let all = &self.all;
-            let bar = self.steps.entry(number).or_insert_with(|| {
-                let bar = all.add(ProgressBar::new(100));
-                bar.enable_steady_tick(Duration::from_millis(120));
-                bar
-            });
+            let bar = self.steps.entry(number).or_insert_with(|| all.add(ProgressBar::new(100)));
             draw(bar, step, now_ms);
+            if fresh {
+                // Not before it has its words: a tick in between would show an empty bar.
+                bar.enable_steady_tick(Duration::from_millis(120));
+            }
         }
     }
 }

@@ -6,6 +6,7 @@ mod witness;
 
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, bail, ensure};
@@ -38,6 +39,10 @@ pub struct Scene {
 
 /// Plays one test. What fails leaves its directory and shows the ends of its logs.
 pub fn play(namespaces: bool, act: impl FnOnce(&mut Scene) -> anyhow::Result<()>) {
+    // Beside another guest under emulation a test would measure that guest. (Nextest runs each in a process of its own and
+    // has this from its settings; `cargo test` has not.)
+    static ALONE: Mutex<()> = Mutex::new(());
+    let _alone = ALONE.lock().unwrap_or_else(PoisonError::into_inner);
     static PLAYED: AtomicU32 = AtomicU32::new(0);
     let root = PathBuf::from(format!("/tmp/sk{}-{}", std::process::id(), PLAYED.fetch_add(1, Ordering::Relaxed)));
     std::fs::create_dir(&root).unwrap();
