@@ -3,8 +3,9 @@
 use axum::Json;
 use axum::extract::{Path, Query, State};
 use control::Control;
+use protocol::difference::{Difference, Pair};
 use protocol::epoch::Point;
-use protocol::id::ItemId;
+use protocol::id::{Attempt, ItemId, SiteName};
 use protocol::rest::{Explanation, ItemView};
 use serde::Deserialize;
 use utoipa::IntoParams;
@@ -51,15 +52,47 @@ pub async fn show(
     Ok(Json(control.item(&item).await?))
 }
 
+/// Whose points.
+#[derive(Debug, Deserialize, IntoParams)]
+pub struct At {
+    /// The site that keeps them; the one that receives if none is given.
+    site: Option<SiteName>,
+}
+
+/// Which two points.
+#[derive(Debug, Deserialize, IntoParams)]
+pub struct Two {
+    /// One point.
+    from: Attempt,
+    /// The other.
+    to: Attempt,
+    /// The site that keeps them; the one that receives if none is given.
+    site: Option<SiteName>,
+}
+
 /// The recovery points that are kept for an item, oldest first.
-#[utoipa::path(get, path = "/api/v1/items/{item}/points", tag = "items", params(("item" = ItemId, Path)), security(("token" = [])),
+#[utoipa::path(get, path = "/api/v1/items/{item}/points", tag = "items", params(("item" = ItemId, Path), At), security(("token" = [])),
     responses((status = 200, body = [Point]), (status = "4XX", body = Problem, content_type = "application/problem+json")))]
 pub async fn points(
     _: Admin,
     State(control): State<Control>,
     Of(Path(item)): Of<Path<ItemId>>,
+    Of(Query(at)): Of<Query<At>>,
 ) -> Result<Json<Vec<Point>>, Refusal> {
-    Ok(Json(control.points(&item).await?))
+    Ok(Json(control.points(&item, at.site.as_ref()).await?))
+}
+
+/// What two recovery points of an item differ in, exactly: both are read where they may differ.
+#[utoipa::path(get, path = "/api/v1/items/{item}/points/difference", tag = "items", params(("item" = ItemId, Path), Two), security(("token" = [])),
+    responses((status = 200, body = Difference), (status = "4XX", body = Problem, content_type = "application/problem+json")))]
+pub async fn difference(
+    _: Admin,
+    State(control): State<Control>,
+    Of(Path(item)): Of<Path<ItemId>>,
+    Of(Query(two)): Of<Query<Two>>,
+) -> Result<Json<Difference>, Refusal> {
+    let points = Pair { from: two.from, to: two.to };
+    Ok(Json(control.difference(&item, points, two.site.as_ref()).await?))
 }
 
 /// What is allowed on an item, and why not the rest.

@@ -74,6 +74,7 @@ fn described() -> OpenApiRouter<Control> {
         .routes(routes!(items::list))
         .routes(routes!(items::show))
         .routes(routes!(items::points))
+        .routes(routes!(items::difference))
         .routes(routes!(items::explain))
         .routes(routes!(jobs::plan))
         .routes(routes!(jobs::list, jobs::start))

@@ -2,9 +2,10 @@
 
 use std::time::Duration;
 
+use protocol::difference::{Difference, Pair};
 use protocol::epoch::Point;
 use protocol::fault::{Fault, code};
-use protocol::id::ItemId;
+use protocol::id::{ItemId, SiteName};
 use protocol::order::{Order, Outcome, Role};
 use protocol::stage::Side;
 
@@ -14,15 +15,36 @@ use crate::{Control, item, token};
 
 /// How long a person waits for an answer from a site.
 const PATIENCE: Duration = Duration::from_secs(10);
+/// The same for a question that is answered by reading disks.
+const LONG_PATIENCE: Duration = Duration::from_secs(600);
 
 impl Control {
-    /// The recovery points that are kept for an item, oldest first, as its master target tells now.
-    pub async fn points(&self, name: &ItemId) -> Result<Vec<Point>, Fault> {
+    /// The recovery points that are kept for an item at a site (where none is given: at the site that receives, or where
+    /// nothing is kept there yet, the one where the machine runs), oldest first, as its master target tells now.
+    pub async fn points(&self, name: &ItemId, site: Option<&SiteName>) -> Result<Vec<Point>, Fault> {
         let item = item::load(self.database(), name).await?;
-        self.points_at(&item, item.stage.runs_at().other(), PATIENCE).await
+        self.points_at(&item, keeper(&item, site)?, PATIENCE).await
+    }
+
+    /// What two points differ in, as their master target reads them now. For `site` see [`Control::points`].
+    pub async fn difference(&self, name: &ItemId, points: Pair, site: Option<&SiteName>) -> Result<Difference, Fault> {
+        let item = item::load(self.database(), name).await?;
+        let order = Order::DiffPoints { item: item.name.clone(), points };
+        match self.ask_keeper(&item, keeper(&item, site)?, order, LONG_PATIENCE).await? {
+            Outcome::Differ { difference } => Ok(difference),
+            other => Err(unasked(&other)),
+        }
     }
 
     pub(crate) async fn points_at(&self, item: &Item, side: Side, patience: Duration) -> Result<Vec<Point>, Fault> {
+        match self.ask_keeper(item, side, Order::ListPoints { item: item.name.clone() }, patience).await? {
+            Outcome::Points { points } => Ok(points),
+            other => Err(unasked(&other)),
+        }
+    }
+
+    /// Asks the master target that keeps the item's replica at `side`.
+    async fn ask_keeper(&self, item: &Item, side: Side, order: Order, patience: Duration) -> Result<Outcome, Fault> {
         let component = {
             let fleet = self.fleet();
             match item.bound(side, Role::MasterTarget) {
@@ -30,14 +52,7 @@ impl Control {
                 _ => fleet.need(item.site(side), Role::MasterTarget)?,
             }
         };
-        match self.ask(&component, item, Order::ListPoints { item: item.name.clone() }, patience).await? {
-            Outcome::Points { points } => Ok(points),
-            other => Err(Fault::new(
-                code::INTERNAL,
-                format!("{component} did not answer with its points"),
-                format!("{other:?}").chars().take(300).collect::<String>(),
-            )),
-        }
+        self.ask(&component, item, order, patience).await
     }
 
     async fn ask(&self, component: &str, item: &Item, order: Order, patience: Duration) -> Result<Outcome, Fault> {
@@ -64,4 +79,22 @@ impl Control {
         order_book::forget(self.database(), &id).await?;
         answer
     }
+}
+
+/// The side whose points are meant.
+fn keeper(item: &Item, site: Option<&SiteName>) -> Result<Side, Fault> {
+    let here = item.stage.runs_at();
+    let Some(site) = site else {
+        let receives = item.copy(here.other()).master_target.is_some();
+        return Ok(if receives { here.other() } else { here });
+    };
+    [Side::Home, Side::Away].into_iter().find(|side| item.site(*side) == site).ok_or_else(|| {
+        let cause = format!("{} is replicated between {} and {}", item.name, item.home, item.away);
+        Fault::new(code::UNKNOWN_SITE, format!("{site} is not a site of {}", item.name), cause)
+    })
+}
+
+fn unasked(answer: &Outcome) -> Fault {
+    let cause = format!("{answer:?}").chars().take(300).collect::<String>();
+    Fault::new(code::INTERNAL, "a master target answered another question than the one it was asked", cause)
 }

@@ -4,6 +4,7 @@
 
 mod sites;
 
+use protocol::difference::Pair;
 use protocol::fault::code;
 use protocol::order::Sync;
 use protocol::rest::{Health, JobState, Operation, Request, ShutDownFirst, Start, StepState};
@@ -20,7 +21,7 @@ async fn out_by_disaster_and_home_by_reprotect_and_failback() {
     assert_eq!(world.stage().await, Stage::Protected { runs_at: HOME });
     assert_eq!(job.figures.sync, Some(Sync::Full));
     world.new_point().await;
-    assert!(!world.control().points(&item()).await.unwrap().is_empty());
+    assert!(!world.control().points(&item(), None).await.unwrap().is_empty());
 
     world.with(|model| model.burn("home"));
     let newest = world.with(|model| model.sites["cloud"].replica.as_ref().unwrap().points.last().unwrap().clone());
@@ -199,8 +200,15 @@ async fn a_failover_to_an_older_point_starts_from_it_and_comes_home_tracked() {
     for _ in 0..3 {
         world.new_point().await;
     }
-    let points = world.control().points(&item()).await.unwrap();
+    let points = world.control().points(&item(), None).await.unwrap();
     let old = points[points.len() - 3].clone();
+    let newest = points[points.len() - 1].attempt;
+    let pair = Pair { from: old.attempt, to: newest };
+    let told = world.control().difference(&item(), pair, None).await.unwrap();
+    assert_eq!((told.from.attempt, told.to.attempt), (old.attempt, newest));
+    assert!(told.disks[0].bytes > 0, "it worked between the two");
+    let nowhere = "nowhere".parse().unwrap();
+    assert!(world.control().difference(&item(), pair, Some(&nowhere)).await.unwrap_err().is(code::UNKNOWN_SITE));
     let kind = protocol::rest::FailoverKind::Unplanned { shut_down: ShutDownFirst::Require };
     let job = world.run(Operation::Failover { kind, point: Some(old.attempt) }).await;
     assert_eq!(job.figures.point.unwrap().attempt, old.attempt);

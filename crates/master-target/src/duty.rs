@@ -12,6 +12,7 @@ use protocol::{Attempt, Fault, ItemId, Lineage};
 use replica::{Content, DiskHome, DiskRecord, Replica, Spec};
 
 use crate::absorb::absorb;
+use crate::difference::difference;
 use crate::item::Item;
 use crate::raise::{clear, lower, raise, roll_back};
 use crate::record::{Record, Standing};
@@ -200,6 +201,10 @@ impl Duty for MasterTarget {
             (Order::GiveBack { .. }, Some(item)) => {
                 ticket.step("rolling the disks back to what they were", None);
                 self.give_back(&item).await
+            }
+            (Order::DiffPoints { item, points }, _) => {
+                ticket.step("comparing two recovery points", None);
+                difference(&shelf.must(&item)?, points).await
             }
             (Order::ListPoints { .. }, Some(item)) => Ok(Outcome::Points { points: item.replica.points() }),
             (other, _) => Err(Fault::new(

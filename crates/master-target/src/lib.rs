@@ -17,6 +17,7 @@
 //!   again under the same name (its guest waits meanwhile), and an unfinished epoch is rolled back by the replica.
 
 mod absorb;
+mod difference;
 mod duty;
 mod item;
 mod outside;

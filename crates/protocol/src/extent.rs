@@ -7,6 +7,7 @@
 
 use base64::Engine;
 use serde::{Deserialize, Serialize};
+use utoipa::ToSchema;
 
 /// The granularity of change tracking and of transfer, in bytes: QEMU's copy-before-write cluster.
 ///
@@ -20,7 +21,7 @@ pub const LARGEST_DISK: u64 = 1 << 60;
 pub const MOST_EXTENTS: usize = 4_000_000;
 
 /// Bytes `offset .. offset + length` of a disk. Never empty inside a [`BlockMap`].
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize, ToSchema)]
 pub struct Extent {
     /// First byte.
     pub offset: u64,

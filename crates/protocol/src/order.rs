@@ -16,6 +16,7 @@ use std::collections::BTreeMap;
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
+use crate::difference::{Difference, Pair};
 use crate::epoch::{DiskSize, Point};
 use crate::fault::Fault;
 use crate::id::{Attempt, DiskKey, ItemId, Lineage, SiteName};
@@ -251,6 +252,13 @@ pub enum Order {
         /// The item.
         item: ItemId,
     },
+    /// What two points differ in. Outcome: `Differ`.
+    DiffPoints {
+        /// The item.
+        item: ItemId,
+        /// The points.
+        points: Pair,
+    },
 }
 
 impl Order {
@@ -336,6 +344,11 @@ pub enum Outcome {
     Points {
         /// Oldest first.
         points: Vec<Point>,
+    },
+    /// What the two points differ in.
+    Differ {
+        /// By disk.
+        difference: Difference,
     },
 }
 

@@ -5,7 +5,8 @@
 //!   GET  /api/v1/openapi.json
 //!   GET  /api/v1/status?item=                        [ItemView]
 //!   GET  /api/v1/items           GET /items/{item}   ItemView
-//!   GET  /api/v1/items/{item}/points                 [Point]
+//!   GET  /api/v1/items/{item}/points                 [Point]                     (?site=)
+//!   GET  /api/v1/items/{item}/points/difference      Difference                  (?from=&to=&site=)
 //!   GET  /api/v1/items/{item}/explain                Explanation
 //!   POST /api/v1/plans                               Request      → Plan        (shows; changes nothing)
 //!   POST /api/v1/jobs                                Start        → Job         (starts what was shown)

@@ -20,6 +20,7 @@
 //! `docs/journal-format.md`.
 
 mod append;
+mod diff;
 mod disk;
 mod epoch;
 mod error;
@@ -38,6 +39,7 @@ mod stores;
 mod view;
 mod volume;
 
+pub use diff::PIECE;
 pub use disk::{Disk, FileDisk, open_inside};
 pub use epoch::{Epoch, Payload, Write};
 pub use error::ReplicaError;

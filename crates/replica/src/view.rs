@@ -37,6 +37,10 @@ impl View {
         View { store, node }
     }
 
+    pub(crate) fn node(&self) -> &Arc<Node> {
+        &self.node
+    }
+
     /// The point.
     pub fn point(&self) -> &Point {
         &self.node.point

@@ -18,7 +18,7 @@ mod value;
 use std::time::Duration;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
-use protocol::id::{ItemId, SiteName};
+use protocol::id::{Attempt, ItemId, SiteName};
 
 pub use machine::{Disk, VmDefine, VmLocal, VmStop};
 pub use moves::{Failback, Failover, Protect, Reprotect, Then, Unprotect, Which};
@@ -99,11 +99,8 @@ pub enum Verb {
     /// The protected machines
     #[command(subcommand)]
     Item(ItemVerb),
-    /// The recovery points of an item, newest first
-    Points {
-        /// The item
-        item: ItemId,
-    },
+    /// The recovery points of an item, newest first; or what two of them differ in
+    Points(Points),
     /// What was started, how it goes, and its figures
     #[command(subcommand)]
     Job(JobVerb),
@@ -167,6 +164,18 @@ unless --complete is given, which lets the job run through.")]
     ProcessServer(Mover),
     /// The master target of a site: receives, keeps replicas and their history, brings machines up from them
     MasterTarget(MasterTarget),
+}
+
+#[derive(Debug, Args)]
+pub struct Points {
+    /// The item
+    pub item: ItemId,
+    /// What two points differ in: extents and bytes of each disk
+    #[arg(long, num_args = 2, value_names = ["A", "B"])]
+    pub diff: Option<Vec<Attempt>>,
+    /// The site that keeps them (default: the one that receives)
+    #[arg(long, value_name = "S")]
+    pub at: Option<SiteName>,
 }
 
 #[derive(Debug, Args)]

@@ -14,8 +14,9 @@ mod stream;
 use std::time::Duration;
 
 use protocol::Fault;
+use protocol::difference::Difference;
 use protocol::epoch::Point;
-use protocol::id::{ItemId, SiteName};
+use protocol::id::{Attempt, ItemId, SiteName};
 use protocol::rest::{AuditEntry, ComponentView, Explanation, ItemView, Job, MachineView, Plan, Request, Start};
 use reqwest::{Method, Response};
 use serde::Serialize;
@@ -33,12 +34,15 @@ const MOST_BYTES: usize = 64 * 1024 * 1024;
 
 /// Longer than the server holds any request of ours.
 const REQUEST_TIME: Duration = Duration::from_secs(30);
+/// The same where the server has disks read before it answers.
+const READING_TIME: Duration = Duration::from_secs(11 * 60);
 
 /// A connection to one control server.
 #[derive(Debug, Clone)]
 pub struct Client {
     http: reqwest::Client,
     access: Access,
+    time: Duration,
 }
 
 /// An answer in our shape, and as it came: what a newer server adds is passed on by `--output json`.
@@ -63,7 +67,7 @@ impl Client {
             .user_agent(concat!("sockeye/", env!("CARGO_PKG_VERSION")))
             .build()
             .map_err(|why| Trouble::local("no HTTP client can be made", why))?;
-        Ok(Client { http, access })
+        Ok(Client { http, access, time: REQUEST_TIME })
     }
 
     /// The server's address.
@@ -88,8 +92,24 @@ impl Client {
     }
 
     /// An item's recovery points, in the order in which they were sealed.
-    pub async fn points(&self, item: &ItemId) -> Result<Answer<Vec<Point>>, Trouble> {
-        self.get(&format!("/api/v1/items/{item}/points"), &[]).await
+    pub async fn points(&self, item: &ItemId, site: Option<&SiteName>) -> Result<Answer<Vec<Point>>, Trouble> {
+        let query: Vec<_> = site.iter().map(|site| ("site", site.as_str())).collect();
+        self.get(&format!("/api/v1/items/{item}/points"), &query).await
+    }
+
+    /// What two of its recovery points differ in.
+    pub async fn difference(
+        &self,
+        item: &ItemId,
+        from: Attempt,
+        to: Attempt,
+        site: Option<&SiteName>,
+    ) -> Result<Answer<Difference>, Trouble> {
+        let (from, to) = (from.to_string(), to.to_string());
+        let mut query = vec![("from", from.as_str()), ("to", to.as_str())];
+        query.extend(site.iter().map(|site| ("site", site.as_str())));
+        let patient = Client { time: READING_TIME, ..self.clone() };
+        patient.get(&format!("/api/v1/items/{item}/points/difference"), &query).await
     }
 
     /// What is allowed on an item.
@@ -193,7 +213,7 @@ impl Client {
         query: &[(&str, &str)],
         body: Option<&B>,
     ) -> Result<Vec<u8>, Trouble> {
-        let mut request = self.request(method, path).query(query).timeout(REQUEST_TIME);
+        let mut request = self.request(method, path).query(query).timeout(self.time);
         if let Some(body) = body {
             request = request.json(body);
         }

@@ -10,6 +10,7 @@
 //! - What came from a server or a guest cannot steer the terminal: control characters are not printed.
 //! - A reader that goes away (`| head`) ends the output, not the command.
 
+pub mod difference;
 pub mod item;
 pub mod job;
 pub mod list;

@@ -56,7 +56,7 @@ pub async fn run(global: &Global, verb: Verb) -> Result<Ending, Trouble> {
         Verb::Status(status) if status.watch => watch::status(&desk()?, status.item.as_ref()).await,
         Verb::Status(status) => see::status(&desk()?, &status).await,
         Verb::Item(verb) => see::item(&desk()?, verb).await,
-        Verb::Points { item } => see::points(&desk()?, &item).await,
+        Verb::Points(points) => see::points(&desk()?, points).await,
         Verb::Component(verb) => see::component(&desk()?, verb).await,
         Verb::Explain { what } => see::explain(global, &what).await,
         Verb::Audit => see::audit(&desk()?).await,

@@ -181,7 +181,12 @@ async fn a_machine_goes_out_to_sea_and_comes_home_by_hand() {
     assert!(job["figures"]["first"]["changed"].as_u64().unwrap() >= 15 << 20, "{job}");
     assert_eq!(up.stage().await, "protected");
     up.ends(0, &format!("{protect} --yes")).await;
-    assert!(!up.ends(0, "points web01 --output json").await.json().as_array().unwrap().is_empty());
+    let points = up.ends(0, "points web01 --output json").await.json();
+    let first = points[0]["attempt"].as_str().unwrap().to_string();
+    let ran = up.ends(0, &format!("points web01 --diff {first} {first}")).await;
+    assert!(ran.stdout.contains("DISK") && ran.stdout.contains("disk0  0"), "a point differs from itself: {ran:?}");
+    assert!(up.ends(3, &format!("points web01 --diff {first} 99.1")).await.stderr.contains("RPL-007"));
+    up.ends(3, "points web01 --at nowhere").await;
     up.ends(0, "status --check").await;
 
     up.ends(0, "failback web01").await; // it is at home already
@@ -198,6 +203,14 @@ async fn a_machine_goes_out_to_sea_and_comes_home_by_hand() {
     up.knows("off").await;
     up.ends(0, "reprotect web01 --yes").await;
     assert_eq!(up.stage().await, "protected (reverse)");
+    // What home had not sent when it was left is kept there as a point of its own, and can be compared with the new line.
+    let points = up.ends(0, "points web01 --output json").await.json();
+    let points = points.as_array().unwrap();
+    assert_eq!(points[0]["kind"], "unreplicated", "{points:?}");
+    let [kept, newest] = [&points[0], &points[points.len() - 1]].map(|point| point["attempt"].as_str().unwrap());
+    let told = up.ends(0, &format!("points web01 --diff {kept} {newest} --at home --output json")).await.json();
+    assert_eq!(told["disks"][0]["disk"], "disk0", "{told}");
+    assert!(told["disks"][0]["bytes"].as_u64().unwrap() <= told["to"]["changed_bytes"].as_u64().unwrap(), "{told}");
 
     let waiting = up.ends(4, "failback web01 --shut-down-timeout 1s --then power-off --yes --output json").await.json();
     assert_eq!((&waiting["state"], &waiting["next"]), (&json!("waiting"), &json!("sockeye complete web01")));

@@ -1,6 +1,7 @@
 //! How the model's components carry orders out.
 
 use protocol::BlockMap;
+use protocol::difference::{Difference, DiskDifference};
 use protocol::epoch::{Point, PointKind};
 use protocol::extent::Extent;
 use protocol::fault::{Fault, code};
@@ -23,7 +24,7 @@ impl Model {
         } else {
             self.carry_out(at, order, wishes)
         };
-        if !matches!(order, Order::ListPoints { .. }) {
+        if !matches!(order, Order::ListPoints { .. } | Order::DiffPoints { .. }) {
             self.history.push(format!("{at} {word} {}", if result.is_ok() { "ok" } else { "failed" }));
         }
         self.acted.insert(id.into(), result.clone());
@@ -186,6 +187,18 @@ impl Model {
                 let points = self.replica(at)?.points.iter().map(|(point, _)| point.clone()).collect();
                 Ok(Outcome::Points { points })
             }
+            Order::DiffPoints { points, .. } => {
+                let kept = &self.replica(at)?.points;
+                let find = |wanted| kept.iter().rev().find(|(point, _)| point.attempt == wanted).cloned();
+                let (Some(from), Some(to)) = (find(points.from), find(points.to)) else {
+                    return Err(fault(code::POINT_GONE, "not kept"));
+                };
+                let differs = (0..CELLS).filter(|cell| from.1[*cell] != to.1[*cell]);
+                let map = differs.map(|cell| Extent::new(cell as u64, 1)).collect();
+                let disks = vec![DiskDifference::of(disk(), &map)];
+                let difference = Difference { from: from.0, to: to.0, piece_bytes: 1, disks };
+                Ok(Outcome::Differ { difference })
+            }
         }
     }
 
@@ -299,5 +312,6 @@ pub fn word(order: &Order) -> &'static str {
         Order::GiveBack { .. } => "give-back",
         Order::DropReplica { .. } => "drop",
         Order::ListPoints { .. } => "list-points",
+        Order::DiffPoints { .. } => "diff-points",
     }
 }

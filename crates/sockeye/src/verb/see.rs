@@ -4,11 +4,11 @@ use protocol::id::ItemId;
 use protocol::rest::Health;
 
 use super::Desk;
-use crate::cli::{ComponentVerb, Global, ItemVerb, Status, VmVerb};
+use crate::cli::{ComponentVerb, Global, ItemVerb, Points, Status, VmVerb};
 use crate::ending::{Ending, Trouble};
 use crate::fault;
 use crate::show::table::facts;
-use crate::show::{Screen, item as show, list, words};
+use crate::show::{Screen, difference, item as show, list, words};
 
 /// `status`: with `--check`, fails if any item is not healthy.
 ///
@@ -46,12 +46,18 @@ pub async fn item(desk: &Desk, verb: ItemVerb) -> Result<Ending, Trouble> {
     Ok(Ending::Done)
 }
 
-/// `points ITEM`.
+/// `points ITEM [--diff A B]`.
 ///
 /// # Errors
-/// The item is unknown, or the server was not reached.
-pub async fn points(desk: &Desk, item: &ItemId) -> Result<Ending, Trouble> {
-    let points = desk.client.points(item).await?;
+/// The item or a point is unknown, or the server was not reached.
+pub async fn points(desk: &Desk, wanted: Points) -> Result<Ending, Trouble> {
+    let Points { item, diff, at } = wanted;
+    if let Some(&[from, to]) = diff.as_deref() {
+        let told = desk.client.difference(&item, from, to, at.as_ref()).await?;
+        desk.screen.result(&told.document, &difference::page(&told.read));
+        return Ok(Ending::Done);
+    }
+    let points = desk.client.points(&item, at.as_ref()).await?;
     desk.screen.result(&points.document, &show::points(&points.read, words::now_ms()));
     Ok(Ending::Done)
 }
