@@ -3,10 +3,11 @@
 //! ```text
 //!   setup ─► check = fmt · clippy · tidy · tests (· deny)
 //!     │
-//!     └────► demo · sabotage
+//!     └────► demo · sabotage · bench
 //! ```
 //! `test` is setup and check together, and is exactly what continuous integration runs.
 
+mod bench;
 mod check;
 mod command;
 mod cpio;
@@ -31,7 +32,9 @@ usage: cargo xtask <chore>
   tidy         the workspace's own rules: edges between the rooms, names, lengths
   demo [..]    setup, build, then the whole circle: sockeye demo [..]
   sabotage [NAME..] [--list]
-               build faults in, one at a time: each must be caught by a test";
+               build faults in, one at a time: each must be caught by a test
+  bench replica [--json FILE] [--dir DIR]
+               what the replica costs, against fio on the same disk: about two minutes once it is built";
 
 fn main() -> ExitCode {
     let arguments: Vec<String> = std::env::args().skip(1).collect();
@@ -47,7 +50,7 @@ fn main() -> ExitCode {
 fn chore(arguments: &[String]) -> Result<()> {
     let root = workspace_root()?;
     let Some((chore, rest)) = arguments.split_first() else { bail!("{USAGE}") };
-    if !rest.is_empty() && !["demo", "sabotage"].contains(&chore.as_str()) {
+    if !rest.is_empty() && !["demo", "sabotage", "bench"].contains(&chore.as_str()) {
         bail!("`{chore}` takes no arguments\n{USAGE}");
     }
     match chore.as_str() {
@@ -60,6 +63,7 @@ fn chore(arguments: &[String]) -> Result<()> {
         "tidy" => tidy::tidy(&root),
         "demo" => demo::demo(&root, rest),
         "sabotage" => sabotage::sabotage(&root, rest),
+        "bench" => bench::bench(&root, rest),
         _ => bail!("there is no chore called {chore}\n{USAGE}"),
     }
 }

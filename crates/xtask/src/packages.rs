@@ -10,8 +10,8 @@ use anyhow::{Context, Result, bail};
 
 use crate::command::{is_installed, output, run, works};
 
-/// A program the tests or the demo start, and the package that brings it.
-const PROGRAMS: [(&str, &str); 11] = [
+/// A program the tests, the demo or a bench start, and the package that brings it.
+const PROGRAMS: [(&str, &str); 12] = [
     ("qemu-system-x86_64", "qemu-system-x86"),
     ("qemu-img", "qemu-utils"),
     ("qemu-nbd", "qemu-utils"),
@@ -23,6 +23,7 @@ const PROGRAMS: [(&str, &str); 11] = [
     ("unshare", "util-linux"),
     ("python3", "python3"),
     ("xz", "xz-utils"),
+    ("fio", "fio"),
 ];
 
 /// Installs the packages of all programs that are missing. Does nothing, and needs nobody's rights, if none is.
