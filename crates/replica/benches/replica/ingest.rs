@@ -17,10 +17,10 @@ use crate::{GOAL, median, noise, number, plain};
 
 /// Bytes of the disk, of one run, of one epoch, and of one batch: the master target's.
 const DISK: u64 = 1 << 30;
-pub const RUN: u64 = 512 << 20;
+pub const RUN: u64 = 256 << 20;
 pub const EPOCH: u64 = 64 << 20;
 const BATCH: u64 = 8 << 20;
-const ROUNDS: u64 = 3;
+const ROUNDS: u64 = 5;
 
 /// A replica whose disk and journal are timed.
 struct Subject {
