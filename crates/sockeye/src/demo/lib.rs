@@ -11,6 +11,7 @@
 
 pub mod circle;
 pub mod console;
+pub mod content;
 pub mod net;
 pub mod report;
 pub mod world;
