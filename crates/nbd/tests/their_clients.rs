@@ -29,7 +29,7 @@ async fn nbdinfo_sees_what_we_serve() {
     server.add("view", Arc::new(Memory::read_only(pattern(MIB, 1))));
 
     let uri = Uri::unix(&socket, "web01/disk0").to_string();
-    let seen: Value = serde_json::from_str(&succeed("nbdinfo", &["--json", &uri]).await).unwrap();
+    let seen: Value = serde_json::from_str(&succeed("nbdinfo", &["--no-content", "--json", &uri]).await).unwrap();
     assert_eq!((&seen["protocol"], &seen["structured"]), (&"newstyle-fixed".into(), &true.into()));
     let export = &seen["exports"][0];
     assert_eq!(export["export-name"], "web01/disk0");
@@ -52,14 +52,14 @@ async fn nbdinfo_sees_what_we_serve() {
     assert_eq!(sizes, (&512.into(), &65_536.into(), &(1 << 20).into()));
 
     let view = Uri::unix(&socket, "view").to_string();
-    let seen: Value = serde_json::from_str(&succeed("nbdinfo", &["--json", &view]).await).unwrap();
+    let seen: Value = serde_json::from_str(&succeed("nbdinfo", &["--no-content", "--json", &view]).await).unwrap();
     assert_eq!(
         (&seen["exports"][0]["is_read_only"], &seen["exports"][0]["can_multi_conn"]),
         (&true.into(), &true.into())
     );
 
     let list = Uri::unix(&socket, "").to_string();
-    let seen: Value = serde_json::from_str(&succeed("nbdinfo", &["--list", "--json", &list]).await).unwrap();
+    let seen: Value = serde_json::from_str(&succeed("nbdinfo", &["--no-content", "--list", "--json", &list]).await).unwrap();
     let names: Vec<_> = seen["exports"].as_array().unwrap().iter().map(|export| &export["export-name"]).collect();
     assert_eq!(names, ["view", "web01/disk0"]);
     assert_eq!(nbd::Client::list(&Address::Unix(socket.clone())).await.unwrap(), ["view", "web01/disk0"]);
