@@ -2,6 +2,7 @@
 
 use protocol::{BLOCK, BlockMap, Extent};
 
+use crate::compress::Compressor;
 use crate::disk::Disk;
 use crate::error::ReplicaError;
 use crate::fields::blank;
@@ -24,6 +25,7 @@ pub(crate) struct Append<'a> {
     pub tail: &'a mut Tail,
     pub frame: &'a mut Frame,
     pub table: &'a mut Vec<u8>,
+    pub compressor: &'a mut Compressor,
     pub kept: &'a mut Vec<(usize, Entry)>,
 }
 
@@ -58,14 +60,14 @@ impl Append<'_> {
             if blank(unit) {
                 let at = n * UNIT as usize;
                 if start < at {
-                    self.frame.data(offset + start as u64, &bytes[start..at]);
+                    self.frame.data(offset + start as u64, &bytes[start..at], self.compressor);
                 }
                 self.frame.zeroes(offset + at as u64, unit.len() as u64);
                 start = at + unit.len();
             }
         }
         if start < bytes.len() {
-            self.frame.data(offset + start as u64, &bytes[start..]);
+            self.frame.data(offset + start as u64, &bytes[start..], self.compressor);
         }
     }
 

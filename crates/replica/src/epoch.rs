@@ -21,6 +21,7 @@ use bytes::Bytes;
 use protocol::{Attempt, BlockMap, Extent, Point, PointKind};
 
 use crate::append::{Append, Tail};
+use crate::compress::Compressor;
 use crate::error::ReplicaError;
 use crate::history::Segment;
 use crate::log::{Record, Sealed, SealedFile};
@@ -147,6 +148,7 @@ pub(crate) struct Writer {
     frames: Vec<Frame>,
     table: Vec<u8>,
     piece: Vec<u8>,
+    compressor: Compressor,
 }
 
 impl Writer {
@@ -162,6 +164,7 @@ impl Writer {
             frames: (0..disks).map(|_| Frame::default()).collect(),
             table: Vec::new(),
             piece: Vec::new(),
+            compressor: Compressor::default(),
         }
     }
 
@@ -226,6 +229,7 @@ impl Writer {
                     tail: &mut grown[disk],
                     frame: &mut self.frames[disk],
                     table: &mut self.table,
+                    compressor: &mut self.compressor,
                     kept: &mut kept,
                 };
                 append.frame.clear();

@@ -42,12 +42,13 @@ impl SegmentFile {
 
     /// The data of `entry`, checked, in `scratch`.
     pub fn read<'a>(&self, entry: &Entry, scratch: &'a mut Vec<u8>) -> Result<&'a [u8], ReplicaError> {
-        scratch.resize(entry.length as usize, 0);
+        scratch.resize(entry.stored as usize, 0);
         self.fill(entry.position, scratch)?;
+        let bad = |what| self.damaged(format!("the record at byte {} {what}", entry.position));
         if !entry.fits(scratch) {
-            return Err(self.damaged(format!("the record at byte {} does not fit its checksum", entry.position)));
+            return Err(bad("does not fit its checksum"));
         }
-        Ok(scratch)
+        entry.data(scratch).ok_or_else(|| bad("cannot be expanded"))
     }
 
     fn fill(&self, at: u64, buffer: &mut [u8]) -> Result<(), ReplicaError> {
@@ -136,7 +137,7 @@ impl Segment {
             entries.extend(decode_page(&file.id, number, &page).ok_or_else(|| bad("index"))?);
         }
         let ordered = entries.windows(2).all(|pair| pair[0].end() <= pair[1].offset);
-        let inside = entries.iter().all(|e| e.is_zero() || e.position.saturating_add(e.length) <= start);
+        let inside = entries.iter().all(|e| e.is_zero() || e.position.saturating_add(e.stored) <= start);
         if entries.len() as u64 != count || !ordered || !inside {
             return Err(bad("index"));
         }

@@ -20,6 +20,7 @@
 //! `docs/journal-format.md`.
 
 mod append;
+mod compress;
 mod diff;
 mod disk;
 mod epoch;

@@ -114,13 +114,13 @@ impl Reader<'_> {
             return Err(self.damaged(at, "a frame's number"));
         }
         for entry in table.entries.iter().filter(|entry| !entry.is_zero()) {
-            let data = self.read(entry.position, entry.length)?;
+            let data = self.read(entry.position, entry.stored)?;
             if entry.fits(&data) {
                 continue;
             }
             // Sectors are torn whole, so the sectors that the record touches are looked at.
             let start = entry.position / SECTOR * SECTOR;
-            let wanted = sectors(entry.position + entry.length) - start;
+            let wanted = sectors(entry.position + entry.stored) - start;
             let touched = self.read(start, wanted)?;
             return if Self::torn(&touched, wanted) { Ok(None) } else { Err(self.damaged(entry.position, "a record")) };
         }

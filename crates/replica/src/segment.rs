@@ -8,8 +8,9 @@
 //!                                                              offset; at the seal
 //! ```
 //!
-//! A frame's table lists records: offset, length, kind (zeroes, data), checksum of the data. No data record crosses a
-//! multiple of 64 KiB, so a reader that wants 4 KiB checks at most 64; zeroes take no payload. A table also says how
+//! A frame's table lists records: offset, length, bytes stored, checksum of what is stored. No data record crosses a
+//! multiple of 64 KiB, so a reader that wants 4 KiB checks at most 64; zeroes store nothing, and data that shrinks is
+//! stored compressed ([`crate::compress`]). A table also says how
 //! long every segment of the epoch was *durably* when the frame was written: whoever finds a frame knows what must
 //! stand before it, in its own segment and in those of the other disks ([`crate::scan`]).
 //!
@@ -19,6 +20,7 @@
 use protocol::{Attempt, BLOCK, Lineage};
 use twox_hash::XxHash3_64;
 
+use crate::compress::{Compressor, expand};
 use crate::fields::{Fields, Put};
 use crate::manifest::FORMAT;
 
@@ -39,7 +41,9 @@ const MOST_PAYLOAD: u64 = 4 << 20;
 pub(crate) const MOST_DISKS: u32 = 256;
 const RECORD_BYTES: u64 = 32;
 const TABLE_HEAD: u64 = 40;
-pub(crate) const PAGE_ENTRIES: usize = 127;
+const ENTRY_BYTES: usize = 40;
+const PAGE_HEAD: usize = 24;
+pub(crate) const PAGE_ENTRIES: usize = (PAGE as usize - PAGE_HEAD - 8) / ENTRY_BYTES;
 
 /// Which segment it is; every part of the file proves that it belongs to this one.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -59,8 +63,11 @@ pub(crate) struct SegmentId {
 pub(crate) struct Entry {
     pub offset: u64,
     pub length: u64,
-    /// Where the data is in the file; 0 for zeroes, which are nowhere.
+    /// How many bytes it takes in the file: none for zeroes, fewer than `length` for compressed data.
+    pub stored: u64,
+    /// Where these are in the file; 0 for zeroes, which are nowhere.
     pub position: u64,
+    /// Of the bytes as stored.
     pub checksum: u64,
 }
 
@@ -68,18 +75,38 @@ impl Entry {
     pub fn end(&self) -> u64 {
         self.offset + self.length
     }
-    pub fn is_zero(&self) -> bool {
-        self.position == 0
+    fn zeroes(offset: u64, length: u64) -> Entry {
+        Entry { offset, length, stored: 0, position: 0, checksum: 0 }
     }
-    /// Whether `bytes` are the entry's data.
+    pub fn is_zero(&self) -> bool {
+        self.stored == 0
+    }
+    /// Whether `bytes` are what the entry stores.
     pub fn fits(&self, bytes: &[u8]) -> bool {
-        XxHash3_64::oneshot_with_seed(self.offset, bytes) == self.checksum
+        bytes.len() as u64 == self.stored && XxHash3_64::oneshot_with_seed(self.offset, bytes) == self.checksum
+    }
+    /// The data, in `buffer`, whose first bytes are what the entry stores and fit its checksum; none when they are not
+    /// data of that length.
+    pub fn data<'a>(&self, buffer: &'a mut Vec<u8>) -> Option<&'a [u8]> {
+        let (stored, length) = (self.stored as usize, self.length as usize);
+        if stored == length {
+            return buffer.get(..length);
+        }
+        buffer.resize(stored + length, 0);
+        let (packed, data) = buffer.split_at_mut(stored);
+        expand(packed, data)?;
+        Some(data)
     }
     /// Whether it can be an entry of `id` at all.
     fn sound(&self, id: &SegmentId) -> bool {
         let inside = self.offset.checked_add(self.length).is_some_and(|end| end <= id.disk_size);
-        let small = self.is_zero() || self.offset / BLOCK == (self.offset + self.length.max(1) - 1) / BLOCK;
-        self.length > 0 && inside && small
+        let small = self.offset / BLOCK == (self.offset + self.length.max(1) - 1) / BLOCK;
+        let placed = if self.is_zero() {
+            self.position == 0 && self.checksum == 0
+        } else {
+            small && self.position != 0 && self.stored <= self.length
+        };
+        self.length > 0 && inside && placed
     }
 }
 
@@ -159,16 +186,18 @@ impl Frame {
     pub fn zeroes(&mut self, offset: u64, length: u64) {
         match self.entries.last_mut() {
             Some(last) if last.is_zero() && last.end() == offset => last.length += length,
-            _ => self.entries.push(Entry { offset, length, position: 0, checksum: 0 }),
+            _ => self.entries.push(Entry::zeroes(offset, length)),
         }
     }
     /// `bytes` must not cross a multiple of [`BLOCK`].
-    pub fn data(&mut self, offset: u64, bytes: &[u8]) {
-        let checksum = XxHash3_64::oneshot_with_seed(offset, bytes);
+    pub fn data(&mut self, offset: u64, bytes: &[u8], compressor: &mut Compressor) {
+        let stored = compressor.shrink(bytes).unwrap_or(bytes);
+        let checksum = XxHash3_64::oneshot_with_seed(offset, stored);
         // The place in the payload, counted from 1, until the table's length is known.
         let position = self.payload.len() as u64 + 1;
-        self.entries.push(Entry { offset, length: bytes.len() as u64, position, checksum });
-        self.payload.extend_from_slice(bytes);
+        let (length, taken) = (bytes.len() as u64, stored.len() as u64);
+        self.entries.push(Entry { offset, length, stored: taken, position, checksum });
+        self.payload.extend_from_slice(stored);
     }
 
     /// Writes the table of frame `number` at file position `at` into `table` and gives the padded payload and the
@@ -196,7 +225,7 @@ impl Frame {
         for entry in &mut self.entries {
             table.put_u64(entry.offset);
             table.put_u64(entry.length);
-            table.put_u64(u64::from(!entry.is_zero()));
+            table.put_u64(entry.stored);
             table.put_u64(entry.checksum);
             if !entry.is_zero() {
                 entry.position += payload_at - 1;
@@ -254,18 +283,13 @@ impl Table {
         let mut entries = Vec::with_capacity(records as usize);
         let (mut position, end) = (at + table, at + table + payload);
         for _ in 0..records {
-            let (offset, length, kind, checksum) = (fields.u64()?, fields.u64()?, fields.u64()?, fields.u64()?);
-            let entry = match kind {
-                0 => Entry { offset, length, position: 0, checksum: 0 },
-                1 => Entry { offset, length, position, checksum },
-                _ => return None,
-            };
+            let (offset, length, stored, checksum) = (fields.u64()?, fields.u64()?, fields.u64()?, fields.u64()?);
+            let place = if stored == 0 { 0 } else { position };
+            let entry = Entry { offset, length, stored, position: place, checksum };
             if !entry.sound(id) {
                 return None;
             }
-            if !entry.is_zero() {
-                position = position.checked_add(length).filter(|position| *position <= end)?;
-            }
+            position = position.checked_add(stored).filter(|position| *position <= end)?;
             entries.push(entry);
         }
         (position == end).then(|| Table { number, durable, entries, length: table + sectors(payload) })
@@ -293,6 +317,7 @@ pub(crate) fn encode_index(id: &SegmentId, position: u64, entries: impl Iterator
         for entry in entries {
             out.put_u64(entry.offset);
             out.put_u64(entry.length);
+            out.put_u64(entry.stored);
             out.put_u64(entry.position);
             out.put_u64(entry.checksum);
         }
@@ -334,8 +359,8 @@ pub(crate) fn decode_page(id: &SegmentId, page: u64, bytes: &[u8]) -> Option<Vec
         return None;
     }
     let entry = |fields: &mut Fields| {
-        let entry =
-            Entry { offset: fields.u64()?, length: fields.u64()?, position: fields.u64()?, checksum: fields.u64()? };
+        let (offset, length, stored) = (fields.u64()?, fields.u64()?, fields.u64()?);
+        let entry = Entry { offset, length, stored, position: fields.u64()?, checksum: fields.u64()? };
         entry.sound(id).then_some(entry)
     };
     (0..count).map(|_| entry(&mut fields)).collect()
@@ -374,8 +399,15 @@ mod tests {
         let mut frame = Frame::default();
         frame.zeroes(0, 4096);
         frame.zeroes(4096, 4096);
-        frame.data(65536, &[1; 4096]);
-        frame.data(131072, &[2; 512]);
+        let mut compressor = Compressor::default();
+        let mut seed = 1u64;
+        let mut roll = || {
+            seed = seed.wrapping_mul(6364136223846793005).wrapping_add(1442695040888963407);
+            (seed >> 56) as u8
+        };
+        let noise: Vec<u8> = (0..4096).map(|_| roll()).collect();
+        frame.data(65536, &noise, &mut compressor);
+        frame.data(131072, &[2; 4096], &mut Compressor::default());
         let mut table = Vec::new();
         let (payload, entries) = frame.finish(&id, 3, &[77, 512], 512, &mut table);
         let read = Table::decode(&id, 512, &table).unwrap();
@@ -383,7 +415,11 @@ mod tests {
         assert_eq!(read.length as usize, table.len() + payload.len());
         assert_eq!(read.entries.len(), 3);
         assert_eq!(read.entries[1].position as usize, 512 + table.len());
-        assert!(read.entries[2].fits(&[2; 512]) && !read.entries[2].fits(&[1; 512]));
+        assert!(read.entries[1].fits(&noise) && !read.entries[1].fits(&noise[1..]));
+        assert!(read.entries[2].stored < 100, "{:?}", read.entries[2]);
+        let mut stored = payload[4096..4096 + read.entries[2].stored as usize].to_vec();
+        assert!(read.entries[2].fits(&stored));
+        assert_eq!(read.entries[2].data(&mut stored), Some(&[2; 4096][..]));
         for at in 0..table.len() - 8 {
             let mut bad = table.clone();
             bad[at] ^= 4;
@@ -396,8 +432,9 @@ mod tests {
     #[test]
     fn an_index_of_many_pages_is_read_back_and_every_flipped_bit_noticed() {
         let id = id();
-        let entries: Vec<Entry> =
-            (0..300).map(|n| Entry { offset: n * 8192, length: 4096, position: 512 + n, checksum: n }).collect();
+        let entries: Vec<Entry> = (0..300)
+            .map(|n| Entry { offset: n * 8192, length: 4096, stored: 9, position: 512 + n, checksum: n })
+            .collect();
         let (bytes, footer) = encode_index(&id, 512, entries.iter().copied());
         let (pages, sector) = bytes.split_at(3 * PAGE as usize);
         assert_eq!(decode_footer(&id, footer, sector), Some((512, 300)));
@@ -411,7 +448,7 @@ mod tests {
             assert!(decode_page(&id, page as u64, &bad).is_none());
         }
         assert_eq!(read, entries);
-        let zeroes = (0..300).map(|n| Entry { offset: n * 4096, length: 4096, position: 0, checksum: 0 });
+        let zeroes = (0..300).map(|n| Entry::zeroes(n * 4096, 4096));
         assert_eq!(encode_index(&id, 512, zeroes).0.len() as u64, PAGE + SECTOR);
     }
 

@@ -35,9 +35,16 @@ fn begin(replica: &Replica, number: u64) -> Epoch {
     replica.begin(&header).unwrap()
 }
 
-/// Bytes without a blank sector, different for every seed.
+/// Bytes without a blank sector, different for every seed; every third stretch of them can be compressed.
 fn noise(seed: u64, length: usize) -> Bytes {
-    (0..length as u64).map(|n| ((n * 31 + seed * 7919) >> 3) as u8 | 1).collect::<Vec<u8>>().into()
+    let byte = |n: u64| match n / 40_000 % 3 {
+        2 => ((n * 31 + seed * 7919) >> 3) as u8 | 1,
+        _ => {
+            let mixed = (n + seed * 7919).wrapping_mul(0x9e37_79b9_7f4a_7c15);
+            ((mixed ^ (mixed >> 29)).wrapping_mul(0xbf58_476d_1ce4_e5b9) >> 41) as u8 | 1
+        }
+    };
+    (0..length as u64).map(byte).collect::<Vec<u8>>().into()
 }
 
 fn write(disk: u16, offset: u64, length: usize, seed: u64) -> Write {

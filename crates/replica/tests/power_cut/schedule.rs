@@ -265,6 +265,9 @@ impl Run {
             } else {
                 // Data with blank sectors in it now and then.
                 let mut bytes = vec![self.dice.roll() as u8; length as usize];
+                if self.dice.chance(50) {
+                    bytes.fill_with(|| self.dice.roll() as u8);
+                }
                 for sector in bytes.chunks_mut(512) {
                     if self.dice.chance(10) {
                         sector.fill(0);
