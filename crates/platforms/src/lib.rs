@@ -23,7 +23,7 @@ use std::collections::BTreeMap;
 use std::time::Duration;
 
 use async_trait::async_trait;
-use protocol::machine::{Machine, MachineSpec, Settled};
+use protocol::machine::{DiskSpec, Machine, MachineSpec, Settled};
 use protocol::{Attempt, Changes, DiskKey, Fault, Lineage};
 
 /// How a machine is started.
@@ -110,6 +110,24 @@ pub trait Platform: Send + Sync {
     /// # Errors
     /// `PLT-007` when the guest runs; `PLT-002`, `PLT-001`.
     async fn settle(&self, name: &str, lineage: Lineage) -> Result<Settled, Fault>;
+
+    /// Lets every overlay of the machine that stands on a view stand on the disk of the platform's own that is given for
+    /// it in `onto` (by key, all [`protocol::machine::DiskSource::Own`]), which holds what the view holds and is not
+    /// written by anybody. A machine that runs goes on meanwhile. Afterwards the view is not needed any more.
+    ///
+    /// # Errors
+    /// `PLT-010` while the machine is captured; `PLT-002`, `PLT-001`.
+    async fn stand_on(&self, name: &str, onto: &[DiskSpec]) -> Result<(), Fault>;
+
+    /// Writes the overlays of a machine that runs into the disks that they stand on since [`Platform::stand_on`], and lets
+    /// the machine run on those: its change maps go on as they are, and the overlays are gone. Nobody else may have the
+    /// disks open. Whatever dies meanwhile, the machine's description says what to start it from, and a repetition
+    /// finishes it.
+    ///
+    /// # Errors
+    /// `PLT-010` while the machine is captured; `PLT-009` when another program has a disk open; `PLT-002`; `PLT-001`,
+    /// among others when it does not run.
+    async fn fold(&self, name: &str, lineage: Lineage) -> Result<(), Fault>;
 
     /// What identifies the present state of each of the machine's own disks, as in [`Settled::stamps`].
     ///

@@ -5,7 +5,8 @@
 //!     ├──── launch      a process that outlives ours                 bitmap   change maps, named after their cut
 //!     ├──── power       shut down, power off, hold                   fleece   the nodes of an open cut
 //!     ├──── settle      let go, and say what the disks hold          changes  reading maps
-//!     └──── capture     cut, acknowledge, fail                       qmp      the conversation with QEMU
+//!     ├──── capture     cut, acknowledge, fail                       qmp      the conversation with QEMU
+//!     └──── fold        overlays into the disks beneath them
 //! ```
 //! # Always true
 //! - What a machine is and does is in its folder and in its QEMU, never in this process: any number of processes may steer
@@ -21,6 +22,7 @@ mod bitmap;
 mod capture;
 mod changes;
 mod fleece;
+mod fold;
 mod folder;
 mod image;
 mod launch;
@@ -37,7 +39,7 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use protocol::fault::code;
-use protocol::machine::{DiskSource, Machine, MachineSpec, Power, Settled};
+use protocol::machine::{DiskSource, DiskSpec, Machine, MachineSpec, Power, Settled};
 use protocol::{DiskKey, Fault, Lineage};
 
 use self::capture::QemuCapture;
@@ -222,7 +224,7 @@ impl Platform for Qemu {
         self.must_be_off(&folder, "deleted").await?;
         // The description last: as long as it is there, deleting can be repeated, and no overlay outlives it.
         for disk in &spec.disks {
-            if let DiskSource::OverlayOnView { overlay, .. } = &disk.source {
+            if let Some(overlay) = disk.source.overlay() {
                 let gone = folder::remove_file(&folder.overlay_path(overlay));
                 gone.map_err(|why| folder.fault("cannot be rid of an overlay", why))?;
             }
@@ -243,6 +245,7 @@ impl Platform for Qemu {
         let folder = self.known(name)?;
         // Not while somebody reads the last changes of a machine that stands still.
         let _lock = folder.lock("lock", LOCK_PATIENCE).await?;
+        fold::note_pivot(&folder).await?;
         power::resume(&folder).await
     }
 
@@ -258,6 +261,18 @@ impl Platform for Qemu {
         let folder = self.known(name)?;
         let _lock = folder.lock("lock", LOCK_PATIENCE).await?;
         settle::settle(&folder, lineage).await
+    }
+
+    async fn stand_on(&self, name: &str, onto: &[DiskSpec]) -> Result<(), Fault> {
+        let folder = self.known(name)?;
+        let _lock = folder.lock("lock", LOCK_PATIENCE).await?;
+        fold::stand_on(&folder, onto).await
+    }
+
+    async fn fold(&self, name: &str, lineage: Lineage) -> Result<(), Fault> {
+        let folder = self.known(name)?;
+        let _lock = folder.lock("lock", LOCK_PATIENCE).await?;
+        fold::fold(&folder, lineage).await
     }
 
     async fn stamps(&self, name: &str) -> Result<BTreeMap<DiskKey, String>, Fault> {

@@ -27,7 +27,7 @@ use async_trait::async_trait;
 use nbd::{Address, Client, Options, Server, Uri};
 use protocol::extent::BLOCK;
 use protocol::fault::code;
-use protocol::machine::{DiskSource, Machine, MachineSpec, Power, Settled};
+use protocol::machine::{DiskSource, DiskSpec, Machine, MachineSpec, Power, Settled};
 use protocol::{Attempt, Changes, DiskKey, Fault, Lineage};
 
 use self::capture::SimulatedCapture;
@@ -84,7 +84,7 @@ impl Site {
                 let found = self.disks.get(path).map(|(bytes, _)| bytes.clone());
                 found.ok_or_else(|| refused(name, "lacks a disk", format!("there is no disk {path}")))
             }
-            DiskSource::OverlayOnView { .. } => Ok(guest.through_overlay(disk)),
+            DiskSource::OverlayOnView { .. } | DiskSource::OverlayOnOwn { .. } => Ok(guest.through_overlay(disk)),
         }
     }
 
@@ -237,7 +237,7 @@ impl Simulated {
     }
 }
 
-/// What lies under the overlays of a machine.
+/// What lies under the overlays of a machine that stand on views.
 async fn read_views(spec: &MachineSpec) -> Result<BTreeMap<DiskKey, Vec<u8>>, Fault> {
     let mut views = BTreeMap::new();
     for disk in &spec.disks {
@@ -309,8 +309,15 @@ impl Platform for Simulated {
                 Power::Off => guest.spec.clone(),
             }
         };
-        let views = read_views(&spec).await?;
+        let mut views = read_views(&spec).await?;
         let mut site = self.world.site();
+        for disk in &spec.disks {
+            if let DiskSource::OverlayOnOwn { path, .. } = &disk.source {
+                let found = site.disks.get(path).map(|(bytes, _)| bytes.clone());
+                let lacks = || refused(name, "lacks a disk", format!("there is no disk {path}"));
+                views.insert(disk.key.clone(), found.ok_or_else(lacks)?);
+            }
+        }
         for disk in &spec.disks {
             if matches!(disk.source, DiskSource::Own { .. }) {
                 site.content(name, &disk.key)?;
@@ -380,6 +387,50 @@ impl Platform for Simulated {
             Ok((since, maps)) => Settled { since: Some(since), changes: Changes::Known(maps), stamps },
             Err(why) => Settled { since: None, changes: Changes::Unknown(why), stamps },
         })
+    }
+
+    async fn stand_on(&self, name: &str, onto: &[DiskSpec]) -> Result<(), Fault> {
+        let mut site = self.world.site();
+        let mut spec = site.guest(name)?.spec.clone();
+        for disk in &mut spec.disks {
+            let DiskSource::OverlayOnView { overlay, .. } = &disk.source else { continue };
+            let found = onto.iter().find(|own| own.key == disk.key).map(|own| own.source.clone());
+            let Some(DiskSource::Own { path, format }) = found else {
+                let why = format!("none was given for {}", disk.key);
+                return Err(refused(name, "cannot stand on its own disks", why));
+            };
+            disk.source = DiskSource::OverlayOnOwn { overlay: overlay.clone(), path, format };
+        }
+        site.guest(name)?.not_captured()?;
+        site.guest(name)?.spec = spec;
+        Ok(())
+    }
+
+    async fn fold(&self, name: &str, _: Lineage) -> Result<(), Fault> {
+        let mut site = self.world.site();
+        let mut spec = site.guest(name)?.spec.clone();
+        if spec.disks.iter().all(|disk| disk.source.overlay().is_none()) {
+            return Ok(());
+        }
+        site.guest(name)?.not_captured()?;
+        if !matches!(site.guest(name)?.power, Power::Running | Power::Paused) {
+            return Err(refused(name, "cannot be folded", "it has to run for that"));
+        }
+        for disk in &mut spec.disks {
+            let (path, format) = match &disk.source {
+                DiskSource::Own { .. } => continue,
+                DiskSource::OverlayOnOwn { path, format, .. } => (path.clone(), *format),
+                DiskSource::OverlayOnView { .. } => {
+                    return Err(refused(name, "cannot be folded", format!("{} still stands on a view", disk.key)));
+                }
+            };
+            let content = site.content(name, &disk.key)?;
+            let version = site.disks.get(&path).map_or(0, |(_, version)| version + 1);
+            site.disks.insert(path.clone(), (content, version));
+            disk.source = DiskSource::Own { path, format };
+        }
+        site.guest(name)?.folded(spec);
+        Ok(())
     }
 
     async fn stamps(&self, name: &str) -> Result<BTreeMap<DiskKey, String>, Fault> {

@@ -93,6 +93,7 @@ catalogue! {
     MACHINE_RUNNING = "PLT-007", "the machine is running", "shut it down first";
     MACHINE_FENCED = "PLT-008", "the machine may not start here: another site is authorised to run it", "fail over or fail back to this site";
     DISK_IN_USE = "PLT-009", "another program has the disk open", "end that program, then repeat";
+    CAPTURED = "PLT-010", "the machine's disks are being captured", "end its replication first, then repeat";
 }
 
 impl Fault {

@@ -76,6 +76,26 @@ pub enum DiskSource {
         /// The view as an NBD URI.
         view: String,
     },
+    /// A disk of the platform's own, which nobody else writes, under an overlay that takes the machine's writes: what a
+    /// machine stands on while it is being folded.
+    OverlayOnOwn {
+        /// The overlay's path or name.
+        overlay: String,
+        /// Path or volume name of the disk beneath.
+        path: String,
+        /// Its image format.
+        format: DiskFormat,
+    },
+}
+
+impl DiskSource {
+    /// The overlay that takes the machine's writes, if it has one.
+    pub fn overlay(&self) -> Option<&str> {
+        match self {
+            DiskSource::Own { .. } => None,
+            DiskSource::OverlayOnView { overlay, .. } | DiskSource::OverlayOnOwn { overlay, .. } => Some(overlay),
+        }
+    }
 }
 
 /// The format of a disk's image.

@@ -19,7 +19,7 @@
 //! - A cut that failed in any step is undone before the failure is told; the maps then are as before.
 //! - What an epoch carries is in the disk's file before the guest goes on: `stop` flushes every disk. So an overlay whose QEMU
 //!   is killed holds at least what its epochs carried, and its allocation stays a superset of what the target was told.
-//! - One conversation at a time: `capture.lock` is held as long as a [`QemuCapture`] lives.
+//! - One conversation at a time: [`CAPTURING`] is held as long as a [`QemuCapture`] lives.
 //!
 //! # If power fails
 //! QEMU dies with the host; the maps in qcow2 images are then inconsistent, which `start` and `settle` say.
@@ -43,6 +43,8 @@ use super::qmp::{Command, Qmp, QmpError};
 use super::{changes, launch, power, process};
 use crate::{Capture, Cut, CutDisk, Held};
 
+/// The lock of whoever captures a machine.
+pub(crate) const CAPTURING: &str = "capture.lock";
 /// How long a predecessor's lock is waited for.
 const LOCK_PATIENCE: Duration = Duration::from_secs(10);
 /// How long a view may take to be reached before a cut.
@@ -70,7 +72,10 @@ impl QemuCapture {
         if process::running(&folder).is_none() {
             return Err(folder.fault("cannot be captured", "it is off"));
         }
-        let lock = folder.lock("capture.lock", LOCK_PATIENCE).await?;
+        if spec.disks.iter().any(|disk| matches!(disk.source, DiskSource::OverlayOnOwn { .. })) {
+            return Err(folder.fault("cannot be captured", "it is being folded; repeat that first"));
+        }
+        let lock = folder.lock(CAPTURING, LOCK_PATIENCE).await?;
         let qmp = Qmp::over_fifos(&folder.file("capture.in"), &folder.file("capture.out")).await;
         let qmp = qmp.map_err(|why| folder.fault("cannot be captured", why))?;
         let mut capture = QemuCapture { folder, spec, lineage, bounds, qmp, open: false, first: None, _lock: lock };
@@ -197,8 +202,8 @@ impl QemuCapture {
         for (place, (disk, size)) in self.spec.disks.iter().zip(sizes).enumerate() {
             // The name says which cut it is, so that a reader of an older one cannot get hold of a newer one.
             let name = format!("{attempt}-{}", disk.key);
-            let maps =
-                since.map(|since| json!({ "node": launch::node(place), "name": bitmap::name(self.lineage, since) }));
+            let maps = since
+                .map(|since| json!({ "node": launch::node(place, disk), "name": bitmap::name(self.lineage, since) }));
             let export = json!({
                 "type": "nbd", "id": fleece::export(place), "node-name": fleece::past(place), "name": name,
                 "bitmaps": maps.into_iter().collect::<Vec<_>>(),
@@ -207,7 +212,7 @@ impl QemuCapture {
             let export = Uri::unix(changes::socket(&self.folder), name);
             let beneath = match &disk.source {
                 DiskSource::OverlayOnView { view, .. } => view.parse().ok(),
-                DiskSource::Own { .. } => None,
+                DiskSource::Own { .. } | DiskSource::OverlayOnOwn { .. } => None,
             };
             disks.push(CutDisk { key: disk.key.clone(), size: *size, export, beneath, read_limit: READ_LIMIT });
         }
@@ -263,7 +268,7 @@ fn section(
     let mut steps: Vec<Command> = Vec::new();
     steps.extend(running.then(|| Command::new("stop", Value::Null)));
     steps.extend(bitmap::transaction(actions));
-    steps.extend((0..nodes.len()).flat_map(|place| fleece::insert(place, bounds)));
+    steps.extend(nodes.iter().enumerate().flat_map(|(place, (node, _))| fleece::insert(place, node, bounds)));
     steps.extend(running.then(|| Command::new("cont", Value::Null)));
     steps
 }
@@ -298,7 +303,8 @@ impl Capture for QemuCapture {
     }
 
     async fn release(&mut self) -> Result<(), Fault> {
-        let swept = fleece::sweep(&self.folder, &mut self.qmp, self.spec.disks.len()).await;
+        let nodes: Vec<String> = self.nodes().into_iter().map(|(node, _)| node).collect();
+        let swept = fleece::sweep(&self.folder, &mut self.qmp, &nodes).await;
         swept.map_err(self.fault("does not let go of a cut"))?;
         self.open = false;
         for event in self.qmp.take_events().iter().filter(|event| event.name == "BLOCK_WRITE_THRESHOLD") {
@@ -345,7 +351,7 @@ mod tests {
 
     #[test]
     fn everything_happens_while_the_guest_stands_still() {
-        let nodes: Vec<(String, bool)> = (0..20).map(|place| (launch::node(place), place % 2 == 0)).collect();
+        let nodes: Vec<(String, bool)> = (0..20).map(|place| (launch::overlay(place), place % 2 == 0)).collect();
         let at = |number| Attempt { generation: u64::MAX, number };
         let lineage = Lineage::fresh();
         let steps = section(lineage, at(u64::MAX), Some(at(u64::MAX - 1)), &nodes, Bounds::default(), true);

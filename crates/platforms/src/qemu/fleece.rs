@@ -24,7 +24,7 @@ use serde_json::{Value, json};
 
 use super::folder::Folder;
 use super::image;
-use super::launch::{device, node};
+use super::launch::device;
 use super::qmp::{Command, Qmp, QmpError};
 
 /// How long the readers of an ended cut may take to be thrown out.
@@ -107,10 +107,10 @@ pub(crate) fn open_scratch(place: usize, path: &Path, bound: u64) -> Vec<Command
 }
 
 /// Commands that put the filter into the guest's way. Only for a guest that stands still.
-pub(crate) fn insert(place: usize, bounds: Bounds) -> Vec<Command> {
+pub(crate) fn insert(place: usize, node: &str, bounds: Bounds) -> Vec<Command> {
     let filter = format!("cbw-{place}");
     let cbw = json!({
-        "driver": "copy-before-write", "node-name": filter, "file": node(place), "target": format!("fleece-{place}"),
+        "driver": "copy-before-write", "node-name": filter, "file": node, "target": format!("fleece-{place}"),
         "on-cbw-error": "break-snapshot", "cbw-timeout": bounds.patience_seconds, "discard": "unmap",
     });
     vec![
@@ -124,14 +124,14 @@ fn drive(place: usize, node: &str) -> Value {
     json!({ "path": format!("/machine/peripheral/{}", device(place)), "property": "drive", "value": node })
 }
 
-/// Takes away whatever there is of a cut, finished or half made, by whomever. Safe to repeat.
-pub(crate) async fn sweep(folder: &Folder, qmp: &mut Qmp, disks: usize) -> Result<(), QmpError> {
-    end_exports(qmp, disks).await?;
+/// Takes away whatever there is of a cut, finished or half made, by whomever; `nodes` are the disks. Safe to repeat.
+pub(crate) async fn sweep(folder: &Folder, qmp: &mut Qmp, nodes: &[String]) -> Result<(), QmpError> {
+    end_exports(qmp, nodes.len()).await?;
     let all = qmp.execute("query-named-block-nodes", json!({ "flat": true })).await?;
     let all: Vec<String> =
         all.as_array().into_iter().flatten().filter_map(|n| n["node-name"].as_str().map(String::from)).collect();
     let mut steps = Vec::new();
-    for place in 0..disks {
+    for (place, node) in nodes.iter().enumerate() {
         let filter = format!("cbw-{place}");
         if all.contains(&past(place)) {
             steps.push(Command::new("blockdev-del", json!({ "node-name": past(place) })));
@@ -140,7 +140,7 @@ pub(crate) async fn sweep(folder: &Folder, qmp: &mut Qmp, disks: usize) -> Resul
             let path = format!("/machine/peripheral/{}", device(place));
             let now = qmp.execute("qom-get", json!({ "path": path, "property": "drive" })).await?;
             if now == filter.as_str() {
-                steps.push(Command::new("qom-set", drive(place, &node(place))));
+                steps.push(Command::new("qom-set", drive(place, node)));
             }
         }
         for node in [filter, format!("fleece-{place}"), format!("scratch-{place}")] {
@@ -152,7 +152,7 @@ pub(crate) async fn sweep(folder: &Folder, qmp: &mut Qmp, disks: usize) -> Resul
     for result in qmp.burst(&steps).await? {
         result?;
     }
-    for place in 0..disks {
+    for place in 0..nodes.len() {
         let _ = std::fs::remove_file(scratch_path(folder, place));
     }
     Ok(())

@@ -3,9 +3,10 @@
 //! ```text
 //!   guest's disk n:   virtio-blk-pci dev-n, serial = disk key
 //!                          │ drive
-//!                     disk-n  (raw or qcow2; capture puts a filter between the two while a cut is open)
+//!          disk-n or over-n   (a disk of the platform's own, or an overlay; capture puts a filter here while a cut is open)
 //!                          │ backing, for an overlay
 //!                     view-n  (NBD; waits 300 s for a server that restarts instead of failing the guest's reads)
+//!                 or share-n  (a disk of the platform's own, while it is being folded: see `fold`)
 //! ```
 //! Nodes are named by a disk's place in the description: QEMU's names are too short for a disk key.
 //!
@@ -36,9 +37,29 @@ const OPEN_SECONDS: u64 = 10;
 /// The longest serial number that virtio-blk passes on (`VIRTIO_BLK_ID_BYTES`).
 pub(crate) const LONGEST_SERIAL: usize = 20;
 
-/// The node of the machine's disk at this place.
-pub(crate) fn node(place: usize) -> String {
+/// The node of a disk of the platform's own at this place.
+pub(crate) fn own(place: usize) -> String {
     format!("disk-{place}")
+}
+
+/// The node of the overlay at this place.
+pub(crate) fn overlay(place: usize) -> String {
+    format!("over-{place}")
+}
+
+/// The node of what an overlay stands on that another program may have open.
+pub(crate) fn share(place: usize) -> String {
+    format!("share-{place}")
+}
+
+/// The node of a view under an overlay.
+pub(crate) fn view(place: usize) -> String {
+    format!("view-{place}")
+}
+
+/// The node that is the machine's disk at this place.
+pub(crate) fn node(place: usize, disk: &DiskSpec) -> String {
+    if disk.source.overlay().is_some() { overlay(place) } else { own(place) }
 }
 
 /// The guest's device for the disk at this place.
@@ -53,7 +74,7 @@ pub(crate) fn keeps_bitmaps(disk: &DiskSpec) -> bool {
 
 /// Every disk's node, and whether it can keep bitmaps.
 pub(crate) fn nodes(spec: &MachineSpec) -> Vec<(String, bool)> {
-    spec.disks.iter().enumerate().map(|(place, disk)| (node(place), keeps_bitmaps(disk))).collect()
+    spec.disks.iter().enumerate().map(|(place, disk)| (node(place, disk), keeps_bitmaps(disk))).collect()
 }
 
 /// Launches QEMU with the guest's processors standing still.
@@ -132,28 +153,20 @@ fn arguments(folder: &Folder, spec: &MachineSpec, accelerator: &str) -> Result<V
             say("-blockdev", block.to_string());
         }
         let boot = if place == 0 { ",bootindex=1" } else { "" };
-        say("-device", format!("virtio-blk-pci,id={},drive={},serial={}{boot}", device(place), node(place), disk.key));
+        say(
+            "-device",
+            format!("virtio-blk-pci,id={},drive={},serial={}{boot}", device(place), node(place, disk), disk.key),
+        );
     }
     Ok(words)
 }
 
 /// The nodes of one disk, bottom first.
 fn blocks(folder: &Folder, place: usize, disk: &DiskSpec) -> Result<Vec<Value>, Fault> {
-    let file = |path: &Path| {
-        let cache = json!({ "direct": image::takes_direct(path) });
-        json!({ "driver": image::driver(path), "filename": path, "discard": "unmap", "cache": cache })
-    };
     match &disk.source {
-        DiskSource::Own { path, format } => {
-            let driver = match format {
-                DiskFormat::Raw => "raw",
-                DiskFormat::Qcow2 => "qcow2",
-            };
-            let file = file(&folder.disk_path(path));
-            let cache = file["cache"].clone();
-            Ok(vec![
-                json!({ "driver": driver, "node-name": node(place), "discard": "unmap", "cache": cache, "file": file }),
-            ])
+        DiskSource::Own { path, format } => Ok(vec![own_block(folder, &own(place), path, *format)]),
+        DiskSource::OverlayOnOwn { overlay, path, format } => {
+            Ok(vec![shared_block(folder, place, path, *format), overlay_block(folder, place, overlay, &share(place))])
         }
         DiskSource::OverlayOnView { overlay, view } => {
             let uri: nbd::Uri =
@@ -165,18 +178,55 @@ fn blocks(folder: &Folder, place: usize, disk: &DiskSpec) -> Result<Vec<Value>, 
                 }
             };
             let view = json!({
-                "driver": "nbd", "node-name": format!("view-{place}"), "server": server, "export": uri.export,
+                "driver": "nbd", "node-name": self::view(place), "server": server, "export": uri.export,
                 "read-only": true, "reconnect-delay": RECONNECT_SECONDS, "open-timeout": OPEN_SECONDS,
             });
-            let file = file(&folder.overlay_path(overlay));
-            let cache = file["cache"].clone();
-            let overlay = json!({
-                "driver": "qcow2", "node-name": node(place), "discard": "unmap", "cache": cache, "file": file,
-                "backing": format!("view-{place}"),
-            });
-            Ok(vec![view, overlay])
+            Ok(vec![view, overlay_block(folder, place, overlay, &self::view(place))])
         }
     }
+}
+
+fn file_block(path: &Path) -> Value {
+    let cache = json!({ "direct": image::takes_direct(path) });
+    json!({ "driver": image::driver(path), "filename": path, "discard": "unmap", "cache": cache })
+}
+
+/// The overlay at this place, over the node `backing`.
+fn overlay_block(folder: &Folder, place: usize, overlay: &str, backing: &str) -> Value {
+    let mut file = file_block(&folder.overlay_path(overlay));
+    let cache = file["cache"].clone();
+    // Named, so that it can be named again when the backing is changed.
+    file["node-name"] = format!("file-{place}").into();
+    json!({
+        "driver": "qcow2", "node-name": self::overlay(place), "discard": "unmap", "cache": cache, "file": file,
+        "backing": backing,
+    })
+}
+
+/// The overlay at this place, opened already, over another backing.
+pub(crate) fn rebased(folder: &Folder, place: usize, overlay: &str, backing: &str) -> Value {
+    let mut block = overlay_block(folder, place, overlay, backing);
+    block["file"] = format!("file-{place}").into();
+    block
+}
+
+/// A disk of the platform's own as the node `name`.
+pub(crate) fn own_block(folder: &Folder, name: &str, path: &str, format: DiskFormat) -> Value {
+    let file = file_block(&folder.disk_path(path));
+    let cache = file["cache"].clone();
+    let driver = match format {
+        DiskFormat::Raw => "raw",
+        DiskFormat::Qcow2 => "qcow2",
+    };
+    json!({ "driver": driver, "node-name": name, "discard": "unmap", "cache": cache, "file": file })
+}
+
+/// A disk that another program has open too and nobody writes, under an overlay.
+pub(crate) fn shared_block(folder: &Folder, place: usize, path: &str, format: DiskFormat) -> Value {
+    let mut block = own_block(folder, &share(place), path, format);
+    block["read-only"] = true.into();
+    block["force-share"] = true.into();
+    block
 }
 
 /// A value inside QEMU's comma-separated options.
@@ -206,6 +256,6 @@ mod tests {
         assert_eq!(named("disk-0")["file"]["filename"], json!(site.path().join("a,b.img")));
         assert_eq!(named("view-1")["reconnect-delay"], 300);
         assert_eq!(named("view-1")["server"]["path"], "/tmp/a,b");
-        assert_eq!(named("disk-1")["backing"], "view-1");
+        assert_eq!(named("over-1")["backing"], "view-1");
     }
 }

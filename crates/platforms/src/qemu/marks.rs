@@ -17,7 +17,7 @@
 use std::collections::BTreeMap;
 
 use protocol::extent::BlockMap;
-use protocol::machine::{DiskSource, MachineSpec};
+use protocol::machine::MachineSpec;
 use protocol::{Attempt, DiskKey, Fault, Lineage};
 use serde::{Deserialize, Serialize};
 
@@ -68,7 +68,7 @@ impl Marks {
     pub fn common(&self, folder: &Folder, spec: &MachineSpec, lineage: Lineage) -> Option<Attempt> {
         let mut common = None;
         for disk in &spec.disks {
-            let DiskSource::OverlayOnView { overlay, .. } = &disk.source else { return None };
+            let overlay = disk.source.overlay()?;
             let known = self.0.get(&disk.key)?;
             let mark = known.since.filter(|mark| mark.lineage == lineage)?;
             if image::inode(&folder.overlay_path(overlay)).ok()? != known.inode {
@@ -91,7 +91,7 @@ pub(crate) async fn allocation(folder: &Folder, spec: &MachineSpec) -> Result<BT
         return Ok(maps);
     }
     for disk in &spec.disks {
-        if let DiskSource::OverlayOnView { overlay, .. } = &disk.source {
+        if let Some(overlay) = disk.source.overlay() {
             let map = image::allocated(&folder.overlay_path(overlay)).await;
             let map = map.map_err(|why| folder.fault("has an overlay that cannot be read", why))?;
             maps.insert(disk.key.clone(), map);

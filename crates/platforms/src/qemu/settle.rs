@@ -97,8 +97,8 @@ async fn alive(
     qmp: &mut Qmp,
 ) -> Result<Result<(Attempt, Maps), Distrust>, Fault> {
     let cannot = |why: QmpError| folder.fault("does not tell what changed", why);
-    fleece::sweep(folder, qmp, spec.disks.len()).await.map_err(cannot)?;
     let nodes: Vec<String> = launch::nodes(spec).into_iter().map(|(node, _)| node).collect();
+    fleece::sweep(folder, qmp, &nodes).await.map_err(cannot)?;
     let found = Bitmaps::ask(qmp, lineage, &nodes).await.map_err(cannot)?;
     let held = found.held();
     let Some(oldest) = held.first() else {
@@ -126,7 +126,7 @@ async fn alive(
         let (map, _) = read.map_err(|why| folder.fault("does not tell what changed", why))?;
         maps.insert(disk.key.clone(), map);
     }
-    fleece::sweep(folder, qmp, spec.disks.len()).await.map_err(cannot)?;
+    fleece::sweep(folder, qmp, &nodes).await.map_err(cannot)?;
     Ok(Ok((oldest.since, maps)))
 }
 
@@ -171,7 +171,9 @@ fn keeper(folder: &Folder, source: &DiskSource) -> Option<std::path::PathBuf> {
     match source {
         DiskSource::Own { path, format: DiskFormat::Qcow2 } => Some(folder.disk_path(path)),
         DiskSource::Own { format: DiskFormat::Raw, .. } => None,
-        DiskSource::OverlayOnView { overlay, .. } => Some(folder.overlay_path(overlay)),
+        DiskSource::OverlayOnView { overlay, .. } | DiskSource::OverlayOnOwn { overlay, .. } => {
+            Some(folder.overlay_path(overlay))
+        }
     }
 }
 

@@ -71,7 +71,7 @@ pub(super) struct Guest {
 }
 
 fn is_overlay(disk: &DiskSpec) -> bool {
-    matches!(disk.source, DiskSource::OverlayOnView { .. })
+    disk.source.overlay().is_some()
 }
 
 impl Guest {
@@ -124,6 +124,18 @@ impl Guest {
     pub fn disk(&self, key: &DiskKey) -> Result<&DiskSpec, Fault> {
         let found = self.spec.disks.iter().find(|disk| disk.key == *key);
         found.ok_or_else(|| refused(&self.spec.name, "lacks a disk", format!("it has no disk {key}")))
+    }
+
+    /// Refuses while somebody captures it.
+    pub fn not_captured(&self) -> Result<(), Fault> {
+        let what = format!("machine {} cannot be folded", self.spec.name);
+        self.capturing.try_lock().map(|_| ()).map_err(|_| Fault::new(code::CAPTURED, what, "somebody captures it"))
+    }
+
+    /// It runs on disks of the platform's own now; its maps go on.
+    pub fn folded(&mut self, spec: MachineSpec) {
+        self.spec = spec;
+        self.overlays.clear();
     }
 
     /// How it came to stand still, if it does.

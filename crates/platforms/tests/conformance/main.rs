@@ -9,6 +9,8 @@
 
 mod bench;
 mod claims;
+mod folds;
+mod overlays;
 mod rig;
 mod traps;
 
@@ -42,4 +44,7 @@ claims! {
     a_kill_leaves_the_platforms_own_disks_unknown,
     a_paused_machine_is_cut_and_stays_paused,
     a_generation_without_disks_of_the_old_one_starts_anew,
+    a_folded_machine_runs_on_its_own_disks_and_knows_every_change,
+    a_machine_killed_before_its_fold_starts_from_what_it_stood_on,
+    a_fold_given_up_at_any_instant_is_finished_by_the_next,
 }
