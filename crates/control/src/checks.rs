@@ -126,7 +126,19 @@ pub(crate) fn of(fleet: &Fleet, item: &Item, operation: &Operation) -> Vec<Check
                 checks.component(target, Role::MasterTarget);
             }
         }
-        Operation::Commit {} | Operation::Complete {} | Operation::Unprotect { .. } | Operation::Protect { .. } => {}
+        Operation::Fold {} => {
+            checks.component(source, Role::MasterTarget);
+            let machine = &item.spec.name;
+            let fault = Fault::new(
+                code::NOT_FOLDED,
+                format!("{machine} cannot be folded at {source}"),
+                "its own disks are at the site where it was protected",
+            );
+            let what = format!("the own disks of {machine} are at {source}");
+            checks.note(what, if here == Side::Home { Ok(()) } else { Err(fault) });
+        }
+        Operation::Commit { .. } | Operation::Complete {} | Operation::Unprotect { .. } | Operation::Protect { .. } => {
+        }
     }
     checks.done
 }
@@ -164,9 +176,14 @@ pub(crate) fn deletes(item: &Item, operation: &Operation) -> Vec<String> {
     let old = item.site(here.other());
     let machine = &item.spec.name;
     match operation {
-        Operation::Commit {} if sequence::absorbs(item) => vec![format!(
-            "machine {machine} at {old}: its definition and its overlays (their content goes into the replica there)"
-        )],
+        Operation::Commit { keep_history } => {
+            let absorbed = sequence::absorbs(item).then(|| {
+                format!("machine {machine} at {old}: its definition and its overlays (their content goes into the replica there)")
+            });
+            let folded = (!keep_history && sequence::folds(item)).then(|| history(item));
+            absorbed.into_iter().chain(folded).collect()
+        }
+        Operation::Fold {} if sequence::folds(item) => vec![history(item)],
         Operation::Unprotect { delete: true } => {
             let replica = format!("the replica of {machine} at {old}, with all its recovery points");
             let stands = format!("machine {machine} at {old}: its definition and its overlays");
@@ -177,4 +194,10 @@ pub(crate) fn deletes(item: &Item, operation: &Operation) -> Vec<String> {
         }
         _ => vec![],
     }
+}
+
+/// What folding deletes.
+fn history(item: &Item) -> String {
+    let (machine, site) = (&item.spec.name, item.site(item.stage.runs_at()));
+    format!("the recovery points kept beside the disks of {machine} at {site} (those at the other site stay)")
 }

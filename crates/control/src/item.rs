@@ -36,6 +36,9 @@ pub struct Copy {
     pub at_rest: bool,
     /// The master target that keeps it.
     pub master_target: Option<String>,
+    /// Where it stood when its generation began, once its machine was folded and no replica can tell any more.
+    #[serde(default)]
+    pub stands: Option<Position>,
 }
 
 /// What is to be replicated, from the side where the machine runs to the other.

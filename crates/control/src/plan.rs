@@ -24,7 +24,8 @@ fn event(operation: &Operation) -> Event {
         Operation::Protect { .. } => Event::Protect,
         Operation::Unprotect { .. } => Event::Unprotect,
         Operation::Failover { .. } => Event::Failover,
-        Operation::Commit {} => Event::Commit,
+        Operation::Commit { .. } => Event::Commit,
+        Operation::Fold {} => Event::Fold,
         Operation::Reprotect { .. } => Event::Reprotect,
         Operation::Failback { .. } => Event::Failback,
         Operation::Complete {} => Event::Complete,
@@ -68,7 +69,10 @@ impl Control {
             Operation::Failover { kind: FailoverKind::Planned { .. }, .. } => {
                 status.and_then(|status| status.newest).map(|point| point.changed_bytes)
             }
-            Operation::Failover { .. } | Operation::Commit {} | Operation::Unprotect { .. } => Some(0),
+            Operation::Failover { .. }
+            | Operation::Commit { .. }
+            | Operation::Fold {}
+            | Operation::Unprotect { .. } => Some(0),
             _ => None,
         };
         let age = sketch.point.as_ref().map(|point| now_ms().unsigned_abs().saturating_sub(point.cut_at_ms));
@@ -383,7 +387,8 @@ fn undo_until(operation: &Operation) -> &'static str {
         Operation::Unprotect { delete: false } => "it cannot be undone; protect again copies anew",
         Operation::Unprotect { delete: true } => "it cannot be undone",
         Operation::Failover { .. } | Operation::Failback { .. } => "until commit: sockeye cancel",
-        Operation::Commit {} => "it cannot be undone; fail over again",
+        Operation::Commit { .. } => "it cannot be undone; fail over again",
+        Operation::Fold {} => "it cannot be undone",
         Operation::Reprotect { .. } => "until it has converged: sockeye cancel",
         Operation::Complete {} => "until commit: sockeye cancel",
         Operation::Cancel {} => "it cannot be undone; repeat the operation",

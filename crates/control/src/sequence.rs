@@ -5,6 +5,7 @@
 //!   planned     shut down · last delta · end replication · close · raise · AUTHORISE · release · let go
 //!   reprotect   settle · take over · standpoint · replicate · first copy
 //!   failback    reprotect (unless protected) · wait for Complete · planned
+//!   commit      absorb · COMMIT · fold (at home)
 //! ```
 //!
 //! `S` is the side where the machine runs, `T` the other one: no sequence exists for one direction only. Capitals mark
@@ -39,7 +40,11 @@ pub fn steps(item: &Item, operation: &Operation) -> Vec<Work> {
         Operation::Protect { .. } => protect(operation),
         Operation::Unprotect { delete } => unprotect(item, *delete),
         Operation::Failover { kind, point } => failover(item, *kind, *point),
-        Operation::Commit {} => commit(item),
+        Operation::Commit { keep_history } => commit(item, *keep_history),
+        Operation::Fold {} => vec![
+            Work::Stage { event: Event::Fold, undo: None },
+            Work::Fold { at: item.stage.runs_at(), required: true },
+        ],
         Operation::Reprotect { sync, shut_down } => {
             let mut steps = vec![Work::Stage { event: Event::Reprotect, undo: Some(Event::UndoneUnprotected) }];
             steps.extend(reverse(here, *sync, *shut_down, false));
@@ -133,14 +138,22 @@ fn failback(item: &Item, operation: &Operation) -> Vec<Work> {
     steps
 }
 
-fn commit(item: &Item) -> Vec<Work> {
+fn commit(item: &Item, keep_history: bool) -> Vec<Work> {
     let old = item.stage.runs_at().other();
     let mut steps = Vec::new();
     if absorbs(item) {
         steps.push(Work::Absorb { at: old });
     }
     steps.push(Work::Stage { event: Event::Commit, undo: None });
+    if !keep_history && folds(item) {
+        steps.push(Work::Fold { at: Side::Home, required: false });
+    }
     steps
+}
+
+/// Whether there are disks of its own for the machine to be folded into: only at home.
+pub fn folds(item: &Item) -> bool {
+    item.stage.runs_at() == Side::Home && item.copy(Side::Home).raised
 }
 
 /// Whether commit removes a machine at the side that lost it: one that ran there on overlays and was stopped in order.

@@ -26,6 +26,8 @@ pub enum Event {
     Failover,
     /// Verb: end a move.
     Commit,
+    /// Verb: give the machine its own disks back.
+    Fold,
     /// Verb: replicate to the side that the machine came from.
     Reprotect,
     /// Verb: bring home.
@@ -50,12 +52,13 @@ pub enum Event {
 
 impl Event {
     /// Every event, verbs first.
-    pub const ALL: [Event; 14] = [
+    pub const ALL: [Event; 15] = [
         Event::Protect,
         Event::Failover,
         Event::Failback,
         Event::Complete,
         Event::Commit,
+        Event::Fold,
         Event::Reprotect,
         Event::Cancel,
         Event::Unprotect,
@@ -92,6 +95,7 @@ impl Event {
             Event::Unprotect => "unprotect",
             Event::Failover => "failover",
             Event::Commit => "commit",
+            Event::Fold => "fold",
             Event::Reprotect => "reprotect",
             Event::Failback => "failback",
             Event::Complete => "complete",
@@ -215,6 +219,7 @@ const TABLE: &[Row] = &[
     row(S::CommitPending, E::UndoneUnprotected, Cross(S::NotProtected)),
     //
     row(S::NotProtected, E::Commit, Already),
+    at(Home, S::NotProtected, E::Fold, Stay(S::NotProtected)),
     row(S::NotProtected, E::Reprotect, Stay(S::Reprotecting)),
     at(Away, S::NotProtected, E::Failback, Stay(S::Moving(Synchronizing))),
     at(Home, S::NotProtected, E::Failback, Already),

@@ -104,6 +104,7 @@ impl<'a> Context<'a> {
             Work::StartAgain { at } => self.start_again(at).await,
             Work::LetGo { at, required } => self.let_go(at, required).await,
             Work::Absorb { at } => self.absorb(at).await,
+            Work::Fold { at, required } => self.fold(at, required).await,
             Work::Lower { at } => self.lower(at).await,
             Work::Settle { at, shut_down } => self.settle(at, shut_down).await,
             Work::TakeOver { at } => self.take_over(at).await,

@@ -124,6 +124,13 @@ pub enum Work {
         /// The old side.
         at: Side,
     },
+    /// Write the overlay of the machine, which runs on, into the disks that it came from.
+    Fold {
+        /// Its side.
+        at: Side,
+        /// Whether the job fails when that is not possible.
+        required: bool,
+    },
     /// Throw the raised machine away and keep what it wrote as a point.
     Lower {
         /// Its side.
@@ -187,6 +194,7 @@ impl Work {
                 Event::Complete => "begin phase 2".into(),
                 Event::Started => "the move is ready to be committed".into(),
                 Event::Commit => "commit".into(),
+                Event::Fold => "look whether it can be folded".into(),
                 Event::UndoneUnprotected => "the move is taken back".into(),
                 other => other.words().into(),
             },
@@ -216,6 +224,9 @@ impl Work {
             Work::StartAgain { at } => format!("start {machine} at {} again", site(*at)),
             Work::LetGo { at, .. } => format!("let go of the disks at {}", site(*at)),
             Work::Absorb { at } => format!("remove the machine at {}, its writes go into the replica", site(*at)),
+            Work::Fold { at, .. } => {
+                format!("fold: {machine} gets its own disks at {} back, the history beside them ends", site(*at))
+            }
             Work::Lower { at } => format!("remove the machine at {}, keep its writes as a point", site(*at)),
             Work::Settle { at, .. } => format!("look how the disks at {} were left", site(*at)),
             Work::TakeOver { at } => format!("take the disks at {} over as a replica", site(*at)),

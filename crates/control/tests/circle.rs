@@ -30,7 +30,7 @@ async fn out_by_disaster_and_home_by_reprotect_and_failback() {
     assert_eq!(job.figures.point.as_ref().unwrap().attempt, newest.0.attempt);
     assert!(job.figures.downtime_ms.is_some());
     assert_eq!(world.with(|model| model.running()), ["cloud"]);
-    world.run(Operation::Commit {}).await;
+    world.run(Operation::Commit { keep_history: false }).await;
     let view = world.view().await.unwrap();
     assert_eq!((view.stage, view.health), (Stage::NotProtected { runs_at: AWAY }, Health::Warning));
     assert!(view.stage_words.contains("NOT PROTECTED"));
@@ -61,7 +61,7 @@ async fn out_by_disaster_and_home_by_reprotect_and_failback() {
     let job = world.end_of(job.id).await;
     assert_eq!(job.state, JobState::Done, "{job:#?}");
     assert_eq!(world.stage().await, Stage::CommitPending { runs_at: HOME });
-    world.run(Operation::Commit {}).await;
+    world.run(Operation::Commit { keep_history: false }).await;
     assert_eq!(world.stage().await, Stage::NotProtected { runs_at: HOME });
     assert!(world.with(|model| model.sites["cloud"].vm.is_none()), "commit removed the machine at cloud");
 
@@ -85,12 +85,12 @@ async fn a_planned_failover_loses_nothing_and_failback_starts_straight_from_it()
         assert_eq!(job.figures.point.as_ref().unwrap().attempt, point.0.attempt);
     });
     assert!(job.figures.last.is_some());
-    world.run(Operation::Commit {}).await;
+    world.run(Operation::Commit { keep_history: false }).await;
     let job = world.run(failback(Sync::Tracked, false, true)).await;
     assert_eq!(job.figures.sync, Some(Sync::Tracked), "home was untouched since the final delta: {job:#?}");
     assert_eq!(world.stage().await, Stage::CommitPending { runs_at: HOME });
     assert_eq!(world.with(|model| model.running()), ["home"]);
-    world.run(Operation::Commit {}).await;
+    world.run(Operation::Commit { keep_history: false }).await;
     world.run(reprotect(Sync::Tracked, false)).await;
     // Round again, cut off this time: home runs on and is stopped when the link returns.
     world.new_point().await;
@@ -99,7 +99,7 @@ async fn a_planned_failover_loses_nothing_and_failback_starts_straight_from_it()
     world.until("home is lost", |world| lost(world) == 2).await;
     world.run(unplanned(ShutDownFirst::Try)).await;
     assert_eq!(world.with(|model| model.running()), ["cloud", "home"]);
-    world.run(Operation::Commit {}).await;
+    world.run(Operation::Commit { keep_history: false }).await;
     world.with(|model| model.back("home"));
     world.until("home is back", |world| world.control().components().iter().all(|component| component.connected)).await;
     let view = world.view().await.unwrap();
@@ -113,14 +113,14 @@ async fn a_planned_failover_loses_nothing_and_failback_starts_straight_from_it()
     assert_eq!(world.with(|model| model.running()), ["cloud"]);
     // And home with everything off, as a full copy.
     world.run(failback(Sync::Tracked, false, true)).await;
-    world.run(Operation::Commit {}).await;
+    world.run(Operation::Commit { keep_history: false }).await;
     world.run(reprotect(Sync::Compare, false)).await;
     world.run(planned()).await;
-    world.run(Operation::Commit {}).await;
+    world.run(Operation::Commit { keep_history: false }).await;
     let job = world.run(failback(Sync::Full, true, false)).await;
     assert_eq!(job.figures.sync, Some(Sync::Full));
     assert!(!job.steps.iter().any(|step| step.name.contains("wait for Complete")), "offline runs through");
-    world.run(Operation::Commit {}).await;
+    world.run(Operation::Commit { keep_history: false }).await;
     assert_eq!(world.stage().await, Stage::NotProtected { runs_at: HOME });
     world.assert_sane();
 }
@@ -155,13 +155,13 @@ async fn what_is_planned_is_what_is_done_and_a_changed_world_is_refused() {
     let audit = control.audit().await.unwrap();
     assert!(audit.iter().any(|entry| entry.reason.as_deref() == Some("a test")), "{audit:?}");
 
-    let refused = world.start_job(Operation::Commit {}).await.unwrap_err();
+    let refused = world.start_job(Operation::Commit { keep_history: false }).await.unwrap_err();
     assert!(refused.is(code::STAGE_REFUSES) && refused.remedy.contains("sockeye failover web01"), "{refused:?}");
     let explained = control.explain(&item()).await.unwrap();
     let allowed: Vec<&str> =
         explained.operations.iter().filter(|verb| verb.refused.is_none()).map(|verb| verb.verb.as_str()).collect();
     assert_eq!(allowed, ["protect", "failover", "failback", "reprotect", "unprotect"]);
-    let nobody = Request { item: "nobody".parse().unwrap(), operation: Operation::Commit {} };
+    let nobody = Request { item: "nobody".parse().unwrap(), operation: Operation::Commit { keep_history: false } };
     assert!(control.plan(nobody).await.unwrap_err().is(code::UNKNOWN_ITEM));
     let wrong = Operation::Failover {
         kind: protocol::rest::FailoverKind::Unplanned { shut_down: ShutDownFirst::Skip },
@@ -212,7 +212,7 @@ async fn a_failover_to_an_older_point_starts_from_it_and_comes_home_tracked() {
     let kind = protocol::rest::FailoverKind::Unplanned { shut_down: ShutDownFirst::Require };
     let job = world.run(Operation::Failover { kind, point: Some(old.attempt) }).await;
     assert_eq!(job.figures.point.unwrap().attempt, old.attempt);
-    world.run(Operation::Commit {}).await;
+    world.run(Operation::Commit { keep_history: false }).await;
     let job = world.run(reprotect(Sync::Tracked, false)).await;
     assert_eq!(job.figures.sync, Some(Sync::Tracked), "all three sets of changes are known");
     world.run(failback(Sync::Tracked, false, true)).await;
@@ -246,14 +246,14 @@ async fn a_failback_can_be_taken_back_before_commit() {
     let world = World::new().await;
     world.run(protect()).await;
     world.run(planned()).await;
-    world.run(Operation::Commit {}).await;
+    world.run(Operation::Commit { keep_history: false }).await;
     world.run(failback(Sync::Tracked, false, true)).await;
     world.run(Operation::Cancel {}).await;
     assert_eq!(world.stage().await, Stage::Protected { runs_at: AWAY });
     assert_eq!(world.with(|model| model.running()), ["cloud"]);
     world.new_point().await;
     world.run(failback(Sync::Tracked, false, true)).await;
-    world.run(Operation::Commit {}).await;
+    world.run(Operation::Commit { keep_history: false }).await;
     world.assert_sane();
 }
 

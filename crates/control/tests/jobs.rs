@@ -30,12 +30,13 @@ async fn kind(name: &'static str) -> Kind {
         "protect" => (protect(), Stage::Protected { runs_at: HOME }),
         "unplanned failover" => (unplanned(ShutDownFirst::Try), Stage::CommitPending { runs_at: AWAY }),
         "planned failover" => (planned(), Stage::CommitPending { runs_at: AWAY }),
-        "commit" => (Operation::Commit {}, Stage::NotProtected { runs_at: HOME }),
+        "commit" => (Operation::Commit { keep_history: false }, Stage::NotProtected { runs_at: HOME }),
         "reprotect" => (reprotect(Sync::Tracked, false), Stage::Protected { runs_at: AWAY }),
         "failback" => (failback(Sync::Tracked, false, true), Stage::CommitPending { runs_at: HOME }),
         "failback when protected" => (failback(Sync::Tracked, false, true), Stage::CommitPending { runs_at: HOME }),
         "failback offline" => (failback(Sync::Compare, true, false), Stage::CommitPending { runs_at: HOME }),
         "taking back" => (Operation::Cancel {}, Stage::Protected { runs_at: HOME }),
+        "fold" => (Operation::Fold {}, Stage::NotProtected { runs_at: HOME }),
         "unprotect" => (Operation::Unprotect { delete: true }, Stage::Unprotected),
         other => panic!("{other}"),
     };
@@ -43,18 +44,22 @@ async fn kind(name: &'static str) -> Kind {
         world.run(protect()).await;
         world.new_point().await;
     }
-    if ["commit", "reprotect", "failback", "failback when protected", "failback offline", "taking back"].contains(&name)
-    {
+    let away =
+        ["commit", "fold", "reprotect", "failback", "failback when protected", "failback offline", "taking back"];
+    if away.contains(&name) {
         world.run(planned()).await;
     }
-    if ["commit", "reprotect", "failback", "failback when protected", "failback offline"].contains(&name) {
-        world.run(Operation::Commit {}).await;
+    if away.contains(&name) && name != "taking back" {
+        world.run(Operation::Commit { keep_history: false }).await;
     }
     if name == "failback when protected" {
         world.run(reprotect(Sync::Tracked, false)).await;
     }
-    if name == "commit" {
+    if ["commit", "fold"].contains(&name) {
         world.run(failback(Sync::Tracked, false, true)).await;
+    }
+    if name == "fold" {
+        world.run(Operation::Commit { keep_history: true }).await;
     }
     let before = world.stage().await;
     Kind { name, past: world.freeze().await, operation, before, after }
@@ -111,7 +116,7 @@ async fn fails_at_each_step(name: &'static str) {
                 assert!(world.with(|model| model.running().len()) <= 1, "{what}");
             } else {
                 assert_eq!(stage, kind.before, "{what}: {job:#?}");
-                let is_commit = kind.operation == Operation::Commit {};
+                let is_commit = matches!(kind.operation, Operation::Commit { .. } | Operation::Fold {});
                 assert!(is_commit || shape(&world) == before, "{what}: {:?} is not {before:?}", shape(&world));
                 assert_eq!(world.view().await.map(|view| view.generation), generation, "{what}");
             }
@@ -207,7 +212,7 @@ async fn does_everything_twice(name: &'static str) {
         let stage = world.stage().await;
         if !went_past_return(&kind, &job, stage) {
             assert_eq!(stage, kind.before, "{} undone twice from step {failing}", kind.name);
-            let is_commit = kind.operation == Operation::Commit {};
+            let is_commit = matches!(kind.operation, Operation::Commit { .. } | Operation::Fold {});
             assert!(is_commit || shape(&world) == before, "{} undone twice from step {failing}", kind.name);
         }
         world.assert_sane();
@@ -238,6 +243,7 @@ stands! {
     failing_over_unplanned = "unplanned failover";
     failing_over_planned = "planned failover";
     committing = "commit";
+    folding = "fold";
     reprotecting = "reprotect";
     failing_back = "failback";
     failing_back_when_protected = "failback when protected";

@@ -60,7 +60,7 @@ async fn a_job_is_cancelled_wherever_it_stands_before_the_point_of_no_return() {
         cancelled_at(&world, unplanned(ShutDownFirst::Require), word).await;
     }
     world.run(planned()).await;
-    world.run(Operation::Commit {}).await;
+    world.run(Operation::Commit { keep_history: false }).await;
     for word in ["settle", "take-over", "standpoint"] {
         cancelled_at(&world, reprotect(Sync::Tracked, false), word).await;
     }
@@ -140,7 +140,7 @@ async fn a_site_that_comes_back_carries_out_what_was_left_for_it_before_anything
     let world = World::new().await;
     world.run(protect()).await;
     world.run(planned()).await;
-    world.run(Operation::Commit {}).await;
+    world.run(Operation::Commit { keep_history: false }).await;
     // Reprotect has taken home over when home's master target vanishes.
     world.with(|model| model.hold = Some("standpoint"));
     let job = world.start_job(reprotect(Sync::Tracked, false)).await.unwrap();
@@ -170,7 +170,7 @@ async fn disks_that_cannot_be_given_back_are_damaged_and_a_rerun_repairs_them() 
     let world = World::new().await;
     world.run(protect()).await;
     world.run(planned()).await;
-    world.run(Operation::Commit {}).await;
+    world.run(Operation::Commit { keep_history: false }).await;
     world.with(|model| model.hold = Some("standpoint"));
     let job = world.start_job(reprotect(Sync::Tracked, false)).await.unwrap();
     world.reach(job.id, |job| job.steps.iter().any(|step| step.percent == Some(7))).await;
@@ -231,11 +231,11 @@ async fn commit_does_not_wait_for_a_site_that_is_gone_and_reprotect_sees_to_it()
     let world = World::new().await;
     world.run(protect()).await;
     world.run(planned()).await;
-    world.run(Operation::Commit {}).await;
+    world.run(Operation::Commit { keep_history: false }).await;
     world.run(failback(Sync::Tracked, false, true)).await;
     world.with(|model| model.burn("cloud"));
     world.until("cloud is lost", |world| lost(world) == 2).await;
-    world.run(Operation::Commit {}).await;
+    world.run(Operation::Commit { keep_history: false }).await;
     assert_eq!(world.stage().await, Stage::NotProtected { runs_at: HOME });
     world.with(|model| model.back("cloud"));
     world.until("cloud is back", all_connected).await;
@@ -267,11 +267,11 @@ async fn forgetting_an_item_deletes_the_machine_that_still_stands_on_its_replica
     let world = World::new().await;
     world.run(protect()).await;
     world.run(planned()).await;
-    world.run(Operation::Commit {}).await;
+    world.run(Operation::Commit { keep_history: false }).await;
     world.run(failback(Sync::Tracked, false, true)).await;
     // Commit cannot absorb: the machine at cloud stays for now.
     world.with(|model| model.fail = Some("absorb"));
-    world.run(Operation::Commit {}).await;
+    world.run(Operation::Commit { keep_history: false }).await;
     world.with(|model| model.fail = None);
     assert!(world.with(|model| model.sites["cloud"].vm.is_some()));
     let plan = Request { item: item(), operation: Operation::Unprotect { delete: true } };

@@ -13,10 +13,12 @@ use replica::{Content, DiskHome, DiskRecord, Replica, Spec};
 
 use crate::absorb::absorb;
 use crate::difference::difference;
+use crate::fold::fold;
 use crate::item::Item;
 use crate::raise::{clear, lower, raise, roll_back};
 use crate::record::{Record, Standing};
 use crate::shelf::{Shelf, blocking};
+use crate::standpoint::standpoint;
 use crate::take_over::{Takeover, take_over};
 
 pub(crate) struct MasterTarget {
@@ -42,7 +44,8 @@ impl MasterTarget {
         let disks =
             disks.into_iter().map(|disk| DiskRecord { key: disk.disk, size: disk.size, home: DiskHome::Inside });
         let spec = Spec { item: id.clone(), lineage, disks: disks.collect(), content: Content::Empty };
-        let record = Record { item: id, lineage, grant: Some(grant), standing: None, kept: None, raised: None };
+        let record =
+            Record { item: id, lineage, grant: Some(grant), standing: None, kept: None, raised: None, folded: None };
         self.shelf.create(spec, record).await?;
         Ok(Outcome::Nothing)
     }
@@ -78,27 +81,6 @@ impl MasterTarget {
         Ok(Outcome::Absorbed { point })
     }
 
-    async fn standpoint(&self, item: &Arc<Item>) -> Result<Outcome, Fault> {
-        let Some(raised) = item.record().raised else {
-            let message = format!("{} was not raised here", item.id());
-            return Err(Fault::new(code::REPLICA_CLOSED, message, "only a raised machine has a standpoint"));
-        };
-        let mut position = item.position().ok_or_else(|| {
-            Fault::new(code::DAMAGED, format!("the replica of {} holds no point", item.id()), "it was never finished")
-        })?;
-        let (replica, of) = (item.replica.clone(), item.clone());
-        let since = blocking(move || replica.changed_since(raised.point).map_err(|error| of.fault(&error))).await;
-        let since = match since {
-            Ok(maps) => protocol::Changes::Known(maps),
-            Err(fault) if fault.is(code::POINT_GONE) => {
-                protocol::Changes::Unknown(protocol::position::Distrust::HistoryPruned)
-            }
-            Err(fault) => return Err(fault),
-        };
-        position.changes = position.changes.union(&since);
-        Ok(Outcome::Stands { position })
-    }
-
     async fn give_back(&self, item: &Arc<Item>) -> Result<Outcome, Fault> {
         let closed = item.clone();
         blocking(move || closed.close()).await?;
@@ -116,7 +98,10 @@ impl MasterTarget {
     }
 
     async fn drop_replica(&self, id: &ItemId) -> Result<Outcome, Fault> {
-        let Some(item) = self.shelf.get(id) else { return Ok(Outcome::Nothing) };
+        let Some(item) = self.shelf.get(id) else {
+            self.shelf.forget_folded(id)?;
+            return Ok(Outcome::Nothing);
+        };
         if item.record().raised.is_some() {
             let message = format!("{id} stands on its replica");
             return Err(Fault::new(code::REPLICA_BUSY, message, "a machine was raised from it"));
@@ -160,6 +145,8 @@ impl Duty for MasterTarget {
             | Order::Standpoint { item }
             | Order::GiveBack { item }
             | Order::ListPoints { item } => Some(shelf.must(item)?),
+            // Once its replica is gone there is only the record.
+            Order::Fold { item } => shelf.get(item),
             _ => None,
         };
         let gate = item.clone();
@@ -197,7 +184,13 @@ impl Duty for MasterTarget {
                 ticket.step("writing the overlay into the replica", None);
                 self.absorb(&item, attempt, cut_at_ms).await
             }
-            (Order::Standpoint { .. }, Some(item)) => self.standpoint(&item).await,
+            (Order::Standpoint { .. }, Some(item)) => {
+                standpoint(&item).await.map(|position| Outcome::Stands { position })
+            }
+            (Order::Fold { item: id }, item) => {
+                ticket.step("writing the overlays into the machine's own disks", None);
+                fold(shelf, &id, item).await
+            }
             (Order::GiveBack { .. }, Some(item)) => {
                 ticket.step("rolling the disks back to what they were", None);
                 self.give_back(&item).await

@@ -19,12 +19,15 @@
 mod absorb;
 mod difference;
 mod duty;
+mod fold;
 mod item;
 mod outside;
 mod raise;
 mod record;
+mod retention;
 mod session;
 mod shelf;
+mod standpoint;
 mod take_over;
 mod view;
 
@@ -65,7 +68,8 @@ pub struct Config {
 /// Runs a master target until `shutdown` ends. Replicas are closed then; raised machines wait for the next start.
 ///
 /// # Errors
-/// `RPL-005` when directories or the port cannot be used, or a replica cannot be opened.
+/// `RPL-014` when the retention volume is not fit (R9); `RPL-005` when directories or the port cannot be used, or a replica
+/// cannot be opened.
 pub async fn run(config: Config, shutdown: impl Future<Output = ()>) -> Result<(), Fault> {
     let unusable = |what: String| move |error: std::io::Error| Fault::new(code::REPLICA_IO, what, error.to_string());
     let listener =

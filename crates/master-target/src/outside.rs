@@ -97,8 +97,9 @@ fn pid_file(socket: &Path) -> PathBuf {
     socket.with_extension("pid")
 }
 
-/// Ends the program that a dead predecessor left on `socket`, if there is one.
-async fn end_orphan(socket: &Path) -> io::Result<()> {
+/// Ends the program on `socket`, if there is one: a dead predecessor left it, or its disk was closed just now. Its locks are
+/// gone when this returns.
+pub(crate) async fn end_orphan(socket: &Path) -> io::Result<()> {
     let file = pid_file(socket);
     let Some(pid) = std::fs::read_to_string(&file).ok().and_then(|text| text.trim().parse().ok()) else {
         return Ok(());

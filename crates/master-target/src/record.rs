@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 
 use protocol::machine::MachineSpec;
 use protocol::order::Grant;
-use protocol::{Attempt, ItemId, Lineage, Position};
+use protocol::{Attempt, DiskKey, ItemId, Lineage, Position};
 use serde::{Deserialize, Serialize};
 
 /// The record of one item.
@@ -24,6 +24,20 @@ pub(crate) struct Record {
     pub(crate) kept: Option<Standing>,
     /// The machine that stands on a view of this replica.
     pub(crate) raised: Option<Raised>,
+    /// There is no replica any more: the machine that stood on it is being folded, or was.
+    #[serde(default)]
+    pub(crate) folded: Option<Folded>,
+}
+
+/// A machine that is folded into its own disks.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub(crate) struct Folded {
+    /// The machine's name.
+    pub(crate) machine: String,
+    /// Where its disks stood when its generation began.
+    pub(crate) position: Position,
+    /// The disks that the replica was made around.
+    pub(crate) disks: Vec<DiskKey>,
 }
 
 /// A point that only this copy has, and where the copy stands with it.

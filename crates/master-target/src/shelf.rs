@@ -3,18 +3,20 @@
 use std::collections::BTreeMap;
 use std::io;
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, PoisonError, RwLock};
+use std::sync::{Arc, Mutex, PoisonError, RwLock};
 
 use nbd::{Address, Server};
 use platforms::Platform;
 use protocol::fault::code;
 use protocol::{Attempt, Fault, ItemId};
-use replica::{Disk, DiskHome, DiskRecord, Place, Replica, Spec};
+use replica::{Disk, DiskHome, DiskRecord, Place, Replica, ReplicaError, Spec};
 use tokio::runtime::Handle;
 
+use crate::fold::Left;
 use crate::item::Item;
-use crate::outside::OutsideDisk;
+use crate::outside::{self, OutsideDisk};
 use crate::record::Record;
+use crate::retention;
 use crate::view::{self, ViewExport};
 
 /// Everything that is kept here.
@@ -24,6 +26,8 @@ pub(crate) struct Shelf {
     pub(crate) platform: Arc<dyn Platform>,
     views: Server,
     items: RwLock<BTreeMap<ItemId, Arc<Item>>>,
+    /// Items whose replica is gone for good.
+    folded: Mutex<BTreeMap<ItemId, Record>>,
 }
 
 impl Shelf {
@@ -36,6 +40,7 @@ impl Shelf {
         for directory in [data_dir, retention, &data_dir.join("items"), &data_dir.join("raised")] {
             std::fs::create_dir_all(directory).map_err(failed(directory))?;
         }
+        retention::check(retention, &data_dir.join("replicas"))?;
         let socket = data_dir.join("views.sock");
         let views = Server::bind(&Address::Unix(socket.clone())).await.map_err(failed(&socket))?;
         let shelf = Shelf {
@@ -44,6 +49,7 @@ impl Shelf {
             platform,
             views,
             items: RwLock::default(),
+            folded: Mutex::default(),
         };
         let records = data_dir.join("items");
         for entry in std::fs::read_dir(&records).map_err(failed(&records))? {
@@ -58,6 +64,10 @@ impl Shelf {
 
     async fn reopen(&self, record: Record, file: PathBuf) -> Result<(), Fault> {
         let id = record.item.clone();
+        if record.folded.is_some() {
+            self.write_folded().insert(id, record);
+            return Ok(());
+        }
         let place = self.place(&id);
         let replica = self.on_disk(&id, move |open| Replica::open(&place, open)).await?;
         let item = Arc::new(Item::new(replica, record, file));
@@ -73,13 +83,66 @@ impl Shelf {
         let id = record.item.clone();
         let place = self.place(&id);
         let replica = self.on_disk(&id, move |open| Replica::create(&place, &spec, open)).await?;
-        let file = self.data_dir.join("items").join(format!("{id}.json"));
+        let file = self.record_file(&id);
         record.save(&file).map_err(|error| {
             Fault::new(code::REPLICA_IO, format!("the record of {id} could not be written"), error.to_string())
         })?;
         let item = Arc::new(Item::new(replica, record, file));
+        self.write_folded().remove(&id);
         self.write_items().insert(id, item.clone());
         Ok(item)
+    }
+
+    /// Takes an item away whose record says that it is folded; the record stays.
+    pub(crate) fn bury(&self, item: &ItemId) {
+        if let Some(item) = self.write_items().remove(item) {
+            self.write_folded().insert(item.id(), item.record());
+        }
+    }
+
+    /// What is left of an item that was folded.
+    pub(crate) fn folded(&self, item: &ItemId) -> Option<Left> {
+        let folded = self.write_folded();
+        let found = folded.get(item)?;
+        Some(Left { lineage: found.lineage, record: found.folded.clone()? })
+    }
+
+    /// Forgets that an item was folded here.
+    pub(crate) fn forget_folded(&self, item: &ItemId) -> Result<(), Fault> {
+        if self.write_folded().remove(item).is_some() {
+            std::fs::remove_file(self.record_file(item)).map_err(|error| {
+                Fault::new(code::REPLICA_IO, format!("the record of {item} cannot be removed"), error.to_string())
+            })?;
+        }
+        Ok(())
+    }
+
+    /// Deletes the journal of an item that is not open; its disks outside stay. Nothing is done when there is none.
+    pub(crate) async fn delete_journal(&self, item: &ItemId) -> Result<(), Fault> {
+        let (place, id) = (self.place(item), item.clone());
+        blocking(move || match Replica::delete_at(&place) {
+            Ok(()) | Err(ReplicaError::Absent(_)) => Ok(()),
+            Err(error) => Err(error.fault(&id)),
+        })
+        .await
+    }
+
+    /// Ends the programs through which an item's disks outside were open, be it for this process or a dead predecessor.
+    pub(crate) async fn end_programs(&self, item: &ItemId, disks: &[protocol::DiskKey]) -> Result<(), Fault> {
+        for disk in disks {
+            outside::end_orphan(&self.socket(item, disk.as_str())).await.map_err(|error| {
+                Fault::new(code::REPLICA_IO, format!("{disk} of {item} cannot be let go of"), error.to_string())
+            })?;
+        }
+        Ok(())
+    }
+
+    fn record_file(&self, item: &ItemId) -> PathBuf {
+        self.data_dir.join("items").join(format!("{item}.json"))
+    }
+
+    fn write_folded(&self) -> std::sync::MutexGuard<'_, BTreeMap<ItemId, Record>> {
+        self.folded.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// The item, if it is kept here.
@@ -182,6 +245,7 @@ impl Shelf {
                 match &disk.home {
                     DiskHome::Inside => replica::open_inside(disk, inside),
                     DiskHome::Outside { path, format } => {
+                        // As in `socket`, by which `end_programs` finds it.
                         let socket = directory.join(format!("{id}-{}.sock", disk.key));
                         Ok(Arc::new(OutsideDisk::open(path, *format, socket, runtime.clone())?))
                     }

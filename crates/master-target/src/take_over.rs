@@ -114,6 +114,7 @@ async fn own_disks(shelf: &Shelf, what: &Takeover) -> Result<(Arc<Item>, Point),
         standing: None,
         kept: None,
         raised: None,
+        folded: None,
     };
     let item = shelf.create(spec, record).await?;
     let attempt = unreplicated(what, None);

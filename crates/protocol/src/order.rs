@@ -237,6 +237,12 @@ pub enum Order {
         /// The item.
         item: ItemId,
     },
+    /// Fold the raised machine, which runs on overlays over the newest point of a replica around the platform's own disks:
+    /// it runs on those disks afterwards, and the replica with its history is gone. Outcome: `Folded`.
+    Fold {
+        /// The item.
+        item: ItemId,
+    },
     /// Undo what the direction of `grant` wrote: the replica becomes what it was when it was taken over. Outcome: `Closed`.
     GiveBack {
         /// The item.
@@ -338,6 +344,11 @@ pub enum Outcome {
     /// Where the raised machine's disks stood at its start.
     Stands {
         /// The position without the machine's own writes.
+        position: Position,
+    },
+    /// The machine runs on its own disks.
+    Folded {
+        /// Where those stood when its generation began, without its own writes since.
         position: Position,
     },
     /// The points that are kept.

@@ -61,8 +61,15 @@ pub enum Operation {
         /// The point to start from; the newest if none is given. Only for an unplanned failover.
         point: Option<Attempt>,
     },
-    /// End a failover or failback: it can no longer be cancelled.
-    Commit {},
+    /// End a failover or failback: it can no longer be cancelled. At home the machine's overlay is folded after it, so
+    /// that its owner has the original disks back.
+    Commit {
+        /// Whether the machine stays on its overlay at home, and the history beside its disks with it.
+        #[serde(default)]
+        keep_history: bool,
+    },
+    /// Write the overlay of the machine, which runs on, into the disks that it came from. Ends the history kept beside them.
+    Fold {},
     /// Begin to replicate a failed-over machine to the side it came from (after a failback: reverse replicate).
     Reprotect {
         /// How the first epoch is chosen.
@@ -98,7 +105,8 @@ impl Operation {
             Operation::Protect { .. } => "protect",
             Operation::Unprotect { .. } => "unprotect",
             Operation::Failover { .. } => "failover",
-            Operation::Commit {} => "commit",
+            Operation::Commit { .. } => "commit",
+            Operation::Fold {} => "fold",
             Operation::Reprotect { .. } => "reprotect",
             Operation::Failback { .. } => "failback",
             Operation::Complete {} => "complete",

@@ -3,7 +3,7 @@
 //! ```text
 //!   sockeye [--output json|table] [--server URL | --profile P]  VERB …
 //!            see:   status · item · points · job · component · vm list · explain · events · audit
-//!            move:  protect · failover · commit · reprotect · failback · complete · cancel · reverse · unprotect
+//!            move:  protect · failover · commit · fold · reprotect · failback · complete · cancel · reverse · unprotect
 //!            roles: server · process-server · master-target · up
 //! ```
 //!
@@ -21,7 +21,7 @@ use clap::{Args, Parser, Subcommand, ValueEnum};
 use protocol::id::{Attempt, ItemId, SiteName};
 
 pub use machine::{Disk, VmDefine, VmLocal, VmStop};
-pub use moves::{Failback, Failover, Protect, Reprotect, Then, Unprotect, Which};
+pub use moves::{Commit, Failback, Failover, Protect, Reprotect, Then, Unprotect, Which};
 pub use role::{Demo, MasterTarget, Mover, PlatformName, Server, Up};
 
 use value::duration;
@@ -134,7 +134,9 @@ After it the item is `commit pending`: look at the machine, then either
   sockeye cancel ITEM     go back")]
     Failover(Failover),
     /// End a failover or failback: after it, it can no longer be cancelled
-    Commit(OnItem),
+    Commit(Commit),
+    /// After a committed failback: give the machine, which runs on, its own disks back (commit does it unless told not to)
+    Fold(OnItem),
     /// After a committed failover: begin to replicate back to the side the machine came from
     Reprotect(Reprotect),
     /// After a committed failback: begin to replicate again (the same job as reprotect)

@@ -92,6 +92,7 @@ async fn help_is_given_for_every_verb_without_a_server() {
         "unprotect",
         "failover",
         "commit",
+        "fold",
         "reprotect",
         "reverse",
         "failback",

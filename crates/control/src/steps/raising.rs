@@ -70,7 +70,7 @@ impl Context<'_> {
             }
             let copy = item.copy_mut(at);
             copy.raised |= raised;
-            (copy.at_rest, copy.settled, copy.authored) = (false, None, Some(generation));
+            (copy.at_rest, copy.settled, copy.authored, copy.stands) = (false, None, Some(generation), None);
             let (point, cut_at_ms) = self.notes.raised.map_or((None, 0), |(point, cut)| (Some(point), cut));
             // Taking a move back leaves nothing to be committed.
             item.last_move = raised.then_some(LastMove { planned, point, cut_at_ms, let_go: false });
@@ -118,6 +118,31 @@ impl Context<'_> {
                 Ok(Ending::Done(None))
             }
             other => Err(unexpected("lower", &other)),
+        }
+    }
+
+    /// Gives the machine its own disks back. After a commit that is only a convenience: where it is not possible now, the
+    /// machine goes on as it stands.
+    pub(super) async fn fold(&mut self, at: Side, required: bool) -> Result<Ending, Halt> {
+        if self.given("fold").await?.is_none() && !self.load().await?.copy(at).raised {
+            return Ok(Ending::Skipped("it runs on its own disks".into()));
+        }
+        let order = Order::Fold { item: self.item.clone() };
+        match self.order(at, "fold", order, Patience::UntilReported).await {
+            Ok(Outcome::Folded { position }) => {
+                self.change(|item| {
+                    let copy = item.copy_mut(at);
+                    (copy.raised, copy.master_target, copy.stands) = (false, None, Some(position));
+                    Ok(())
+                })
+                .await?;
+                Ok(Ending::Done(Some("it runs on its own disks".into())))
+            }
+            Ok(other) => Err(unexpected("fold", &other)),
+            Err(Halt::Fault(fault)) if !required => {
+                Ok(Ending::Skipped(format!("{fault}; later: sockeye fold {}", self.item)))
+            }
+            Err(halt) => Err(halt),
         }
     }
 

@@ -158,8 +158,9 @@ impl Context<'_> {
     }
 
     pub(super) async fn standpoint(&mut self, at: Side) -> Result<Ending, Halt> {
-        if !self.load().await?.copy(at).raised {
-            self.notes.standpoint = None;
+        let copy = self.load().await?.copy(at).clone();
+        if !copy.raised {
+            self.notes.standpoint = copy.stands;
             return Ok(Ending::Skipped("it runs on its own disks".into()));
         }
         match self

@@ -172,6 +172,22 @@ impl Model {
                 Some(position) => Ok(Outcome::Stands { position: position.clone() }),
                 None => Err(fault(code::HYPERVISOR, "nothing was raised")),
             },
+            Order::Fold { .. } => {
+                let vm = self.vm(at)?;
+                let Some(position) = vm.raised.take() else {
+                    return Err(fault(code::NOT_FOLDED, "nothing was raised"));
+                };
+                if vm.power != Power::Running {
+                    return Err(fault(code::HYPERVISOR, "it does not run"));
+                }
+                let site = self.site(at);
+                if site.replica.as_ref().is_some_and(|replica| replica.grant.is_some()) {
+                    self.breaches.push(format!("a replica at {at} was folded while it takes epochs"));
+                }
+                let site = self.site(at);
+                (site.replica, site.under) = (None, None);
+                Ok(Outcome::Folded { position })
+            }
             Order::GiveBack { .. } => {
                 let site = self.site(at);
                 if let Some(before) = site.replica.as_mut().and_then(|replica| replica.before.take()) {
@@ -309,6 +325,7 @@ pub fn word(order: &Order) -> &'static str {
         Order::Lower { .. } => "lower",
         Order::Absorb { .. } => "absorb",
         Order::Standpoint { .. } => "standpoint",
+        Order::Fold { .. } => "fold",
         Order::GiveBack { .. } => "give-back",
         Order::DropReplica { .. } => "drop",
         Order::ListPoints { .. } => "list-points",

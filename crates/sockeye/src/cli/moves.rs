@@ -126,6 +126,17 @@ impl From<HowToSync> for Sync {
 }
 
 #[derive(Debug, Args)]
+pub struct Commit {
+    /// The item
+    pub item: ItemId,
+    /// At home: leave the machine on its overlay, so that the recovery points kept beside its disks stay; fold it later
+    #[arg(long)]
+    pub keep_history: bool,
+    #[command(flatten)]
+    pub change: Change,
+}
+
+#[derive(Debug, Args)]
 pub struct Reprotect {
     /// The item
     pub item: ItemId,

@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, bail, ensure};
 use protocol::order::{Moved, Sync};
-use protocol::rest::{Figures, ItemView, Job, JobState};
+use protocol::rest::{Figures, ItemView, Job, JobState, StepState};
 
 use crate::console::Console;
 use crate::report::{Failover, Percentiles, Phase, Report, bytes};
@@ -355,7 +355,14 @@ impl<'a> Circle<'a> {
 
     fn commit(&mut self, name: &str) -> anyhow::Result<()> {
         let began = Instant::now();
-        self.job(&["commit", MACHINE, "--yes"])?;
+        let job = self.job(&["commit", MACHINE, "--yes"])?;
+        if name == "commit at home" {
+            let fold = job.steps.last().context("a commit without steps")?;
+            let folded = fold.name.starts_with("fold") && fold.state == StepState::Done;
+            ensure!(folded, "the machine did not get its own disks back: {fold:?}");
+            let before = self.console.acknowledged().len();
+            self.console.writes(before + 1).context("the guest does not write after it got its own disks back")?;
+        }
         self.phase(name, began, None);
         Ok(())
     }

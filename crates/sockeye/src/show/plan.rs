@@ -49,7 +49,7 @@ pub fn refusals(plan: &Plan) -> Vec<&protocol::Fault> {
 
 /// Whether it cannot be taken back: then the item's name is asked for.
 pub fn is_final(plan: &Plan) -> bool {
-    let by_nature = matches!(plan.request.operation, Operation::Commit {} | Operation::Unprotect { .. });
+    let by_nature = matches!(plan.request.operation, Operation::Commit { .. } | Operation::Unprotect { .. });
     by_nature || !plan.deletes.is_empty()
 }
 
@@ -147,7 +147,7 @@ mod tests {
         plan.deletes = vec!["the machine at home".into()];
         assert!(is_final(&plan));
         plan.deletes.clear();
-        plan.request.operation = Operation::Commit {};
+        plan.request.operation = Operation::Commit { keep_history: false };
         assert!(is_final(&plan));
     }
 }

@@ -121,7 +121,7 @@ mod tests {
 
     #[test]
     fn a_cancelled_job_is_a_success_only_for_whoever_cancelled_it() {
-        let (cancel, commit) = (Operation::Cancel {}, Operation::Commit {});
+        let (cancel, commit) = (Operation::Cancel {}, Operation::Commit { keep_history: false });
         assert_eq!(ending(JobState::Cancelled, &commit, Wish::Cancelled), Ending::Done);
         assert_eq!(ending(JobState::Done, &commit, Wish::Cancelled), Ending::Failed);
         assert_eq!(ending(JobState::Done, &cancel, Wish::Cancelled), Ending::Done);

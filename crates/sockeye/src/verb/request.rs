@@ -52,7 +52,8 @@ pub fn of(verb: Verb) -> Result<(Request, Change), Trouble> {
             };
             (failback.item, operation, failback.change)
         }
-        Verb::Commit(on) => (on.item, Operation::Commit {}, on.change),
+        Verb::Commit(commit) => (commit.item, Operation::Commit { keep_history: commit.keep_history }, commit.change),
+        Verb::Fold(on) => (on.item, Operation::Fold {}, on.change),
         Verb::Complete(on) => (on.item, Operation::Complete {}, on.change),
         Verb::Cancel(on) => (on.item, Operation::Cancel {}, on.change),
         other => return Err(Trouble::usage("this verb changes no item", format!("{other:?}"))),
