@@ -109,6 +109,7 @@ impl MasterTarget {
         let closed = item.clone();
         blocking(move || closed.close()).await?;
         self.shelf.remove(id);
+        item.end_tending().await;
         let file = item.file().clone();
         blocking(move || {
             let failed =

@@ -16,11 +16,7 @@ use replica::{Epoch, Replica, ReplicaError, Write};
 use tokio::task::AbortHandle;
 
 use crate::record::{Record, Standing};
-
-/// Recovery points are kept this long (R12: 24 hours).
-const RETENTION_MS: u64 = 24 * 3600 * 1000;
-/// Old points are looked for once in so many epochs.
-const PRUNE_EVERY: usize = 64;
+use crate::tending::Tending;
 
 /// An item and everything that is open for it.
 pub(crate) struct Item {
@@ -29,6 +25,7 @@ pub(crate) struct Item {
     record: Mutex<Record>,
     open: Mutex<Option<OpenEpoch>>,
     session: Mutex<Option<AbortHandle>>,
+    tending: Tending,
     /// Orders for one item are carried out one after the other.
     pub(crate) gate: tokio::sync::Mutex<()>,
 }
@@ -63,6 +60,7 @@ impl Item {
             record: Mutex::new(record),
             open: Mutex::default(),
             session: Mutex::default(),
+            tending: Tending::default(),
             gate: tokio::sync::Mutex::default(),
         }
     }
@@ -197,8 +195,6 @@ impl Item {
             return Err(Fault::new(code::TOTALS, format!("epoch {attempt} of {} is incomplete", self.id()), cause));
         }
         let point = open.epoch.seal(now_ms()).map_err(|error| self.fault(&error))?;
-        drop(guard);
-        self.prune();
         Ok(point)
     }
 
@@ -225,19 +221,16 @@ impl Item {
         self.rest()
     }
 
-    fn prune(&self) {
-        let points = self.replica.points();
-        if !points.len().is_multiple_of(PRUNE_EVERY) {
-            return;
-        }
-        let limit = now_ms().saturating_sub(RETENTION_MS);
-        let raised = self.record().raised.map(|raised| raised.point);
-        let first = points.iter().find(|point| point.sealed_at_ms >= limit || Some(point.attempt) == raised);
-        if let Some(first) = first
-            && let Err(error) = self.replica.prune_before(first.attempt)
-        {
-            tracing::warn!(%error, "old recovery points could not be removed");
-        }
+    /// Lets go of points that are not kept any more, aside: nobody waits for it. Nothing new is begun while it goes on.
+    pub(crate) fn tend(&self) {
+        let record = self.record();
+        let keep = [record.raised.map(|raised| raised.point), record.kept.map(|kept| kept.at)];
+        self.tending.begin(record.item, &self.replica, keep.into_iter().flatten().collect());
+    }
+
+    /// Ends what [`Item::tend`] began, and waits for it.
+    pub(crate) async fn end_tending(&self) {
+        self.tending.end().await;
     }
 }
 

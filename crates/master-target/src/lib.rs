@@ -29,6 +29,7 @@ mod session;
 mod shelf;
 mod standpoint;
 mod take_over;
+mod tending;
 mod view;
 
 use std::net::SocketAddr;

@@ -196,6 +196,7 @@ async fn answer(message: Message, outgoing: &mut Outgoing, item: &Arc<Item>) -> 
         Message::Seal { attempt, totals } => {
             let point = blocking(move || of.seal(attempt, totals)).await?;
             outgoing.say(Message::Sealed { point }).await?;
+            item.tend();
         }
         Message::Abandon { attempt } => {
             blocking(move || of.abandon(Some(attempt))).await?;

@@ -200,6 +200,7 @@ impl Shelf {
     pub(crate) async fn close(&self) {
         let items = std::mem::take(&mut *self.write_items());
         for item in items.values() {
+            item.end_tending().await;
             let item = item.clone();
             if let Err(fault) = blocking(move || item.rest()).await {
                 tracing::warn!(%fault, "an open epoch could not be rolled back; the next start does it");

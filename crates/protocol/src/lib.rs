@@ -23,6 +23,7 @@ pub mod order;
 pub mod position;
 pub mod replication;
 pub mod rest;
+pub mod retention;
 #[cfg(feature = "sabotage")]
 pub mod sabotage;
 pub mod session;
@@ -33,4 +34,5 @@ pub use extent::{BLOCK, BlockMap, Extent};
 pub use fault::Fault;
 pub use id::{Attempt, DiskKey, ItemId, Lineage, SiteName};
 pub use position::{Changes, Delta, Position};
+pub use retention::Retention;
 pub use stage::Stage;

@@ -1,7 +1,7 @@
 //! What differs between two recovery points: exactly, and read only where that is possible at all.
 //!
 //! ```text
-//!   older ──step──► … ──step──► newer         the indexes of the steps between them say where something was overwritten
+//!   older ──step──► … ──step──► newer         the indexes of what lies between them say where something was overwritten
 //!     │                           │
 //!   view                        view          only there both are read, and compared piece by piece
 //! ```
@@ -11,12 +11,10 @@
 //! - Points and files are pinned while they are read: pruning and applying go on meanwhile.
 
 use std::collections::BTreeMap;
-use std::sync::Arc;
 
 use protocol::{Attempt, BLOCK, BlockMap, DiskKey, Extent};
 
 use crate::error::ReplicaError;
-use crate::history::Node;
 use crate::replica::Replica;
 
 /// The pieces that are called equal or different, in bytes: the smallest unit that guests write.
@@ -31,13 +29,13 @@ impl Replica {
     /// closed meanwhile.
     pub fn diff(&self, one: Attempt, other: Attempt) -> Result<BTreeMap<DiskKey, BlockMap>, ReplicaError> {
         let (one, other) = (self.view(one)?, self.view(other)?);
-        let between = match self.overwritten(one.node(), other.node())? {
-            Some(maps) => maps,
-            None => self.overwritten(other.node(), one.node())?.ok_or(ReplicaError::PointGone(one.point().attempt))?,
-        };
         let mut buffers = (Vec::new(), Vec::new());
         let mut answer = BTreeMap::new();
-        for (disk, (record, map)) in self.disks().iter().zip(between).enumerate() {
+        for (disk, record) in self.disks().iter().enumerate() {
+            let map = match one.changed_until(&other, disk)? {
+                Some(map) => map,
+                None => other.changed_until(&one, disk)?.ok_or(ReplicaError::PointGone(one.point().attempt))?,
+            };
             let mut differs = Vec::new();
             for part in map.aligned(PIECE, record.size).pieces(BLOCK) {
                 buffers.0.resize(part.length as usize, 0);
@@ -53,21 +51,5 @@ impl Replica {
             answer.insert(record.key.clone(), differs.into_iter().collect());
         }
         Ok(answer)
-    }
-
-    /// By disk, where anything was overwritten on the way from `older` to `newer`; none when it does not lead there.
-    fn overwritten(&self, older: &Arc<Node>, newer: &Arc<Node>) -> Result<Option<Vec<BlockMap>>, ReplicaError> {
-        let mut extents: Vec<Vec<Extent>> = vec![Vec::new(); self.disks().len()];
-        let mut at = older;
-        while !Arc::ptr_eq(at, newer) {
-            let Some(step) = at.next() else { return Ok(None) };
-            for (disk, segment) in step.segments.iter().enumerate() {
-                if let (Some(segment), Some(found)) = (segment, extents.get_mut(disk)) {
-                    found.extend(segment.index()?.iter().map(|entry| Extent::new(entry.offset, entry.length)));
-                }
-            }
-            at = &step.to;
-        }
-        Ok(Some(extents.into_iter().map(|extents| extents.into_iter().collect()).collect()))
     }
 }

@@ -24,8 +24,9 @@ use crate::append::{Append, Tail};
 use crate::compress::Compressor;
 use crate::error::ReplicaError;
 use crate::history::Segment;
+use crate::index::encode_index;
 use crate::log::{Record, Sealed, SealedFile};
-use crate::segment::{Entry, Frame, UNIT, encode_index};
+use crate::segment::{Entry, Frame, UNIT};
 use crate::store::{Open, Slot, Store};
 
 /// New content for a part of a disk.
@@ -319,7 +320,7 @@ impl Writer {
                 None => open.file.doom(),
             }
         }
-        store.append_point(point.clone(), segments);
+        store.append_point(self.open.opened, point.clone(), segments);
         Ok(point)
     }
 
@@ -331,7 +332,7 @@ impl Writer {
             return Err(ReplicaError::io(format!("writing {}", store.journal.describe(&segment.file.name)), error));
         }
         self.sync_segment(store, disk)?;
-        Ok(SealedFile { disk: disk as u16, length: at + bytes.len() as u64, footer })
+        Ok(SealedFile { disk: disk as u16, length: at + bytes.len() as u64, footer, origin: None })
     }
 
     /// Puts the before-images back. The slot is the caller's; on an error it gets the writer back, to try again.

@@ -1,25 +1,21 @@
-//! The history of a replica in memory: points, and between two points the segments that lead back.
+//! The segments of a replica in memory: where before-images are found.
 //!
-//! ```text
-//!   point ──step──► point ──step──► point ──► (the open epoch) ──► what the disks hold
-//!            │                │
-//!        segments         segments        a view of a point reads: the first before-image on its way to the right,
-//!                                         else the disk
-//! ```
+//! An index stays on disk, ordered by offset: a search reads a few of its pages, each with its own checksum, and keeps
+//! those it met lately ([`crate::pages`]). So what is in memory goes by what is read, never by how much history there is.
 //!
-//! A point owns the step to its successor, so whoever holds a point holds all that a view of it needs and nothing
-//! older: pruning lets go of the oldest points, and a segment's file goes when the last view that needs it does. Opening
-//! a view is one reference; an index is read when it is first asked.
+//! A segment's file goes when it is doomed and the last that reads it lets go.
 
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, OnceLock, RwLock};
 
-use protocol::{Extent, Point};
+use protocol::Extent;
 
 use crate::error::ReplicaError;
-use crate::log::SealedFile;
-use crate::segment::{Entry, PAGE, SECTOR, SegmentId, decode_footer, decode_page};
+use crate::index::{PAGE_ENTRIES, decode_footer, decode_page};
+use crate::log::{Origin, SealedFile};
+use crate::pages::PageCache;
+use crate::segment::{Entry, PAGE, SECTOR, SegmentId};
 use crate::volume::Volume;
 
 /// The file of a segment. Once it is doomed, it is removed when nobody reads it any more.
@@ -78,19 +74,30 @@ impl Drop for SegmentFile {
 /// Before-images of one disk, by offset.
 pub(crate) trait Images {
     /// Appends the entries that overlap `wanted` to `hits`, ascending.
-    fn hits(&self, wanted: Extent, hits: &mut Vec<Entry>) -> Result<(), ReplicaError>;
+    fn hits(&self, pages: &Pages, wanted: Extent, hits: &mut Vec<Entry>) -> Result<(), ReplicaError>;
     /// Where their data is.
     fn file(&self) -> &SegmentFile;
 }
 
-/// A segment of a sealed epoch.
+/// A segment of a sealed epoch, or of several that were merged.
 pub(crate) struct Segment {
     file: Arc<SegmentFile>,
-    sealed: SealedFile,
+    pub sealed: SealedFile,
     /// What was wrong with the file when the replica was opened.
     flaw: Option<&'static str>,
-    index: OnceLock<Vec<Entry>>,
+    index: OnceLock<Index>,
 }
+
+/// Where the index of a segment lies in its file.
+#[derive(Clone, Copy)]
+struct Index {
+    start: u64,
+    count: u64,
+    pages: u64,
+}
+
+/// Pages of segments' indexes that were read lately, by the segment's number and disk.
+pub(crate) type Pages = PageCache<(u64, u16, u64), Entry>;
 
 impl Segment {
     pub fn new(file: Arc<SegmentFile>, sealed: SealedFile, flaw: Option<&'static str>) -> Segment {
@@ -106,54 +113,137 @@ impl Segment {
         self.file.doom();
     }
 
-    /// Its entries, read and checked when they are first asked for.
-    pub fn index(&self) -> Result<&[Entry], ReplicaError> {
-        self.usable()?;
-        if let Some(index) = self.index.get() {
-            return Ok(index);
-        }
-        let index = self.load()?;
-        Ok(self.index.get_or_init(|| index))
+    /// The same file, for a step that leads over more.
+    pub fn carried(&self) -> Segment {
+        let origin = Some(Origin { opened: self.file.id.opened, attempt: self.file.id.attempt });
+        Segment::new(self.file.clone(), SealedFile { origin, ..self.sealed }, self.flaw)
     }
 
-    fn load(&self) -> Result<Vec<Entry>, ReplicaError> {
+    pub fn is_file(&self, other: &Segment) -> bool {
+        Arc::ptr_eq(&self.file, &other.file)
+    }
+
+    /// Its entries from `offset` on, ascending, one page in memory at a time.
+    pub fn entries(&self, offset: u64) -> Result<Entries<'_>, ReplicaError> {
+        let mut entries = Entries { segment: self, index: self.index()?, next: 0, page: Arc::default(), at: 0 };
+        entries.next = self.page_of(offset, |page| self.page(page))?;
+        entries.skip_to(offset)?;
+        Ok(entries)
+    }
+
+    fn index(&self) -> Result<Index, ReplicaError> {
+        self.usable()?;
+        if let Some(index) = self.index.get() {
+            return Ok(*index);
+        }
+        let index = self.find_index()?;
+        Ok(*self.index.get_or_init(|| index))
+    }
+
+    fn bad(&self, what: &str) -> ReplicaError {
+        self.file.damaged(format!("its {what} is not the one that was sealed"))
+    }
+
+    fn find_index(&self) -> Result<Index, ReplicaError> {
         let (file, length) = (&self.file, self.sealed.length);
-        let bad = |what: &str| file.damaged(format!("its {what} is not the one that was sealed"));
         let mut sector = [0; SECTOR as usize];
         file.fill(0, &mut sector)?;
         if !file.id.is_header(&sector) {
-            return Err(bad("header"));
+            return Err(self.bad("header"));
         }
-        let footer_at = length.checked_sub(SECTOR).ok_or_else(|| bad("length"))?;
+        let footer_at = length.checked_sub(SECTOR).ok_or_else(|| self.bad("length"))?;
         file.fill(footer_at, &mut sector)?;
-        let (start, count) = decode_footer(&file.id, self.sealed.footer, &sector).ok_or_else(|| bad("footer"))?;
-        let pages =
-            footer_at.checked_sub(start).filter(|bytes| bytes.is_multiple_of(PAGE)).ok_or_else(|| bad("footer"))?
-                / PAGE;
-        let mut entries: Vec<Entry> = Vec::new();
-        let mut page = [0; PAGE as usize];
-        for number in 0..pages {
-            file.fill(start + number * PAGE, &mut page)?;
-            entries.extend(decode_page(&file.id, number, &page).ok_or_else(|| bad("index"))?);
+        let found = decode_footer(&file.id, self.sealed.footer, &sector);
+        let (start, count) = found.ok_or_else(|| self.bad("footer"))?;
+        let pages = footer_at.checked_sub(start).filter(|bytes| bytes.is_multiple_of(PAGE));
+        let pages = pages.ok_or_else(|| self.bad("footer"))? / PAGE;
+        if count.div_ceil(PAGE_ENTRIES as u64) != pages {
+            return Err(self.bad("footer"));
         }
+        Ok(Index { start, count, pages })
+    }
+
+    /// A page of the index, read and checked.
+    fn page(&self, number: u64) -> Result<Arc<[Entry]>, ReplicaError> {
+        let index = self.index()?;
+        let mut bytes = [0; PAGE as usize];
+        self.file.fill(index.start + number * PAGE, &mut bytes)?;
+        let entries = decode_page(&self.file.id, number, &bytes).ok_or_else(|| self.bad("index"))?;
+        let wanted = (index.count - number * PAGE_ENTRIES as u64).min(PAGE_ENTRIES as u64);
         let ordered = entries.windows(2).all(|pair| pair[0].end() <= pair[1].offset);
-        let inside = entries.iter().all(|e| e.is_zero() || e.position.saturating_add(e.stored) <= start);
-        if entries.len() as u64 != count || !ordered || !inside {
-            return Err(bad("index"));
+        let inside = entries.iter().all(|e| e.is_zero() || e.position.saturating_add(e.stored) <= index.start);
+        if entries.len() as u64 != wanted || !ordered || !inside {
+            return Err(self.bad("index"));
         }
-        Ok(entries)
+        Ok(entries.into())
+    }
+
+    /// The first page with an entry that ends behind `offset`; the number of pages when there is none.
+    fn page_of(
+        &self,
+        offset: u64,
+        page: impl Fn(u64) -> Result<Arc<[Entry]>, ReplicaError>,
+    ) -> Result<u64, ReplicaError> {
+        let (mut low, mut high) = (0, self.index()?.pages);
+        while low < high {
+            let middle = low + (high - low) / 2;
+            if page(middle)?.last().is_some_and(|last| last.end() <= offset) {
+                low = middle + 1;
+            } else {
+                high = middle;
+            }
+        }
+        Ok(low)
     }
 }
 
 impl Images for Segment {
-    fn hits(&self, wanted: Extent, hits: &mut Vec<Entry>) -> Result<(), ReplicaError> {
-        let index = self.index()?;
-        let first = index.partition_point(|entry| entry.end() <= wanted.offset);
-        hits.extend(index[first..].iter().take_while(|entry| entry.offset < wanted.end()));
+    fn hits(&self, pages: &Pages, wanted: Extent, hits: &mut Vec<Entry>) -> Result<(), ReplicaError> {
+        let id = &self.file.id;
+        let page = |number| pages.get((id.opened, id.disk, number), || self.page(number));
+        for number in self.page_of(wanted.offset, page)?..self.index()?.pages {
+            let page = page(number)?;
+            let first = page.partition_point(|entry| entry.end() <= wanted.offset);
+            hits.extend(page[first..].iter().take_while(|entry| entry.offset < wanted.end()));
+            if page.last().is_some_and(|last| last.end() >= wanted.end()) {
+                break;
+            }
+        }
         Ok(())
     }
     fn file(&self) -> &SegmentFile {
         &self.file
+    }
+}
+
+/// Walks over the entries of a segment.
+pub(crate) struct Entries<'a> {
+    pub segment: &'a Segment,
+    index: Index,
+    next: u64,
+    page: Arc<[Entry]>,
+    at: usize,
+}
+
+impl Entries<'_> {
+    /// Goes on to the first entry that ends behind `offset`.
+    pub fn skip_to(&mut self, offset: u64) -> Result<(), ReplicaError> {
+        loop {
+            match self.page.get(self.at) {
+                Some(entry) if entry.end() <= offset => self.at += 1,
+                Some(_) => return Ok(()),
+                None if self.next >= self.index.pages => return Ok(()),
+                None => {
+                    self.page = self.segment.page(self.next)?;
+                    (self.next, self.at) = (self.next + 1, 0);
+                }
+            }
+        }
+    }
+
+    /// The entry that it stands on; none at the end.
+    pub fn entry(&self) -> Option<Entry> {
+        self.page.get(self.at).copied()
     }
 }
 
@@ -200,72 +290,11 @@ impl OpenSegment {
 }
 
 impl Images for OpenSegment {
-    fn hits(&self, wanted: Extent, hits: &mut Vec<Entry>) -> Result<(), ReplicaError> {
+    fn hits(&self, _: &Pages, wanted: Extent, hits: &mut Vec<Entry>) -> Result<(), ReplicaError> {
         self.overlapping(wanted, hits);
         Ok(())
     }
     fn file(&self) -> &SegmentFile {
         &self.file
-    }
-}
-
-/// A point, and the way to the next one once there is a next one.
-pub(crate) struct Node {
-    pub point: Point,
-    next: OnceLock<Step>,
-}
-
-/// What leads from a point to the next: by disk, the before-images of the epoch between them.
-pub(crate) struct Step {
-    pub segments: Vec<Option<Segment>>,
-    pub to: Arc<Node>,
-}
-
-impl Node {
-    pub fn new(point: Point) -> Arc<Node> {
-        Arc::new(Node { point, next: OnceLock::new() })
-    }
-    pub fn next(&self) -> Option<&Step> {
-        self.next.get()
-    }
-    /// Makes `step` the way onwards. A point gets one successor, once.
-    pub fn link(&self, step: Step) {
-        assert!(self.next.set(step).is_ok(), "a point has one successor");
-    }
-}
-
-impl Drop for Node {
-    /// Lets go of a long chain without a recursion as deep as the chain is long.
-    fn drop(&mut self) {
-        let mut next = self.next.take();
-        while let Some(step) = next {
-            next = Arc::into_inner(step.to).and_then(|mut node| node.next.take());
-        }
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use protocol::{Attempt, PointKind};
-
-    #[test]
-    fn a_chain_of_a_day_of_seconds_is_let_go_without_overflowing_the_stack() {
-        let point = |number| Point {
-            attempt: Attempt { generation: 1, number },
-            cut_at_ms: 0,
-            sealed_at_ms: 0,
-            kind: PointKind::CrashConsistent,
-            changed_bytes: 0,
-        };
-        let first = Node::new(point(0));
-        let mut last = first.clone();
-        for number in 1..86_400 {
-            let node = Node::new(point(number));
-            last.link(Step { segments: vec![], to: node.clone() });
-            last = node;
-        }
-        drop(last);
-        drop(first);
     }
 }

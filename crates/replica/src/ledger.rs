@@ -3,7 +3,7 @@
 //! One door: [`Ledger::record`] appends to the log and folds the same record, so what is believed in memory is what an
 //! opening after a power cut would believe.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use protocol::{Attempt, ItemId, Lineage};
@@ -16,16 +16,18 @@ use crate::volume::Volume;
 pub(crate) struct Ledger {
     log: Log,
     facts: Facts,
-    name: String,
+    /// What was recorded since a shorter log began to be written beside this one.
+    since: Option<Vec<Record>>,
     volume: Arc<dyn Volume>,
 }
 
-/// What the records of a log come to.
+/// What the records of a log come to. Points go by their numbers, which rise.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Facts {
     pub item: ItemId,
     pub lineage: Lineage,
-    pub points: Vec<Sealed>,
+    pub points: BTreeMap<u64, Sealed>,
+    pub pins: BTreeSet<u64>,
     pub open: Option<Begun>,
     /// Whether an epoch was ever begun: the disks may hold anything but what the replica was made with.
     pub has_content: bool,
@@ -33,6 +35,11 @@ pub(crate) struct Facts {
 }
 
 impl Facts {
+    fn new(item: ItemId, lineage: Lineage) -> Facts {
+        let (points, pins, highest) = (BTreeMap::new(), BTreeSet::new(), BTreeMap::new());
+        Facts { item, lineage, points, pins, open: None, has_content: false, highest }
+    }
+
     fn fold(&mut self, record: &Record) -> Result<(), &'static str> {
         match record {
             Record::Start { .. } => return Err("it starts twice"),
@@ -42,23 +49,54 @@ impl Facts {
                 self.use_up(begun.attempt, false);
             }
             Record::Sealed(sealed) => {
-                if sealed.opened != 0 && self.open.take().is_none_or(|open| open.opened != sealed.opened) {
+                // Without an open epoch: a point that was kept, or one in a log that was written anew.
+                if self.open.take().is_some_and(|open| open.opened != sealed.opened) {
                     return Err("it seals an epoch that was not open");
                 }
+                if self.points.last_key_value().is_some_and(|(last, _)| *last >= sealed.opened) {
+                    return Err("its points are not in their order");
+                }
                 self.use_up(sealed.point.attempt, true);
-                self.points.push(sealed.clone());
+                self.points.insert(sealed.opened, sealed.clone());
             }
             Record::RolledBack { opened } => {
                 if self.open.take().is_none_or(|open| open.opened != *opened) {
                     return Err("it rolls back an epoch that was not open");
                 }
             }
-            Record::PrunedBefore { attempt } => {
-                let first = self.points.iter().position(|sealed| sealed.point.attempt == *attempt);
-                self.points.drain(..first.ok_or("it prunes before a point that does not exist")?);
+            Record::PrunedBefore { point } => {
+                if !self.points.contains_key(point) || self.pins.range(..point).next().is_some() {
+                    return Err("it prunes before a point that does not exist, or a pinned one");
+                }
+                self.points = self.points.split_off(point);
+            }
+            Record::Merging { .. } => {}
+            Record::Thinned { after, to, segments } => {
+                if after >= to || !self.points.contains_key(after) || self.pins.range(after + 1..*to).next().is_some() {
+                    return Err("it thins away points that do not exist, or a pinned one");
+                }
+                let kept = self.points.get_mut(to).ok_or("it thins up to a point that does not exist")?;
+                kept.segments.clone_from(segments);
+                let gone: Vec<u64> = self.points.range(after + 1..*to).map(|(number, _)| *number).collect();
+                gone.iter().for_each(|number| drop(self.points.remove(number)));
+            }
+            Record::Pinned { point } => {
+                if !self.points.contains_key(point) {
+                    return Err("it pins a point that does not exist");
+                }
+                self.pins.insert(*point);
+            }
+            Record::Unpinned { point } => {
+                self.pins.remove(point);
             }
         }
         Ok(())
+    }
+
+    /// The number of the point of `attempt`.
+    pub fn number(&self, attempt: Attempt) -> Result<u64, ReplicaError> {
+        let found = self.points.iter().rev().find(|(_, sealed)| sealed.point.attempt == attempt);
+        found.map(|(number, _)| *number).ok_or(ReplicaError::PointGone(attempt))
     }
 
     fn use_up(&mut self, attempt: Attempt, sealed: bool) {
@@ -96,16 +134,17 @@ impl Facts {
             highest: highest.collect(),
             has_content: self.has_content,
         };
-        let points = self.points.iter().cloned().map(Record::Sealed);
-        [start].into_iter().chain(points).chain(self.open.map(Record::Begun)).collect()
+        let points = self.points.values().cloned().map(Record::Sealed);
+        let pins = self.pins.iter().map(|point| Record::Pinned { point: *point });
+        [start].into_iter().chain(points).chain(pins).chain(self.open.map(Record::Begun)).collect()
     }
 }
 
 impl Ledger {
     pub fn create(volume: Arc<dyn Volume>, item: ItemId, lineage: Lineage) -> Result<Ledger, ReplicaError> {
-        let facts = Facts { item, lineage, points: vec![], open: None, has_content: false, highest: BTreeMap::new() };
+        let facts = Facts::new(item, lineage);
         let log = Log::prepare(&volume, 1, &facts.records())?.put_in_place()?;
-        Ok(Ledger { log, facts, name: volume.describe(LOG), volume })
+        Ok(Ledger { log, facts, since: None, volume })
     }
 
     pub fn open(volume: Arc<dyn Volume>) -> Result<Ledger, ReplicaError> {
@@ -116,20 +155,11 @@ impl Ledger {
             return Err(ReplicaError::damaged(name, "its first record is not one that this version knows"));
         };
         let highest = highest.into_iter().map(|h| (h.generation, (h.begun, h.sealed))).collect();
-        let mut facts = Facts { item, lineage, points: vec![], open: None, has_content, highest };
+        let mut facts = Facts { has_content, highest, ..Facts::new(item, lineage) };
         for record in records {
-            // In a rewritten log the points come without their `Begun`.
-            if let Record::Sealed(sealed) = &record
-                && facts.open.is_none()
-                && sealed.opened != 0
-            {
-                facts.use_up(sealed.point.attempt, true);
-                facts.points.push(sealed.clone());
-                continue;
-            }
             facts.fold(&record).map_err(|why| ReplicaError::damaged(&name, why))?;
         }
-        Ok(Ledger { log, facts, name, volume })
+        Ok(Ledger { log, facts, since: None, volume })
     }
 
     pub fn facts(&self) -> &Facts {
@@ -141,7 +171,12 @@ impl Ledger {
         self.log.next
     }
 
-    /// Makes sure that the records which end an epoch will find space.
+    /// How long the log is (bytes).
+    pub fn length(&self) -> u64 {
+        self.log.length()
+    }
+
+    /// Makes sure that the records which end an epoch will find space. Comes before every record that does not end one.
     pub fn reserve(&mut self) -> Result<(), ReplicaError> {
         self.log.reserve()
     }
@@ -150,22 +185,49 @@ impl Ledger {
     pub fn record(&mut self, record: &Record) -> Result<(), ReplicaError> {
         self.log.append(record)?;
         self.facts.fold(record).expect("only what follows from the facts is recorded");
+        if let Some(since) = &mut self.since {
+            since.push(record.clone());
+        }
         Ok(())
     }
 
-    /// Drops records that say nothing any more, when they are most of the log. After an error the replica must be opened
-    /// anew.
-    pub fn tidy(&mut self) -> Result<(), ReplicaError> {
-        if self.log.records > 4 * self.facts.points.len() + 64 {
-            let records = self.facts.records();
-            tracing::debug!(file = self.name, from = self.log.records, to = records.len(), "rewriting the log");
-            match Log::prepare(&self.volume, self.log.next, &records) {
-                Ok(prepared) => self.log = prepared.put_in_place()?,
-                // The old log still says the same, at greater length.
-                Err(error) => tracing::warn!(file = self.name, %error, "the log could not be rewritten shorter"),
-            }
+    /// When most records say nothing any more: those that are enough, to be written beside the log while it goes on.
+    pub fn begin_shortening(&mut self) -> Option<Shortening> {
+        if self.log.records <= 4 * self.facts.points.len() + self.facts.pins.len() + 64 {
+            return None;
+        }
+        self.since = Some(Vec::new());
+        Some(Shortening { first: self.log.next, facts: self.facts.clone(), volume: self.volume.clone() })
+    }
+
+    /// Makes the shorter log the log, with what was recorded meanwhile. After an error in the last step (`Err`) the
+    /// replica must be opened anew; when there is no shorter log, the old one says the same at greater length.
+    pub fn finish_shortening(&mut self, shorter: Result<Log, ReplicaError>) -> Result<(), ReplicaError> {
+        let since = self.since.take().unwrap_or_default();
+        let caught_up = shorter.and_then(|mut log| {
+            log.append_all(&since)?;
+            log.reserve()?;
+            Ok(log)
+        });
+        match caught_up {
+            Ok(log) => self.log = log.put_in_place()?,
+            Err(error) => tracing::warn!(item = %self.facts.item, %error, "the log could not be written shorter"),
         }
         Ok(())
+    }
+}
+
+/// A shorter log about to be written.
+pub(crate) struct Shortening {
+    first: u64,
+    facts: Facts,
+    volume: Arc<dyn Volume>,
+}
+
+impl Shortening {
+    /// Writes it, however long that takes: nobody waits.
+    pub fn write(self) -> Result<Log, ReplicaError> {
+        Log::prepare(&self.volume, self.first, &self.facts.records())
     }
 }
 
@@ -196,12 +258,21 @@ mod tests {
                 let point = Point { attempt, cut_at_ms: 0, sealed_at_ms: 0, kind, changed_bytes: 0 };
                 // Now and then the log is rewritten while an epoch is open.
                 if number > 10 && number % 2 == 0 {
-                    let points = &ledger.facts().points;
-                    let attempt = points[points.len().saturating_sub(3)].point.attempt;
-                    ledger.record(&Record::PrunedBefore { attempt }).unwrap();
-                    let before = ledger.log.records;
-                    ledger.tidy().unwrap();
-                    rewritten += u64::from(ledger.log.records < before);
+                    let points: Vec<u64> = ledger.facts().points.keys().copied().collect();
+                    let shorter = ledger.begin_shortening().map(Shortening::write);
+                    // Recorded while the shorter log is written.
+                    let old = points.len().saturating_sub(5);
+                    if number % 4 == 0 && points.len() > 5 {
+                        let (after, to) = (points[old], points[old + 2]);
+                        ledger.record(&Record::Thinned { after, to, segments: vec![] }).unwrap();
+                        ledger.record(&Record::Pinned { point: to }).unwrap();
+                        ledger.record(&Record::Unpinned { point: to }).unwrap();
+                    }
+                    ledger.record(&Record::PrunedBefore { point: points[old] }).unwrap();
+                    rewritten += u64::from(shorter.is_some());
+                    if let Some(shorter) = shorter {
+                        ledger.finish_shortening(shorter).unwrap();
+                    }
                 }
                 ledger.record(&Record::Sealed(Sealed { point, opened, segments: vec![] })).unwrap();
             }

@@ -20,6 +20,7 @@
 //! `docs/journal-format.md`.
 
 mod append;
+mod chain;
 mod compress;
 mod diff;
 mod disk;
@@ -27,16 +28,24 @@ mod epoch;
 mod error;
 mod fields;
 mod history;
+mod index;
+mod kept;
 mod ledger;
 mod lock;
 mod log;
 mod manifest;
+mod merge;
 mod opening;
+mod pages;
 mod replica;
+mod run;
+mod runs;
 mod scan;
 mod segment;
 mod store;
 mod stores;
+mod sweep;
+mod tend;
 mod view;
 mod volume;
 
@@ -47,5 +56,6 @@ pub use error::ReplicaError;
 pub use manifest::{Content, DiskHome, DiskRecord, FORMAT, Manifest, Opener, Place, Spec};
 pub use replica::Replica;
 pub use stores::Stores;
+pub use tend::{Did, Tended};
 pub use view::View;
 pub use volume::{Folder, Volume};

@@ -55,7 +55,16 @@ pub(crate) enum Record {
     /// Everything that the open epoch wrote was undone.
     RolledBack { opened: u64 },
     /// The points before this one are not kept any more.
-    PrunedBefore { attempt: Attempt },
+    PrunedBefore { point: u64 },
+    /// Files of this number may be written, which hold the before-images of several epochs. Nothing else: it makes the
+    /// number unique.
+    Merging { opened: u64 },
+    /// The points between these two are not kept any more; the segments lead from `to` back to `after`.
+    Thinned { after: u64, to: u64, segments: Vec<SealedFile> },
+    /// The point is kept whatever the policy says.
+    Pinned { point: u64 },
+    /// It is not pinned any more.
+    Unpinned { point: u64 },
 }
 
 /// The attempts that were used in a generation.
@@ -80,7 +89,8 @@ pub(crate) struct Begun {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct Sealed {
     pub point: Point,
-    /// That of its `Begun`; 0 for a point that was made without an epoch.
+    /// That of its `Begun`, or the sequence number of this record when it was first written, for a point that was made
+    /// without an epoch. Rising from point to point; other records name the point by it.
     pub opened: u64,
     pub segments: Vec<SealedFile>,
 }
@@ -92,10 +102,22 @@ pub(crate) struct SealedFile {
     pub length: u64,
     /// The checksum at the end of the segment's last sector.
     pub footer: u64,
+    /// What the file says of itself, where that is not the point's own epoch.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub origin: Option<Origin>,
+}
+
+/// The identity of a segment that came from merging others, or from another epoch than the one it now leads back over.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct Origin {
+    pub opened: u64,
+    pub attempt: Attempt,
 }
 
 pub(crate) struct Log {
     volume: Arc<dyn Volume>,
+    /// `LOG`, or `NEW` while it is prepared.
+    name: &'static str,
     /// Where the next record goes.
     position: u64,
     /// The length of the file; what lies behind `position` is blank.
@@ -123,15 +145,17 @@ impl Log {
             .and_then(|()| volume.write_at(NEW, 0, &bytes))
             .and_then(|()| volume.sync(NEW))
             .map_err(|error| ReplicaError::io(format!("writing {}", volume.describe(NEW)), error))?;
-        Ok(Log { volume: volume.clone(), position, length: bytes.len() as u64, next, records: records.len() })
+        let length = bytes.len() as u64;
+        Ok(Log { volume: volume.clone(), name: NEW, position, length, next, records: records.len() })
     }
 
     /// Makes a prepared log the log. After an error nobody knows which one it is.
-    pub fn put_in_place(self) -> Result<Log, ReplicaError> {
+    pub fn put_in_place(mut self) -> Result<Log, ReplicaError> {
         self.volume
             .rename(NEW, LOG)
             .and_then(|()| self.volume.sync_directory())
             .map_err(|error| ReplicaError::io(format!("renaming {}", self.volume.describe(NEW)), error))?;
+        self.name = LOG;
         Ok(self)
     }
 
@@ -166,7 +190,7 @@ impl Log {
             .and_then(|()| volume.sync(LOG))
             .and_then(|()| volume.sync_directory())
             .map_err(|error| ReplicaError::io(format!("writing {name}"), error))?;
-        let log = Log { volume, position, length, next, records: records.len() };
+        let log = Log { volume, name: LOG, position, length, next, records: records.len() };
         Ok((log, records))
     }
 
@@ -178,32 +202,48 @@ impl Log {
         let end = self.position.next_multiple_of(RESERVE) + RESERVE;
         let zeroes = vec![0; (end - self.length) as usize];
         self.volume
-            .write_at(LOG, self.length, &zeroes)
-            .and_then(|()| self.volume.sync(LOG))
-            .map_err(|error| ReplicaError::io(format!("reserving space in {}", self.volume.describe(LOG)), error))?;
+            .write_at(self.name, self.length, &zeroes)
+            .and_then(|()| self.volume.sync(self.name))
+            .map_err(|error| ReplicaError::io(format!("reserving space in {}", self.describe()), error))?;
         self.length = end;
         Ok(())
     }
 
     /// Appends a record; it is on stable storage when this returns. After an error nobody knows whether it is.
     pub fn append(&mut self, record: &Record) -> Result<(), ReplicaError> {
+        self.append_all(std::slice::from_ref(record))
+    }
+
+    /// Appends records with one sync: to a prepared log, of which nothing counts until it is in place.
+    pub fn append_all(&mut self, records: &[Record]) -> Result<(), ReplicaError> {
         let mut bytes = Vec::new();
-        encode(record, self.next, &mut bytes)?;
+        for (record, sequence) in records.iter().zip(self.next..) {
+            encode(record, sequence, &mut bytes)?;
+        }
         self.volume
-            .write_at(LOG, self.position, &bytes)
+            .write_at(self.name, self.position, &bytes)
             .and_then(|()| {
                 #[cfg(feature = "sabotage")]
-                if matches!(record, Record::Sealed(_)) && protocol::sabotage::is("acknowledged-before-record") {
+                if matches!(records, [Record::Sealed(_)]) && protocol::sabotage::is("acknowledged-before-record") {
                     return Ok(());
                 }
-                self.volume.sync(LOG)
+                self.volume.sync(self.name)
             })
-            .map_err(|error| ReplicaError::io(format!("writing {}", self.volume.describe(LOG)), error))?;
+            .map_err(|error| ReplicaError::io(format!("writing {}", self.describe()), error))?;
         self.position += bytes.len() as u64;
         self.length = self.length.max(self.position);
-        self.next += 1;
-        self.records += 1;
+        self.next += records.len() as u64;
+        self.records += records.len();
         Ok(())
+    }
+
+    /// How long the file is (bytes).
+    pub fn length(&self) -> u64 {
+        self.length
+    }
+
+    fn describe(&self) -> String {
+        self.volume.describe(self.name)
     }
 }
 
@@ -352,7 +392,8 @@ mod tests {
             kind: protocol::PointKind::CrashConsistent,
             changed_bytes: 3,
         };
-        let segments = (0..disks).map(|disk| SealedFile { disk, length: u64::MAX, footer: u64::MAX }).collect();
+        let segments =
+            (0..disks).map(|disk| SealedFile { disk, length: u64::MAX, footer: u64::MAX, origin: None }).collect();
         Record::Sealed(Sealed { point, opened: number, segments })
     }
 

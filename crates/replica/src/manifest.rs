@@ -104,7 +104,7 @@ pub struct Manifest {
 }
 
 /// The version of manifest and journal that this build writes, and the only one that it reads.
-pub const FORMAT: u32 = 1;
+pub const FORMAT: u32 = 2;
 
 pub(crate) const MANIFEST: &str = "manifest.json";
 const NEW: &str = "manifest.json.new";

@@ -12,16 +12,17 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, PoisonError};
 
 use bytes::Bytes;
-use protocol::{Attempt, BLOCK, BlockMap, DiskKey, EpochHeader, Extent, Point, PointKind};
+use protocol::{Attempt, BLOCK, BlockMap, DiskKey, EpochHeader, Point, PointKind};
 
 use crate::epoch::{Epoch, Payload, Write, Writer};
 use crate::error::ReplicaError;
 use crate::fields::blank;
-use crate::history::{OpenSegment, Segment, SegmentFile};
+use crate::history::{OpenSegment, SegmentFile};
 use crate::ledger::Ledger;
 use crate::log::{Begun, LOG, Record, Sealed};
 use crate::manifest::{Content, DiskHome, DiskRecord, FORMAT, MANIFEST, Manifest, Opener, Place, Spec};
-use crate::opening::{chain, ids, list, remove_orphans, unfinished};
+use crate::opening::{ids, list, remove_orphans, runs, steps, unfinished};
+use crate::runs::Runs;
 use crate::segment::MOST_DISKS;
 use crate::store::{Held, Open, Slot, Store};
 use crate::stores::{Stores, make_inside};
@@ -87,7 +88,7 @@ impl Replica {
             being_deleted: false,
         };
         manifest.store(stores.directory.as_ref())?;
-        let store = Store::new(manifest, stores.retention.clone(), disks, held, ledger, Vec::new());
+        let store = Store::new(manifest, stores.retention.clone(), disks, held, ledger, Vec::new(), Runs::default());
         Ok(Replica { store: Arc::new(store), stores })
     }
 
@@ -123,12 +124,13 @@ impl Replica {
             return Err(ReplicaError::damaged(journal.describe(LOG), whose));
         }
         let mut files = list(journal.as_ref())?;
-        let points = chain(&manifest, &journal, &facts.points, &mut files)?;
+        let steps = steps(&manifest, &journal, facts.points.values(), &mut files);
         let unfinished = facts.open.map(|begun| unfinished(&manifest, &journal, begun, &mut files)).transpose()?;
+        let runs = runs(&manifest, &journal, &steps, &mut files);
         remove_orphans(journal.as_ref(), files.keys())?;
         let disks = stores.disks(&manifest.disks, open)?;
         let count = disks.len();
-        let store = Store::new(manifest, journal, disks, held, ledger, points);
+        let store = Store::new(manifest, journal, disks, held, ledger, steps, runs);
         if let Some(open) = unfinished.map(Arc::new) {
             store.set_open(open.clone());
             store.set_slot(Slot::Left(Box::new(Writer::found(open, count))));
@@ -155,17 +157,17 @@ impl Replica {
 
     /// The points that are kept, in the order in which they were sealed.
     pub fn points(&self) -> Vec<Point> {
-        self.store.points().iter().map(|node| node.point.clone()).collect()
+        self.store.chain.points().into_iter().map(|(_, point)| point).collect()
     }
 
     /// The newest point.
     pub fn newest(&self) -> Option<Point> {
-        self.store.newest().map(|node| node.point.clone())
+        self.store.chain.newest().map(|step| step.point.clone())
     }
 
     /// The point of `attempt`, if it is kept.
     pub fn point(&self, attempt: Attempt) -> Option<Point> {
-        self.store.node(attempt).ok().map(|node| node.point.clone())
+        self.store.chain.find(attempt).ok().map(|step| step.point.clone())
     }
 
     /// Begins an epoch, after rolling back one that was left unfinished.
@@ -201,11 +203,12 @@ impl Replica {
                 return Err(ReplicaError::Inconsistent);
             }
             facts.unused(attempt)?;
-            self.reserve(&mut ledger)?;
+            store.reserve(&mut ledger)?;
+            let opened = ledger.next();
             let point = Point { attempt, cut_at_ms, sealed_at_ms, kind, changed_bytes: 0 };
-            let sealed = Sealed { point: point.clone(), opened: 0, segments: Vec::new() };
+            let sealed = Sealed { point: point.clone(), opened, segments: Vec::new() };
             store.record(&mut ledger, &Record::Sealed(sealed))?;
-            store.append_point(point.clone(), Vec::new());
+            store.append_point(opened, point.clone(), Vec::new());
             Ok(point)
         })
     }
@@ -220,7 +223,7 @@ impl Replica {
         self.store.take_slot()?;
         let begun = self.open_epoch(as_attempt, PointKind::RolledBack, view.point().cut_at_ms);
         let mut epoch = self.keep_slot_if(begun)?;
-        match self.write_back(&view, to, &mut epoch) {
+        match self.write_back(&view, &mut epoch) {
             Ok(()) => epoch.seal(at_ms),
             Err(error) => {
                 if let Err(second) = epoch.roll_back() {
@@ -231,10 +234,11 @@ impl Replica {
         }
     }
 
-    fn write_back(&self, view: &View, to: Attempt, epoch: &mut Epoch) -> Result<(), ReplicaError> {
+    fn write_back(&self, view: &View, epoch: &mut Epoch) -> Result<(), ReplicaError> {
         /// Bytes in one batch: a few syncs per second on a slow volume.
         const BATCH: usize = 8 << 20;
-        for (disk, map) in self.changed(to)?.into_iter().enumerate() {
+        for disk in 0..self.disks().len() {
+            let map = view.changed(disk)?;
             let mut batch = Vec::new();
             let mut bytes = 0;
             for piece in map.pieces(BLOCK) {
@@ -260,14 +264,7 @@ impl Replica {
     /// # Errors
     /// `PointGone`; `Damaged` when a file of the way back is known to be missing; `Closed`, `Failed`.
     pub fn view(&self, attempt: Attempt) -> Result<View, ReplicaError> {
-        self.store.usable()?;
-        let node = self.store.node(attempt)?;
-        let mut at = &node;
-        while let Some(step) = at.next() {
-            step.segments.iter().flatten().try_for_each(Segment::usable)?;
-            at = &step.to;
-        }
-        Ok(View::new(self.store.clone(), node))
+        View::open(&self.store, attempt)
     }
 
     /// What may differ, on each disk, between the point and what the disks hold now, the open epoch included. Every
@@ -276,30 +273,9 @@ impl Replica {
     /// # Errors
     /// `PointGone` when the point, and so the history since, is not kept; `Damaged`; I/O.
     pub fn changed_since(&self, attempt: Attempt) -> Result<BTreeMap<DiskKey, BlockMap>, ReplicaError> {
-        let maps = self.changed(attempt)?;
-        Ok(self.disks().iter().map(|record| record.key.clone()).zip(maps).collect())
-    }
-
-    fn changed(&self, attempt: Attempt) -> Result<Vec<BlockMap>, ReplicaError> {
-        self.store.usable()?;
-        let node = self.store.node(attempt)?;
-        let mut extents: Vec<Vec<Extent>> = vec![Vec::new(); self.disks().len()];
-        // The open epoch first: when it is sealed meanwhile, it is met in the chain.
-        if let Some(open) = self.store.open() {
-            for (disk, segment) in open.segments.iter().enumerate() {
-                extents[disk].extend(segment.entries().iter().map(|entry| Extent::new(entry.offset, entry.length)));
-            }
-        }
-        let mut at = &node;
-        while let Some(step) = at.next() {
-            for (disk, segment) in step.segments.iter().enumerate() {
-                if let Some(segment) = segment {
-                    extents[disk].extend(segment.index()?.iter().map(|entry| Extent::new(entry.offset, entry.length)));
-                }
-            }
-            at = &step.to;
-        }
-        Ok(extents.into_iter().map(|extents| extents.into_iter().collect()).collect())
+        let view = self.view(attempt)?;
+        let of = |(disk, record): (usize, &DiskRecord)| Ok((record.key.clone(), view.changed(disk)?));
+        self.disks().iter().enumerate().map(of).collect()
     }
 
     /// What a disk holds at this moment, be it a point's content or not. For comparing with a source.
@@ -320,23 +296,6 @@ impl Replica {
         self.store.usable()?;
         let extent = self.store.within(disk, offset, length)?;
         self.store.data_on_disk(disk, extent)
-    }
-
-    /// Lets go of the points before `attempt`, which stays. The files go when no view needs them any more.
-    ///
-    /// # Errors
-    /// `PointGone` when there is no such point; `NoSpace`; I/O.
-    pub fn prune_before(&self, attempt: Attempt) -> Result<(), ReplicaError> {
-        self.store.usable()?;
-        let mut ledger = self.store.ledger.lock().unwrap_or_else(PoisonError::into_inner);
-        match ledger.facts().points.iter().position(|sealed| sealed.point.attempt == attempt) {
-            None => return Err(ReplicaError::PointGone(attempt)),
-            Some(0) => return Ok(()),
-            Some(_) => self.reserve(&mut ledger)?,
-        }
-        self.store.record(&mut ledger, &Record::PrunedBefore { attempt })?;
-        self.store.drop_points_before(attempt);
-        ledger.tidy().map_err(|error| self.store.fail(error))
     }
 
     /// Removes the replica: manifest, journal and the disks inside its directory, never one outside.
@@ -371,6 +330,10 @@ impl Replica {
         self.store.close();
     }
 
+    pub(crate) fn store(&self) -> &Store {
+        &self.store
+    }
+
     fn fits(&self, header: &EpochHeader) -> Result<(), ReplicaError> {
         let ours = self.store.manifest.lineage;
         if header.lineage != ours {
@@ -384,7 +347,7 @@ impl Replica {
             };
             return Err(ReplicaError::Disks(format!("the source has {}; the replica has {}", say(found), say(wanted))));
         }
-        let newest = self.store.newest().map(|node| node.point.attempt);
+        let newest = self.newest().map(|point| point.attempt);
         #[cfg(feature = "sabotage")]
         let newest = if protocol::sabotage::is("base-unchecked") { header.base } else { newest };
         if header.base != newest {
@@ -398,7 +361,7 @@ impl Replica {
         let store = &self.store;
         let mut ledger = store.ledger.lock().unwrap_or_else(PoisonError::into_inner);
         ledger.facts().unused(attempt)?;
-        self.reserve(&mut ledger)?;
+        store.reserve(&mut ledger)?;
         let journalled = store.manifest.content == Content::Existing || !ledger.facts().points.is_empty();
         let begun = Begun { opened: ledger.next(), attempt, journalled };
         let mut segments = Vec::new();
@@ -420,14 +383,6 @@ impl Replica {
         let open = Arc::new(Open { attempt, opened: begun.opened, segments });
         store.set_open(open.clone());
         Ok(Epoch::new(store.clone(), Writer::new(open, self.disks().len(), kind, cut_at_ms)))
-    }
-
-    /// Reserves space in the log. A full volume is the caller's to deal with; any other failure stops the replica.
-    fn reserve(&self, ledger: &mut Ledger) -> Result<(), ReplicaError> {
-        ledger.reserve().map_err(|error| match error {
-            ReplicaError::NoSpace { .. } => error,
-            other => self.store.fail(other),
-        })
     }
 
     fn keep_slot_if(&self, begun: Result<Epoch, ReplicaError>) -> Result<Epoch, ReplicaError> {

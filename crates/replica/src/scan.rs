@@ -17,9 +17,8 @@ use std::io;
 
 use crate::error::ReplicaError;
 use crate::fields::blank;
-use crate::segment::{
-    Entry, FRAME_MAGIC, PAGE, PAGE_MAGIC, SECTOR, SegmentId, Table, page_number, sectors, table_length,
-};
+use crate::index::{PAGE_MAGIC, page_number};
+use crate::segment::{Entry, FRAME_MAGIC, PAGE, SECTOR, SegmentId, Table, sectors, table_length};
 use crate::volume::Volume;
 
 /// What one segment of the open epoch holds.

@@ -29,9 +29,7 @@ pub(crate) const SECTOR: u64 = 512;
 pub(crate) const UNIT: u64 = 4096;
 pub(crate) const PAGE: u64 = 4096;
 pub(crate) const FRAME_MAGIC: u32 = u32::from_le_bytes(*b"SKFR");
-pub(crate) const PAGE_MAGIC: u32 = u32::from_le_bytes(*b"SKIX");
 const HEADER_MAGIC: &[u8; 8] = b"SKYESEGM";
-const FOOTER_MAGIC: &[u8; 8] = b"SKYESEAL";
 /// A frame is written when it has this much (records, bytes of payload).
 const FULL_RECORDS: usize = 1024;
 const FULL_PAYLOAD: usize = 2 << 20;
@@ -41,9 +39,6 @@ const MOST_PAYLOAD: u64 = 4 << 20;
 pub(crate) const MOST_DISKS: u32 = 256;
 const RECORD_BYTES: u64 = 32;
 const TABLE_HEAD: u64 = 40;
-const ENTRY_BYTES: usize = 40;
-const PAGE_HEAD: usize = 24;
-pub(crate) const PAGE_ENTRIES: usize = (PAGE as usize - PAGE_HEAD - 8) / ENTRY_BYTES;
 
 /// Which segment it is; every part of the file proves that it belongs to this one.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -75,7 +70,7 @@ impl Entry {
     pub fn end(&self) -> u64 {
         self.offset + self.length
     }
-    fn zeroes(offset: u64, length: u64) -> Entry {
+    pub fn zeroes(offset: u64, length: u64) -> Entry {
         Entry { offset, length, stored: 0, position: 0, checksum: 0 }
     }
     pub fn is_zero(&self) -> bool {
@@ -98,7 +93,7 @@ impl Entry {
         Some(data)
     }
     /// Whether it can be an entry of `id` at all.
-    fn sound(&self, id: &SegmentId) -> bool {
+    pub fn sound(&self, id: &SegmentId) -> bool {
         let inside = self.offset.checked_add(self.length).is_some_and(|end| end <= id.disk_size);
         let small = self.offset / BLOCK == (self.offset + self.length.max(1) - 1) / BLOCK;
         let placed = if self.is_zero() {
@@ -118,7 +113,7 @@ fn pad(out: &mut Vec<u8>) {
     out.resize(sectors(out.len() as u64) as usize, 0);
 }
 
-fn seal_sector(out: &mut Vec<u8>, start: usize) -> u64 {
+pub(crate) fn seal_sector(out: &mut Vec<u8>, start: usize) -> u64 {
     out.resize(start + SECTOR as usize - 8, 0);
     let checksum = XxHash3_64::oneshot(&out[start..]);
     out.put_u64(checksum);
@@ -126,7 +121,7 @@ fn seal_sector(out: &mut Vec<u8>, start: usize) -> u64 {
 }
 
 /// The body of a sector that ends with its checksum, if it fits.
-fn checked(bytes: &[u8]) -> Option<&[u8]> {
+pub(crate) fn checked(bytes: &[u8]) -> Option<&[u8]> {
     let (body, checksum) = bytes.split_last_chunk::<8>()?;
     (XxHash3_64::oneshot(body) == u64::from_le_bytes(*checksum)).then_some(body)
 }
@@ -136,7 +131,7 @@ impl SegmentId {
         format!("{:012}-{}-{}{SUFFIX}", self.opened, self.attempt, self.disk)
     }
 
-    fn put(&self, out: &mut Vec<u8>) {
+    pub fn put(&self, out: &mut Vec<u8>) {
         out.put_u32(FORMAT);
         out.put_u32(u32::from(self.disk));
         out.extend_from_slice(self.lineage.0.as_bytes());
@@ -296,88 +291,6 @@ impl Table {
     }
 }
 
-/// The index and footer of a segment whose frames end at `position`, and the footer's checksum.
-pub(crate) fn encode_index(id: &SegmentId, position: u64, entries: impl Iterator<Item = Entry>) -> (Vec<u8>, u64) {
-    let mut merged: Vec<Entry> = Vec::new();
-    for entry in entries {
-        match merged.last_mut() {
-            Some(last) if last.is_zero() && entry.is_zero() && last.end() == entry.offset => {
-                last.length += entry.length
-            }
-            _ => merged.push(entry),
-        }
-    }
-    let mut out = Vec::new();
-    for (page, entries) in merged.chunks(PAGE_ENTRIES).enumerate() {
-        let start = out.len();
-        out.put_u32(PAGE_MAGIC);
-        out.put_u32(entries.len() as u32);
-        out.put_u64(id.opened);
-        out.put_u64(page_tag(id, page as u64));
-        for entry in entries {
-            out.put_u64(entry.offset);
-            out.put_u64(entry.length);
-            out.put_u64(entry.stored);
-            out.put_u64(entry.position);
-            out.put_u64(entry.checksum);
-        }
-        out.resize(start + PAGE as usize - 8, 0);
-        let checksum = XxHash3_64::oneshot(&out[start..]);
-        out.put_u64(checksum);
-    }
-    let start = out.len();
-    out.extend_from_slice(FOOTER_MAGIC);
-    id.put(&mut out);
-    out.put_u64(position);
-    out.put_u64(merged.len() as u64);
-    let footer = seal_sector(&mut out, start);
-    (out, footer)
-}
-
-/// The disk in the upper 16 bits, the page's number below.
-fn page_tag(id: &SegmentId, page: u64) -> u64 {
-    u64::from(id.disk) << 48 | page
-}
-
-/// The number of an index page of `id`; none when `bytes` are not one.
-pub(crate) fn page_number(id: &SegmentId, bytes: &[u8]) -> Option<u64> {
-    let mut fields = Fields(checked(bytes.get(..PAGE as usize)?)?);
-    let (magic, _count, opened, tag) = (fields.u32()?, fields.u32()?, fields.u64()?, fields.u64()?);
-    let page = tag & ((1 << 48) - 1);
-    (magic == PAGE_MAGIC && opened == id.opened && tag == page_tag(id, page)).then_some(page)
-}
-
-/// The entries of index page `page`; none when `bytes` are not that page.
-pub(crate) fn decode_page(id: &SegmentId, page: u64, bytes: &[u8]) -> Option<Vec<Entry>> {
-    if page_number(id, bytes)? != page {
-        return None;
-    }
-    let mut fields = Fields(bytes);
-    let (_magic, count) = (fields.u32()?, fields.u32()?);
-    let (_opened, _tag) = (fields.u64()?, fields.u64()?);
-    if count as usize > PAGE_ENTRIES {
-        return None;
-    }
-    let entry = |fields: &mut Fields| {
-        let (offset, length, stored) = (fields.u64()?, fields.u64()?, fields.u64()?);
-        let entry = Entry { offset, length, stored, position: fields.u64()?, checksum: fields.u64()? };
-        entry.sound(id).then_some(entry)
-    };
-    (0..count).map(|_| entry(&mut fields)).collect()
-}
-
-/// Where the index starts and how many entries it has, by the footer whose checksum must be `checksum`.
-pub(crate) fn decode_footer(id: &SegmentId, checksum: u64, sector: &[u8]) -> Option<(u64, u64)> {
-    let body = checked(sector)?;
-    if sector.last_chunk::<8>() != Some(&checksum.to_le_bytes()) {
-        return None;
-    }
-    let mut wanted = FOOTER_MAGIC.to_vec();
-    id.put(&mut wanted);
-    let mut fields = Fields(body.strip_prefix(&wanted[..])?);
-    Some((fields.u64()?, fields.u64()?))
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -427,45 +340,5 @@ mod tests {
             assert_eq!(Table::decode(&id, 512, &bad).is_some(), padding, "byte {at}");
         }
         assert!(Table::decode(&SegmentId { opened: 10, ..id.clone() }, 512, &table).is_none());
-    }
-
-    #[test]
-    fn an_index_of_many_pages_is_read_back_and_every_flipped_bit_noticed() {
-        let id = id();
-        let entries: Vec<Entry> = (0..300)
-            .map(|n| Entry { offset: n * 8192, length: 4096, stored: 9, position: 512 + n, checksum: n })
-            .collect();
-        let (bytes, footer) = encode_index(&id, 512, entries.iter().copied());
-        let (pages, sector) = bytes.split_at(3 * PAGE as usize);
-        assert_eq!(decode_footer(&id, footer, sector), Some((512, 300)));
-        assert_eq!(decode_footer(&id, footer + 1, sector), None);
-        let mut read = Vec::new();
-        for (page, bytes) in pages.chunks(PAGE as usize).enumerate() {
-            read.extend(decode_page(&id, page as u64, bytes).unwrap());
-            assert!(decode_page(&id, page as u64 + 1, bytes).is_none());
-            let mut bad = bytes.to_vec();
-            bad[page * 100 + 5] ^= 1;
-            assert!(decode_page(&id, page as u64, &bad).is_none());
-        }
-        assert_eq!(read, entries);
-        let zeroes = (0..300).map(|n| Entry::zeroes(n * 4096, 4096));
-        assert_eq!(encode_index(&id, 512, zeroes).0.len() as u64, PAGE + SECTOR);
-    }
-
-    #[test]
-    fn arbitrary_bytes_are_never_a_table_a_page_or_a_footer() {
-        let id = id();
-        let mut seed = 1u64;
-        for _ in 0..2000 {
-            let mut bytes: Vec<u8> = (0..PAGE)
-                .map(|_| {
-                    seed = seed.wrapping_mul(6364136223846793005).wrapping_add(1442695040888963407);
-                    (seed >> 56) as u8
-                })
-                .collect();
-            assert!(decode_page(&id, 0, &bytes).is_none() && decode_footer(&id, 0, &bytes[..512]).is_none());
-            bytes[..4].copy_from_slice(&FRAME_MAGIC.to_le_bytes());
-            assert!(Table::decode(&id, 512, &bytes).is_none());
-        }
     }
 }

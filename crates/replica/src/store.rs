@@ -5,19 +5,23 @@
 //! - Any number of readers: they see the points, the open epoch's published entries and the disks, never the slot.
 //! - A failed sync is never retried: the store *failed*, and every operation says so until the replica is opened anew.
 
+use std::collections::BTreeSet;
 use std::io;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, OnceLock, RwLock};
 
 use protocol::{Attempt, BlockMap, Extent, Point};
 
+use crate::chain::{Chain, Step};
 use crate::disk::Disk;
 use crate::epoch::Writer;
 use crate::error::ReplicaError;
-use crate::history::{Node, OpenSegment, Segment, Step};
+use crate::history::{OpenSegment, Pages, Segment};
 use crate::ledger::Ledger;
 use crate::log::Record;
 use crate::manifest::Manifest;
+use crate::runs::Runs;
+use crate::tend::Tending;
 use crate::volume::Volume;
 
 /// The open epoch as readers see it.
@@ -44,7 +48,13 @@ pub(crate) struct Store {
     disks: RwLock<Vec<Arc<dyn Disk>>>,
     held: Mutex<Held>,
     pub ledger: Mutex<Ledger>,
-    points: RwLock<Vec<Arc<Node>>>,
+    pub chain: Chain,
+    pub pages: Pages,
+    pub runs: Runs,
+    /// Points with damage in what leads back to them, known since the opening: those before are refused.
+    pub flawed: BTreeSet<u64>,
+    /// One at a time rewrites history.
+    pub tending: Mutex<Tending>,
     open: RwLock<Option<Arc<Open>>>,
     rollbacks: AtomicU64,
     slot: Mutex<Slot>,
@@ -59,15 +69,21 @@ impl Store {
         disks: Vec<Arc<dyn Disk>>,
         held: Held,
         ledger: Ledger,
-        points: Vec<Arc<Node>>,
+        steps: Vec<Step>,
+        runs: Runs,
     ) -> Store {
+        let flawed = |step: &&Step| step.segments.iter().flatten().any(|segment| segment.usable().is_err());
         Store {
             manifest,
             journal,
             disks: RwLock::new(disks),
             held: Mutex::new(held),
             ledger: Mutex::new(ledger),
-            points: RwLock::new(points),
+            flawed: steps.iter().filter(flawed).map(|step| step.number).collect(),
+            chain: Chain::new(steps),
+            pages: Pages::default(),
+            runs,
+            tending: Mutex::default(),
             open: RwLock::new(None),
             rollbacks: AtomicU64::new(0),
             slot: Mutex::new(Slot::Free),
@@ -157,20 +173,6 @@ impl Store {
 
     // ---- points and the open epoch
 
-    pub fn points(&self) -> Vec<Arc<Node>> {
-        self.points.read().expect("nobody panics here").clone()
-    }
-
-    pub fn newest(&self) -> Option<Arc<Node>> {
-        self.points.read().expect("nobody panics here").last().cloned()
-    }
-
-    pub fn node(&self, attempt: Attempt) -> Result<Arc<Node>, ReplicaError> {
-        let points = self.points.read().expect("nobody panics here");
-        let found = points.iter().rev().find(|node| node.point.attempt == attempt);
-        found.cloned().ok_or(ReplicaError::PointGone(attempt))
-    }
-
     pub fn open(&self) -> Option<Arc<Open>> {
         self.open.read().expect("nobody panics here").clone()
     }
@@ -192,28 +194,27 @@ impl Store {
     }
 
     /// Appends a point to the chain, then ends the open epoch for readers: they see one or both, never neither.
-    pub fn append_point(&self, point: Point, segments: Vec<Option<Segment>>) {
-        let node = Node::new(point);
-        let mut points = self.points.write().expect("nobody panics here");
-        match points.last() {
-            Some(last) => last.link(Step { segments, to: node.clone() }),
-            // They would lead back to a state that is no point.
-            None => segments.iter().flatten().for_each(Segment::doom),
-        }
-        points.push(node);
-        drop(points);
+    pub fn append_point(&self, number: u64, point: Point, segments: Vec<Option<Segment>>) {
+        self.chain.append(number, point, segments);
         *self.open.write().expect("nobody panics here") = None;
     }
 
-    /// Forgets the points before `attempt`, which is kept. Files go when no view needs them.
-    pub fn drop_points_before(&self, attempt: Attempt) {
-        let mut points = self.points.write().expect("nobody panics here");
-        let keep = points.iter().position(|node| node.point.attempt == attempt).unwrap_or(0);
-        let gone: Vec<Arc<Node>> = points.drain(..keep).collect();
-        drop(points);
-        for segment in gone.iter().filter_map(|node| node.next()).flat_map(|step| step.segments.iter().flatten()) {
-            segment.doom();
+    /// Refuses a point when damage in what leads on from it is known.
+    pub fn undamaged(&self, number: u64) -> Result<(), ReplicaError> {
+        if self.flawed.range(number + 1..).next().is_some() {
+            for step in self.chain.between(number, u64::MAX) {
+                step.segments.iter().flatten().try_for_each(Segment::usable)?;
+            }
         }
+        Ok(())
+    }
+
+    /// Reserves space in the log. A full volume is the caller's to deal with; any other failure stops the replica.
+    pub fn reserve(&self, ledger: &mut Ledger) -> Result<(), ReplicaError> {
+        ledger.reserve().map_err(|error| match error {
+            ReplicaError::NoSpace { .. } => error,
+            other => self.fail(other),
+        })
     }
 
     /// Makes `record` true; an error stops the replica.

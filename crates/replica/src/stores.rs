@@ -8,6 +8,7 @@ use crate::disk::{Disk, FileDisk, never_written};
 use crate::error::ReplicaError;
 use crate::log::LOG;
 use crate::manifest::{DiskHome, DiskRecord, MANIFEST, Manifest, Opener, Place};
+use crate::run::RUN_SUFFIX;
 use crate::segment::SUFFIX;
 use crate::store::Held;
 use crate::volume::{Folder, Volume};
@@ -79,7 +80,7 @@ impl Stores {
         };
         let list = self.retention.list();
         for (name, _) in list.map_err(|e| ReplicaError::io(format!("listing {}", self.retention.describe("")), e))? {
-            if name.ends_with(SUFFIX) || name.starts_with(LOG) {
+            if name.ends_with(SUFFIX) || name.ends_with(RUN_SUFFIX) || name.starts_with(LOG) {
                 remove(self.retention.as_ref(), &name)?;
             }
         }

@@ -301,7 +301,7 @@ fn a_damaged_manifest_or_log_is_refused_and_the_replica_can_still_be_removed() {
         "",
         "{}",
         &text.replace("web01", "web02"),
-        &text.replace("\"format\": 1", "\"format\": 2"),
+        &text.replace("\"format\": 2", "\"format\": 3"),
     ] {
         std::fs::write(&manifest, bad).unwrap();
         assert!(damaged(open(directory)), "{bad}");

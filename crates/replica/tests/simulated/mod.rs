@@ -47,8 +47,6 @@ pub struct Power {
     pub space: Option<u64>,
     /// What is not done though it is said to be.
     pub lie: Lie,
-    /// How often a file was given another file's name.
-    pub renames: u64,
 }
 
 /// A fault that is built in, to see that the tests notice.
@@ -106,8 +104,7 @@ pub struct Machine {
 impl Machine {
     pub fn new(seed: u64) -> Arc<Machine> {
         let dice = Dice(seed);
-        let power =
-            Power { dice, cut_after: None, off: false, fail_sync_after: None, space: None, lie: Lie::None, renames: 0 };
+        let power = Power { dice, cut_after: None, off: false, fail_sync_after: None, space: None, lie: Lie::None };
         Arc::new(Machine { power: Mutex::new(power) })
     }
     pub fn power(&self) -> MutexGuard<'_, Power> {
@@ -228,6 +225,26 @@ impl SimulatedVolume {
         Arc::new(SimulatedVolume { machine: machine.clone(), files: Mutex::default() })
     }
 
+    /// The files whose names end like this.
+    pub fn ending(&self, suffix: &str) -> Vec<String> {
+        self.files.lock().unwrap().live.keys().filter(|name| name.ends_with(suffix)).cloned().collect()
+    }
+
+    /// Damages a file: flips a bit of it, or cuts it off.
+    pub fn spoil(&self, name: &str, how: u64) {
+        let mut files = self.files.lock().unwrap();
+        let file = files.live[name];
+        let content = &mut files.files[file];
+        let at = (how / 4) as usize % content.live.len().max(1);
+        for bytes in [&mut content.live, &mut content.durable] {
+            match bytes.get_mut(at) {
+                Some(_) if how.is_multiple_of(4) => bytes.truncate(at),
+                Some(byte) => *byte ^= 1 << (how % 8),
+                None => {}
+            }
+        }
+    }
+
     /// What is found when the power is back.
     pub fn crash(&self) {
         let mut power = self.machine.power();
@@ -326,7 +343,6 @@ impl Volume for SimulatedVolume {
     }
     fn rename(&self, from: &str, to: &str) -> io::Result<()> {
         self.length(from)?;
-        self.machine.power().renames += 1;
         let file = *self.files.lock().unwrap().live.get(from).ok_or(io::ErrorKind::NotFound)?;
         self.name(Naming::Rename(from.to_string(), to.to_string(), file))
     }

@@ -1,0 +1,89 @@
+//! Epochs of a schedule: random batches, with what the disks hold after them.
+
+use bytes::Bytes;
+use protocol::epoch::{Basis, DiskSize};
+use protocol::{Attempt, EpochHeader, PointKind};
+use replica::{Disk, Epoch, Payload, Replica, ReplicaError, Write};
+
+use crate::schedule::{Disks, Run};
+
+impl Run {
+    pub fn header(&self, attempt: Attempt) -> EpochHeader {
+        EpochHeader {
+            lineage: self.lineage,
+            attempt,
+            base: self.model.points.last().map(|(attempt, _)| *attempt),
+            basis: Basis::Tracked,
+            cut_at_ms: 0,
+            disks: self.records().into_iter().map(|r| DiskSize { disk: r.key, size: r.size }).collect(),
+            kind: if attempt.number.is_multiple_of(5) { PointKind::AppConsistent } else { PointKind::CrashConsistent },
+            expected_bytes: 0,
+        }
+    }
+
+    pub fn attempt(&mut self) -> Attempt {
+        self.used += 1;
+        Attempt { generation: 1, number: self.used }
+    }
+
+    fn batch(&mut self, content: &mut Disks) -> Vec<Write> {
+        let mut batch = Vec::new();
+        for _ in 0..1 + self.dice.below(5) {
+            let disk = self.dice.below(self.disks.len() as u64) as usize;
+            let size = self.disks[disk].size();
+            let offset = self.dice.below(size);
+            let most = if self.dice.chance(10) { size } else { 9000 };
+            let mut length = (1 + self.dice.below(most)).min(size - offset);
+            let mut offset = offset;
+            if self.dice.chance(40) {
+                offset = offset / 4096 * 4096;
+                length = length.next_multiple_of(4096).min(size - offset);
+            }
+            let range = offset as usize..(offset + length) as usize;
+            let payload = if self.dice.chance(25) {
+                content[disk][range].fill(0);
+                Payload::Zero(length)
+            } else {
+                // Data with blank sectors in it now and then.
+                let mut bytes = vec![self.dice.roll() as u8; length as usize];
+                if self.dice.chance(50) {
+                    bytes.fill_with(|| self.dice.roll() as u8);
+                }
+                for sector in bytes.chunks_mut(512) {
+                    if self.dice.chance(10) {
+                        sector.fill(0);
+                    }
+                }
+                content[disk][range].copy_from_slice(&bytes);
+                Payload::Data(Bytes::from(bytes))
+            };
+            batch.push(Write { disk: disk as u16, offset, payload });
+        }
+        batch
+    }
+
+    /// An epoch with its batches; gives the epoch back if it is still open.
+    pub fn write(&mut self, replica: &Replica, attempt: Attempt, first: bool) -> Result<(Epoch, Disks), ReplicaError> {
+        let mut epoch = replica.begin(&self.header(attempt))?;
+        let mut content: Disks = match self.model.points.last() {
+            Some((_, content)) => content.as_ref().clone(),
+            None => self.original.as_ref().clone(),
+        };
+        if first {
+            // A first copy onto disks of which nothing is known sends everything.
+            for (disk, bytes) in content.iter_mut().enumerate() {
+                bytes.chunks_mut(5000).for_each(|chunk| chunk.fill(self.dice.roll() as u8 & 3));
+                let payload = Payload::Data(Bytes::from(bytes.clone()));
+                epoch.apply(&[Write { disk: disk as u16, offset: 0, payload }])?;
+            }
+        }
+        for _ in 0..self.dice.below(5) {
+            let batch = self.batch(&mut content);
+            epoch.apply(&batch)?;
+            if self.dice.chance(30) {
+                self.check_points(replica);
+            }
+        }
+        Ok((epoch, content))
+    }
+}
