@@ -20,11 +20,11 @@ const FEWEST_EPOCHS: usize = 5;
 
 /// The circle under way.
 pub struct Circle<'a> {
-    world: &'a mut World,
+    pub(crate) world: &'a mut World,
     report: Report,
     say: &'a dyn Fn(&str),
     /// The guest's console since its last start.
-    console: Console,
+    pub(crate) console: Console,
     rpo: Vec<u64>,
 }
 
@@ -76,6 +76,7 @@ impl<'a> Circle<'a> {
         self.mend()?;
         let figures = self.reprotect(&["reprotect", MACHINE, "--shut-down", "--yes"], "reprotect after the cut")?;
         self.expect_tracked(&figures)?;
+        self.unreplicated_changes()?;
         self.fail_back(&Back { sync: Sync::Tracked, offline: false }, true)?;
         self.commit("commit at home")?;
         self.reverse()?;
@@ -83,6 +84,9 @@ impl<'a> Circle<'a> {
         for back in [Back { sync: Sync::Compare, offline: false }, Back { sync: Sync::Full, offline: true }] {
             self.fail_over_planned()?;
             self.commit("commit")?;
+            if back.sync == Sync::Compare {
+                self.failback_called_off()?;
+            }
             self.fail_back(&back, false)?;
             self.commit("commit at home")?;
             self.reverse()?;
@@ -90,11 +94,11 @@ impl<'a> Circle<'a> {
         Ok(())
     }
 
-    fn told(&self, text: &str) {
+    pub(crate) fn told(&self, text: &str) {
         (self.say)(text);
     }
 
-    fn phase(&mut self, name: &str, began: Instant, moved: Option<Moved>) {
+    pub(crate) fn phase(&mut self, name: &str, began: Instant, moved: Option<Moved>) {
         let read = moved.map(|moved| moved.read_source + moved.read_target);
         let seconds = began.elapsed().as_secs_f64();
         let mut line = format!("{name}: {seconds:.1} s");

@@ -12,6 +12,7 @@
 pub mod circle;
 pub mod console;
 pub mod content;
+mod keeping;
 pub mod net;
 pub mod report;
 pub mod world;
