@@ -123,12 +123,18 @@ impl Sites {
     /// As [`Sites::prepared`], and epochs flow.
     pub async fn replicating(seed: u64) -> Sites {
         let mut sites = Sites::prepared(seed).await;
+        sites.replicate().await;
+        sites
+    }
+
+    /// Lets epochs flow.
+    pub async fn replicate(&mut self) {
         let wish = Replication {
             item: NAME.parse().unwrap(),
             machine: NAME.into(),
-            lineage: sites.lineage,
+            lineage: self.lineage,
             generation: GENERATION,
-            target: sites.wire.address.clone(),
+            target: self.wire.address.clone(),
             token: TOKEN.into(),
             standpoint: None,
             sync: Sync::Tracked,
@@ -136,9 +142,8 @@ impl Sites {
             offline: false,
             quiesced: false,
         };
-        sites.control.replicate(PROCESS_SERVER, vec![wish]);
-        sites.start_process_server().await;
-        sites
+        self.control.replicate(PROCESS_SERVER, vec![wish]);
+        self.start_process_server().await;
     }
 
     pub async fn start_process_server(&mut self) {

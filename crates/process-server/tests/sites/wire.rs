@@ -13,6 +13,9 @@ const WORTH_A_LIE: usize = 32 << 10;
 struct Hand {
     target: Mutex<String>,
     flips: AtomicU64,
+    /// Bytes that went from sender to receiver, and how many may before the line is held.
+    passed: AtomicU64,
+    hold_at: AtomicU64,
     cuts: watch::Sender<u64>,
     held: watch::Sender<bool>,
 }
@@ -38,6 +41,8 @@ impl Wire {
         let hand = Arc::new(Hand {
             target: Mutex::default(),
             flips: AtomicU64::new(0),
+            passed: AtomicU64::new(0),
+            hold_at: AtomicU64::new(u64::MAX),
             cuts: watch::Sender::new(0),
             held: watch::Sender::new(false),
         });
@@ -58,6 +63,21 @@ impl Wire {
     /// While held, nothing goes from sender to receiver.
     pub fn hold(&self, held: bool) {
         self.hand.held.send_replace(held);
+    }
+
+    /// Holds the line once so many bytes have gone from sender to receiver.
+    pub fn hold_at(&self, bytes: u64) {
+        self.hand.hold_at.store(bytes, Ordering::SeqCst);
+    }
+
+    /// Whether it is held.
+    pub fn is_held(&self) -> bool {
+        *self.hand.held.borrow()
+    }
+
+    /// Bytes that went from sender to receiver.
+    pub fn passed(&self) -> u64 {
+        self.hand.passed.load(Ordering::SeqCst)
     }
 
     /// Changes one bit of what the sender says next.
@@ -110,5 +130,15 @@ async fn pump(
             }
         }
         to.write_all(&buffer[..length]).await?;
+        if let Some(hand) = hand {
+            let passed = hand.passed.fetch_add(length as u64, Ordering::SeqCst) + length as u64;
+            if hand
+                .hold_at
+                .fetch_update(Ordering::SeqCst, Ordering::SeqCst, |at| (passed >= at).then_some(u64::MAX))
+                .is_ok()
+            {
+                hand.held.send_replace(true);
+            }
+        }
     }
 }
