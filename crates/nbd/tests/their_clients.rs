@@ -59,7 +59,8 @@ async fn nbdinfo_sees_what_we_serve() {
     );
 
     let list = Uri::unix(&socket, "").to_string();
-    let seen: Value = serde_json::from_str(&succeed("nbdinfo", &["--no-content", "--list", "--json", &list]).await).unwrap();
+    let seen: Value =
+        serde_json::from_str(&succeed("nbdinfo", &["--no-content", "--list", "--json", &list]).await).unwrap();
     let names: Vec<_> = seen["exports"].as_array().unwrap().iter().map(|export| &export["export-name"]).collect();
     assert_eq!(names, ["view", "web01/disk0"]);
     assert_eq!(nbd::Client::list(&Address::Unix(socket.clone())).await.unwrap(), ["view", "web01/disk0"]);
