@@ -1,11 +1,10 @@
 //! Random schedules of everything a replica can do, with the power cut at random moments, against a model of ten lines.
 //!
 //! The model is a list of points with the whole content of every disk. What is checked after every step:
-//! 1. a sealed epoch is never lost; 2. what a view reads is exactly its point; 3. after an opening the disks are at the
-//!    newest point; 6. what was rolled back leaves no trace.
+//! 1. a sealed epoch is never lost; 2. what a view reads is exactly its point; 3. every point that is kept is bit-exact,
+//!    and after an opening the disks are at the newest; 6. what was rolled back leaves no trace.
 //!
-//! `SOCKEYE_SEEDS=2000 cargo test -p replica --test power_cut` runs more; a failure prints its seed, and
-//! `SOCKEYE_SEED=N` runs that one alone.
+//! `cargo xtask simulate replica --seeds 2000` plays more; a failure prints the command that plays its seed alone.
 
 #![allow(clippy::unwrap_used)]
 
@@ -21,6 +20,10 @@ mod history;
 mod schedule;
 mod simulated;
 
+use std::ops::Range;
+use std::sync::Mutex;
+use std::sync::atomic::{AtomicU64, Ordering};
+
 use schedule::{Counts, run};
 use simulated::Lie;
 
@@ -28,21 +31,43 @@ fn number(name: &str) -> Option<u64> {
     std::env::var(name).ok()?.parse().ok()
 }
 
+/// Plays these schedules, on as many threads as told.
+fn play(seeds: Range<u64>, threads: usize) -> Counts {
+    let (next, total) = (AtomicU64::new(seeds.start), Mutex::new(Counts::default()));
+    std::thread::scope(|scope| {
+        for _ in 0..threads {
+            scope.spawn(|| {
+                while let seed = next.fetch_add(1, Ordering::Relaxed)
+                    && seed < seeds.end
+                {
+                    let counts = std::panic::catch_unwind(|| run(seed, Lie::None)).unwrap_or_else(|cause| {
+                        eprintln!("seed {seed} fails; again: cargo xtask simulate replica --seed {seed}");
+                        next.store(seeds.end, Ordering::Relaxed);
+                        std::panic::resume_unwind(cause)
+                    });
+                    total.lock().unwrap().add(&counts);
+                }
+            });
+        }
+    });
+    total.into_inner().unwrap()
+}
+
 #[test]
 fn no_schedule_of_epochs_and_power_cuts_loses_or_changes_a_point() {
+    let many = number("SOCKEYE_SEEDS");
     let seeds = match number("SOCKEYE_SEED") {
         Some(seed) => seed..seed + 1,
-        None => 0..number("SOCKEYE_SEEDS").unwrap_or(100),
+        None => 0..many.unwrap_or(100),
     };
-    let mut total = Counts::default();
-    for seed in seeds.clone() {
-        let counts = std::panic::catch_unwind(|| run(seed, Lie::None)).unwrap_or_else(|cause| {
-            eprintln!("seed {seed} fails; alone: SOCKEYE_SEED={seed} cargo test -p replica --test power_cut");
-            std::panic::resume_unwind(cause)
-        });
-        total.add(&counts);
+    let threads = many.and_then(|_| std::thread::available_parallelism().ok()).map_or(1, |threads| threads.get());
+    let total = play(seeds.clone(), threads);
+    println!("{} schedules", seeds.end - seeds.start);
+    for (what, count) in total.named() {
+        println!("  {count:>9}  {what}");
     }
-    println!("{} seeds: {total:?}", seeds.end - seeds.start);
+    println!("invariants, after every step: (1) at {} openings, (2, 3) by {} views,", total.openings, total.views);
+    println!("  (6, and the newest point) by {} comparisons of the disks: all held", total.presents);
     if seeds.end - seeds.start >= 100 {
         for (what, count) in total.named() {
             assert!(count >= 10, "{what} came too seldom: {total:?}");

@@ -3,7 +3,7 @@
 //! ```text
 //!   setup ─► check = fmt · clippy · tidy · tests (· deny)
 //!     │
-//!     └────► demo · sabotage · bench
+//!     └────► demo · sabotage · bench · simulate
 //! ```
 //! `test` is setup and check together, and is exactly what continuous integration runs.
 
@@ -16,6 +16,7 @@ mod initramfs;
 mod packages;
 mod sabotage;
 mod setup;
+mod simulate;
 mod tidy;
 
 use std::path::{Path, PathBuf};
@@ -34,7 +35,9 @@ usage: cargo xtask <chore>
   sabotage [NAME..] [--list]
                build faults in, one at a time: each must be caught by a test
   bench replica [--json FILE] [--dir DIR]
-               what the replica costs, against fio on the same disk: about two minutes once it is built";
+               what the replica costs, against fio on the same disk: about two minutes once it is built
+  simulate replica [--seeds N | --seed N]
+               random schedules of epochs, power cuts and prunes against a model; 2000 take some minutes";
 
 fn main() -> ExitCode {
     let arguments: Vec<String> = std::env::args().skip(1).collect();
@@ -50,7 +53,7 @@ fn main() -> ExitCode {
 fn chore(arguments: &[String]) -> Result<()> {
     let root = workspace_root()?;
     let Some((chore, rest)) = arguments.split_first() else { bail!("{USAGE}") };
-    if !rest.is_empty() && !["demo", "sabotage", "bench"].contains(&chore.as_str()) {
+    if !rest.is_empty() && !["demo", "sabotage", "bench", "simulate"].contains(&chore.as_str()) {
         bail!("`{chore}` takes no arguments\n{USAGE}");
     }
     match chore.as_str() {
@@ -64,6 +67,7 @@ fn chore(arguments: &[String]) -> Result<()> {
         "demo" => demo::demo(&root, rest),
         "sabotage" => sabotage::sabotage(&root, rest),
         "bench" => bench::bench(&root, rest),
+        "simulate" => simulate::simulate(&root, rest),
         _ => bail!("there is no chore called {chore}\n{USAGE}"),
     }
 }
