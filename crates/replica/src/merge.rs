@@ -48,6 +48,10 @@ pub(crate) fn merge(journal: &Arc<dyn Volume>, id: SegmentId, sources: &[&Segmen
 
 fn write(journal: &dyn Volume, file: &SegmentFile, sources: &[&Segment]) -> Result<SealedFile, ReplicaError> {
     let mut writing = Writing::begin(journal, file)?;
+    #[cfg(feature = "sabotage")]
+    let turned: Vec<&Segment> = sources.iter().rev().copied().collect();
+    #[cfg(feature = "sabotage")]
+    let sources = if protocol::sabotage::is("merged-newest-wins") { &turned[..] } else { sources };
     let lists = sources.iter().map(|segment| segment.entries(0)).collect::<Result<Vec<_>, _>>()?;
     let mut sweep = Sweep::new(lists);
     let (mut record, mut scratch, mut compressor) = (Vec::new(), Vec::new(), Compressor::default());

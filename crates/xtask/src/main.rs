@@ -36,7 +36,7 @@ usage: cargo xtask <chore>
                build faults in, one at a time: each must be caught by a test
   bench replica [--json FILE] [--dir DIR]
                what the replica costs, against fio on the same disk: about two minutes once it is built
-  simulate replica [--seeds N | --seed N]
+  simulate replica [--seeds N | --seed N] [--sabotage NAME]
                random schedules of epochs, power cuts and prunes against a model; 2000 take some minutes";
 
 fn main() -> ExitCode {

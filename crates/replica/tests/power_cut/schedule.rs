@@ -44,7 +44,7 @@ pub struct Run {
 }
 
 /// What happened in schedules, and what was checked.
-#[derive(Default, Debug)]
+#[derive(Default, Debug, PartialEq)]
 pub struct Counts {
     /// Things done.
     pub steps: u64,
@@ -130,8 +130,8 @@ impl Run {
             directory: SimulatedVolume::new(&machine),
             retention: SimulatedVolume::new(&machine),
             machine,
+            lineage: serde_json::from_value(format!("{seed:032x}").into()).unwrap(),
             dice,
-            lineage: Lineage::fresh(),
             content,
             model: Model::default(),
             views: vec![],

@@ -25,7 +25,7 @@ const fn by(package: &'static str, binary: &'static str, test: &'static str, say
 
 const POWER_CUT: &str = "no_schedule_of_epochs_and_power_cuts_loses_or_changes_a_point";
 
-pub(crate) const FAULTS: [Fault; 16] = [
+pub(crate) const FAULTS: [Fault; 17] = [
     Fault {
         name: "disks-cut-separately",
         what: "the first disk is cut, the guest goes on for 300 ms, then the others are cut",
@@ -60,6 +60,11 @@ pub(crate) const FAULTS: [Fault; 16] = [
         name: "before-images-unsynced",
         what: "new blocks are written before what they replace is durable",
         catchers: &[by("replica", "power_cut", POWER_CUT, "is not at")],
+    },
+    Fault {
+        name: "merged-newest-wins",
+        what: "when points are thinned away, the newest image of a block is kept, not the oldest",
+        catchers: &[by("replica", "power_cut", POWER_CUT, "bytes differ")],
     },
     Fault {
         name: "merge-back-skipped",
