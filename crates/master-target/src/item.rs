@@ -12,7 +12,7 @@ use protocol::epoch::{DiskSize, EpochHeader, EpochTotals, Point};
 use protocol::fault::code;
 use protocol::order::Grant;
 use protocol::{Attempt, Changes, Fault, ItemId, Position};
-use replica::{Epoch, Replica, ReplicaError, Write};
+use replica::{Ahead, Batch, Epoch, Replica, ReplicaError, Write};
 use tokio::task::AbortHandle;
 
 use crate::record::{Record, Standing};
@@ -24,6 +24,8 @@ pub(crate) struct Item {
     file: PathBuf,
     record: Mutex<Record>,
     open: Mutex<Option<OpenEpoch>>,
+    /// Reads for the open epoch while it is being applied to, when `open` is locked.
+    ahead: Mutex<Option<Preparing>>,
     session: Mutex<Option<AbortHandle>>,
     tending: Tending,
     /// Orders for one item are carried out one after the other.
@@ -33,19 +35,34 @@ pub(crate) struct Item {
 struct OpenEpoch {
     epoch: Epoch,
     header: EpochHeader,
-    /// The sender's order of disks, as indexes into the replica's.
-    order: Vec<u16>,
     taken: u64,
     totals: EpochTotals,
 }
 
-/// A numbered write of an epoch with the checksum of its frame.
+/// What prepares batches of the open epoch.
+#[derive(Clone)]
+struct Preparing {
+    attempt: Attempt,
+    ahead: Ahead,
+    /// The sender's order of disks, as indexes into the replica's.
+    order: Arc<[u16]>,
+}
+
+/// A numbered write of an epoch with the checksum of its frame; disks are in the sender's order.
 pub(crate) struct Numbered {
     pub(crate) sequence: u64,
     pub(crate) checksum: u64,
     pub(crate) data_bytes: u64,
     pub(crate) zero_bytes: u64,
     pub(crate) write: Write,
+}
+
+/// A batch that can be applied.
+pub(crate) struct Ready {
+    attempt: Attempt,
+    /// Sequence, bytes of data, bytes of zeroes, checksum of each write's frame.
+    frames: Vec<(u64, u64, u64, u64)>,
+    batch: Batch,
 }
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
@@ -59,6 +76,7 @@ impl Item {
             file,
             record: Mutex::new(record),
             open: Mutex::default(),
+            ahead: Mutex::default(),
             session: Mutex::default(),
             tending: Tending::default(),
             gate: tokio::sync::Mutex::default(),
@@ -146,31 +164,48 @@ impl Item {
         let disks = self.replica.disks();
         let order = header.disks.iter().filter_map(|disk| disks.iter().position(|here| here.key == disk.disk));
         let order = order.map(|index| index as u16).collect();
-        *open = Some(OpenEpoch { epoch, header: header.clone(), order, taken: 0, totals: EpochTotals::default() });
+        *lock(&self.ahead) = Some(Preparing { attempt: header.attempt, ahead: epoch.ahead(), order });
+        *open = Some(OpenEpoch { epoch, header: header.clone(), taken: 0, totals: EpochTotals::default() });
         Ok(0)
     }
 
+    /// Reads what a batch of the open epoch will replace, while the one before may still be applied.
+    pub(crate) fn prepare(&self, numbered: Vec<Numbered>) -> Result<Ready, Fault> {
+        let Preparing { attempt, ahead, order } = lock(&self.ahead).clone().ok_or_else(no_epoch)?;
+        let mut frames = Vec::with_capacity(numbered.len());
+        let mut writes = Vec::with_capacity(numbered.len());
+        for one in numbered {
+            let disk = order.get(usize::from(one.write.disk)).copied();
+            let disk = disk.ok_or_else(|| protocol_fault("a frame names a disk that the epoch does not have"))?;
+            frames.push((one.sequence, one.data_bytes, one.zero_bytes, one.checksum));
+            writes.push(Write { disk, ..one.write });
+        }
+        let batch = ahead.prepare(writes).map_err(|error| self.fault(&error))?;
+        Ok(Ready { attempt, frames, batch })
+    }
+
     /// Applies a batch of the open epoch. Gives the number up to which frames were taken.
-    pub(crate) fn apply(&self, batch: Vec<Numbered>) -> Result<u64, Fault> {
+    pub(crate) fn apply(&self, ready: Ready) -> Result<u64, Fault> {
         let mut guard = lock(&self.open);
-        let open = guard.as_mut().ok_or_else(|| protocol_fault("data came before an epoch was opened"))?;
-        let mut writes = Vec::with_capacity(batch.len());
-        for numbered in batch {
-            if numbered.sequence <= open.taken {
-                continue;
-            }
-            if numbered.sequence != open.taken + 1 {
+        // A session that was cut off may leave a batch behind, when another epoch is open already.
+        let open = guard.as_mut().filter(|open| open.header.attempt == ready.attempt).ok_or_else(no_epoch)?;
+        // What an older session of the same epoch brought already is not taken twice.
+        let known = ready.frames.iter().take_while(|(sequence, ..)| *sequence <= open.taken).count();
+        for (sequence, data_bytes, zero_bytes, checksum) in &ready.frames[known..] {
+            if *sequence != open.taken + 1 {
                 return Err(protocol_fault("a frame of the epoch is missing"));
             }
-            open.taken = numbered.sequence;
-            open.totals.count(numbered.data_bytes, numbered.zero_bytes, numbered.checksum);
-            let disk = open.order.get(usize::from(numbered.write.disk));
-            let disk = *disk.ok_or_else(|| protocol_fault("a frame names a disk that the epoch does not have"))?;
-            writes.push(Write { disk, ..numbered.write });
+            open.taken = *sequence;
+            open.totals.count(*data_bytes, *zero_bytes, *checksum);
         }
         let taken = open.taken;
-        if let Err(error) = open.epoch.apply(&writes) {
+        let applied = match known {
+            0 => open.epoch.apply_prepared(ready.batch),
+            _ => open.epoch.apply(&ready.batch.into_writes()[known..]),
+        };
+        if let Err(error) = applied {
             // What was counted as taken is not there: the epoch cannot be continued by anybody.
+            lock(&self.ahead).take();
             if let Some(open) = guard.take()
                 && let Err(error) = open.epoch.roll_back()
             {
@@ -187,6 +222,7 @@ impl Item {
         let Some(open) = guard.take_if(|open| open.header.attempt == attempt) else {
             return Err(protocol_fault("the epoch to be sealed is not open"));
         };
+        lock(&self.ahead).take();
         #[cfg(feature = "sabotage")]
         let totals = if protocol::sabotage::is("totals-unchecked") { open.totals } else { totals };
         if open.totals != totals {
@@ -202,7 +238,10 @@ impl Item {
     pub(crate) fn abandon(&self, attempt: Option<Attempt>) -> Result<(), Fault> {
         let mut guard = lock(&self.open);
         match guard.take_if(|open| attempt.is_none_or(|attempt| open.header.attempt == attempt)) {
-            Some(open) => open.epoch.roll_back().map_err(|error| self.fault(&error)),
+            Some(open) => {
+                lock(&self.ahead).take();
+                open.epoch.roll_back().map_err(|error| self.fault(&error))
+            }
             None => Ok(()),
         }
     }
@@ -239,6 +278,10 @@ fn authorised(grant: &Grant, token: &str, generation: u64) -> bool {
     let token = if protocol::sabotage::is("token-unchecked") { grant.token.as_str() } else { token };
     // Compared as hashes, so that the time it takes tells nothing about the secret.
     generation == grant.generation && blake3::hash(token.as_bytes()) == blake3::hash(grant.token.as_bytes())
+}
+
+fn no_epoch() -> Fault {
+    protocol_fault("data came before an epoch was opened")
 }
 
 pub(crate) fn protocol_fault(why: &str) -> Fault {

@@ -19,6 +19,7 @@
 mod absorb;
 mod difference;
 mod duty;
+mod feed;
 mod fold;
 mod item;
 mod outside;

@@ -3,8 +3,8 @@
 //! ```text
 //!   link ─► reader task ─► bounded queue ─► batches ─► item.apply (blocking) ─► Received
 //! ```
-//! While a batch is being journalled and written the next one arrives; the queue's bound is the memory that a session
-//! may take. A batch ends when the queue is empty, when it is large enough, or at a control message.
+//! While a batch is being journalled and written the next one arrives and is prepared ([`crate::feed`]); the queue's bound
+//! and two batches are the memory that a session may take. A control message is answered when all before it is applied.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -14,18 +14,16 @@ use protocol::fault::code;
 use protocol::frame::Frame;
 use protocol::session::{Leaf, MOST_HASHED, Message, VERSION, ZERO_LEAF};
 use protocol::{BLOCK, BlockMap, Extent, Fault};
-use replica::{Payload, Write};
 use tokio::net::TcpListener;
 use tokio::sync::{mpsc, oneshot};
 use tokio::task::AbortHandle;
 
-use crate::item::{Item, Numbered, protocol_fault};
+use crate::feed::{Feed, Queued};
+use crate::item::{Item, protocol_fault};
 use crate::shelf::{Shelf, blocking};
 
 /// Frames that may wait: 64 of at most 1 MiB.
 const QUEUE: usize = 64;
-/// A batch is applied when it holds this many bytes: each costs one sync of the journal.
-const BATCH_BYTES: usize = 8 << 20;
 /// How long a stranger may take to say hello.
 const HELLO: Duration = Duration::from_secs(10);
 
@@ -116,10 +114,6 @@ impl From<Fault> for Ended {
     }
 }
 
-/// A frame and its payload's checksum.
-type Checked = (Frame, u64);
-type Queued = Result<Checked, LinkError>;
-
 async fn read(mut incoming: Incoming, queue: mpsc::Sender<Queued>) {
     loop {
         let next = match incoming.next().await {
@@ -135,54 +129,31 @@ async fn read(mut incoming: Incoming, queue: mpsc::Sender<Queued>) {
 }
 
 async fn follow(queue: &mut mpsc::Receiver<Queued>, outgoing: &mut Outgoing, item: &Arc<Item>) -> Result<(), Ended> {
+    let mut feed = Feed::default();
     let mut after_batch = None;
     loop {
         let next = match after_batch.take() {
-            Some(next) => next,
-            None => match queue.recv().await {
-                Some(next) => next?,
-                None => return Ok(()),
-            },
+            Some(next) => Some(next),
+            None => feed.next(queue).await?,
         };
-        match next {
-            (Frame::Message(message), _) => answer(message, outgoing, item).await?,
-            (Frame::Hashes { .. }, _) => return Err(protocol_fault("hashes came from the sender").into()),
-            first => {
-                let (batch, next) = gather(first, queue)?;
+        let (applied, message) = match next {
+            None if feed.is_idle() => return Ok(()),
+            None => (feed.finish().await?, None),
+            Some((Frame::Message(message), _)) => (feed.finish().await?, Some(message)),
+            Some((Frame::Hashes { .. }, _)) => return Err(protocol_fault("hashes came from the sender").into()),
+            Some(first) => {
+                let (batch, next) = feed.gather(first, queue).await?;
                 after_batch = next;
-                let applied = item.clone();
-                let through = blocking(move || applied.apply(batch)).await?;
-                outgoing.say(Message::Received { through }).await?;
+                (feed.start(item, batch).await?, None)
             }
+        };
+        if let Some(through) = applied {
+            outgoing.say(Message::Received { through }).await?;
+        }
+        if let Some(message) = message {
+            answer(message, outgoing, item).await?;
         }
     }
-}
-
-/// A batch of data frames: what is queued already, up to the bound. Also the frame that ended it, if one did.
-fn gather(first: Checked, queue: &mut mpsc::Receiver<Queued>) -> Result<(Vec<Numbered>, Option<Checked>), Ended> {
-    let mut batch = Vec::new();
-    let mut bytes = 0;
-    let mut next = Some(first);
-    while let Some((frame, checksum)) = next.take() {
-        match frame {
-            Frame::Data { sequence, disk, offset, bytes: data } => {
-                bytes += data.len();
-                let data_bytes = data.len() as u64;
-                let write = Write { disk, offset, payload: Payload::Data(data) };
-                batch.push(Numbered { sequence, checksum, data_bytes, zero_bytes: 0, write });
-            }
-            Frame::Zero { sequence, disk, offset, length } => {
-                let write = Write { disk, offset, payload: Payload::Zero(length) };
-                batch.push(Numbered { sequence, checksum, data_bytes: 0, zero_bytes: length, write });
-            }
-            other => return Ok((batch, Some((other, checksum)))),
-        }
-        if bytes >= BATCH_BYTES {
-            break;
-        }
-        next = queue.try_recv().ok().transpose()?;
-    }
-    Ok((batch, None))
 }
 
 async fn answer(message: Message, outgoing: &mut Outgoing, item: &Arc<Item>) -> Result<(), Ended> {

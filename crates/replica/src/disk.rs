@@ -6,6 +6,8 @@
 
 use std::fs::File;
 use std::io;
+use std::num::NonZeroU64;
+use std::os::fd::AsRawFd;
 use std::os::unix::fs::FileExt;
 use std::path::Path;
 use std::sync::Arc;
@@ -29,6 +31,11 @@ pub trait Disk: Send + Sync {
     fn write_zeroes(&self, offset: u64, length: u64) -> io::Result<()>;
     /// Returns when all that was written is on stable storage. After an error nothing is believed any more.
     fn flush(&self) -> io::Result<()>;
+    /// A hint: this will be read soon.
+    fn will_read(&self, _extent: Extent) {}
+    /// A hint: what was written here may go to the medium now rather than all at once in the next [`Disk::flush`], which
+    /// alone says whether it got there.
+    fn write_out(&self, _extent: Extent) {}
     /// A superset of the bytes in `offset .. offset + length` that may be other than zero.
     fn data(&self, offset: u64, length: u64) -> io::Result<BlockMap> {
         Ok([Extent::new(offset, length)].into_iter().collect())
@@ -104,6 +111,17 @@ impl Disk for FileDisk {
     }
     fn flush(&self) -> io::Result<()> {
         self.file.sync_data()
+    }
+    fn will_read(&self, extent: Extent) {
+        // A file system that cannot is read without it.
+        let _ = fadvise(&self.file, extent.offset, NonZeroU64::new(extent.length), Advice::WillNeed);
+    }
+    #[allow(unsafe_code)]
+    fn write_out(&self, extent: Extent) {
+        let (offset, length) = (extent.offset as libc::off64_t, extent.length as libc::off64_t);
+        // rustix does not have it. SAFETY: takes numbers only; the descriptor is open as long as `self` is borrowed.
+        // Without the flags that wait, it consumes no error: the next flush still reports it.
+        unsafe { libc::sync_file_range(self.file.as_raw_fd(), offset, length, libc::SYNC_FILE_RANGE_WRITE) };
     }
     fn data(&self, offset: u64, length: u64) -> io::Result<BlockMap> {
         let mut map = BlockMap::new();

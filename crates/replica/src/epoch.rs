@@ -2,7 +2,7 @@
 //!
 //! ```text
 //!   batch ─► read before-images ─► append to segments ─► sync ─► publish ─► write the disks
-//!                                                         ▲
+//!            ([`Ahead`]: early)                            ▲
 //!                                       nothing reaches a disk before this
 //! ```
 //!
@@ -18,15 +18,15 @@
 use std::sync::Arc;
 
 use bytes::Bytes;
-use protocol::{Attempt, BlockMap, Extent, Point, PointKind};
+use protocol::{Attempt, Point, PointKind};
 
+use crate::ahead::{Ahead, Batch, DiskImages};
 use crate::append::{Append, Tail};
-use crate::compress::Compressor;
 use crate::error::ReplicaError;
 use crate::history::Segment;
 use crate::index::encode_index;
 use crate::log::{Record, Sealed, SealedFile};
-use crate::segment::{Entry, Frame, UNIT};
+use crate::segment::Entry;
 use crate::store::{Open, Slot, Store};
 
 /// New content for a part of a disk.
@@ -50,7 +50,7 @@ pub enum Payload {
 }
 
 impl Payload {
-    fn length(&self) -> u64 {
+    pub(crate) fn length(&self) -> u64 {
         match self {
             Payload::Data(bytes) => bytes.len() as u64,
             Payload::Zero(length) => *length,
@@ -61,13 +61,15 @@ impl Payload {
 /// An open epoch. Dropped without a seal, it stays for readers and is rolled back by the next epoch or opening.
 pub struct Epoch {
     store: Arc<Store>,
+    ahead: Ahead,
     /// None once the epoch has ended.
     writer: Option<Box<Writer>>,
 }
 
 impl Epoch {
     pub(crate) fn new(store: Arc<Store>, writer: Writer) -> Epoch {
-        Epoch { store, writer: Some(Box::new(writer)) }
+        let ahead = Ahead::new(store.clone(), writer.open.clone());
+        Epoch { store, ahead, writer: Some(Box::new(writer)) }
     }
 
     fn writer(&self) -> &Writer {
@@ -90,8 +92,22 @@ impl Epoch {
     /// `OutOfBounds` and `NoSpace` for before-images leave the epoch as it was before the batch. When a write to a disk
     /// failed the epoch is broken and can only be rolled back; when a sync failed the replica stops.
     pub fn apply(&mut self, batch: &[Write]) -> Result<(), ReplicaError> {
+        let batch = self.ahead.prepare(batch.to_vec())?;
+        self.apply_prepared(batch)
+    }
+
+    /// What prepares batches for [`Epoch::apply_prepared`], on another thread if the caller likes.
+    pub fn ahead(&self) -> Ahead {
+        self.ahead.clone()
+    }
+
+    /// As [`Epoch::apply`], for a batch whose before-images were read already.
+    ///
+    /// # Errors
+    /// As for [`Epoch::apply`].
+    pub fn apply_prepared(&mut self, batch: Batch) -> Result<(), ReplicaError> {
         let writer = self.writer.as_deref_mut().expect("an epoch that ended is not held any more");
-        writer.apply(&self.store, batch)
+        writer.apply(&self.store, &self.ahead, batch)
     }
 
     /// Makes the epoch a recovery point: durable when this returns. `sealed_at_ms` is this host's clock, ms since 1970.
@@ -145,11 +161,7 @@ pub(crate) struct Writer {
     touched: Vec<bool>,
     /// What is durable of each segment.
     tails: Vec<Tail>,
-    // Buffers, used again for every batch.
-    frames: Vec<Frame>,
     table: Vec<u8>,
-    piece: Vec<u8>,
-    compressor: Compressor,
 }
 
 impl Writer {
@@ -162,10 +174,7 @@ impl Writer {
             broken: false,
             touched: vec![false; disks],
             tails: vec![Tail::default(); disks],
-            frames: (0..disks).map(|_| Frame::default()).collect(),
             table: Vec::new(),
-            piece: Vec::new(),
-            compressor: Compressor::default(),
         }
     }
 
@@ -178,21 +187,18 @@ impl Writer {
         writer
     }
 
-    fn apply(&mut self, store: &Store, batch: &[Write]) -> Result<(), ReplicaError> {
+    fn apply(&mut self, store: &Store, ahead: &Ahead, mut batch: Batch) -> Result<(), ReplicaError> {
         store.usable()?;
         if self.broken {
             return Err(ReplicaError::EpochBroken);
         }
-        let mut extents = vec![Vec::new(); self.touched.len()];
-        for write in batch {
-            let disk = usize::from(write.disk);
-            let extent = store.within(disk, write.offset, write.payload.length())?;
-            extents[disk].push(extent);
+        if batch.is_stale(&self.open) {
+            batch = ahead.prepare(batch.into_writes())?;
         }
         if !self.open.segments.is_empty() {
-            self.keep_before_images(store, extents)?;
+            self.keep_before_images(store, &mut batch.images)?;
         }
-        for write in batch {
+        for write in batch.writes() {
             let disk = usize::from(write.disk);
             self.touched[disk] = true;
             let target = store.disk(disk)?;
@@ -207,38 +213,26 @@ impl Writer {
             }
             self.applied += write.payload.length();
         }
+        for images in batch.images {
+            let target = store.disk(images.disk)?;
+            images.written.extents().iter().for_each(|extent| target.write_out(*extent));
+            images.frames.into_iter().for_each(|frame| ahead.give_back(frame));
+        }
         Ok(())
     }
 
-    /// Makes the before-images of `extents` durable and publishes them, as far as they are not yet.
-    fn keep_before_images(&mut self, store: &Store, extents: Vec<Vec<Extent>>) -> Result<(), ReplicaError> {
+    /// Makes before-images durable and publishes them.
+    fn keep_before_images(&mut self, store: &Store, images: &mut [DiskImages]) -> Result<(), ReplicaError> {
         let durable: Vec<u64> = self.tails.iter().map(|tail| tail.length).collect();
         let mut grown = self.tails.clone();
         let mut kept: Vec<(usize, Entry)> = Vec::new();
         let append = || -> Result<(), ReplicaError> {
-            for (disk, extents) in extents.into_iter().enumerate().filter(|(_, extents)| !extents.is_empty()) {
-                let wanted = extents.into_iter().collect::<BlockMap>().aligned(UNIT, store.size(disk));
-                let mut gaps = Vec::new();
-                for extent in wanted.extents() {
-                    self.open.segments[disk].uncovered(*extent, &mut gaps);
-                }
-                let mut append = Append {
-                    store,
-                    open: &self.open,
-                    disk,
-                    durable: &durable,
-                    tail: &mut grown[disk],
-                    frame: &mut self.frames[disk],
-                    table: &mut self.table,
-                    compressor: &mut self.compressor,
-                    kept: &mut kept,
-                };
-                append.frame.clear();
-                let target = store.disk(disk)?;
-                for gap in gaps {
-                    append.gap(target.as_ref(), gap, &mut self.piece)?;
-                }
-                append.frame()?;
+            for images in images {
+                let disk = images.disk;
+                let (open, tail) = (&*self.open, &mut grown[disk]);
+                let (table, kept) = (&mut self.table, &mut kept);
+                let mut append = Append { store, open, disk, durable: &durable, tail, table, kept };
+                images.frames.iter_mut().try_for_each(|frame| append.frame(frame))?;
             }
             Ok(())
         };

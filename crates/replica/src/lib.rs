@@ -19,6 +19,7 @@
 //! All calls block: async callers give them to blocking threads. The layout of the files is in
 //! `docs/journal-format.md`.
 
+mod ahead;
 mod append;
 mod chain;
 mod compress;
@@ -49,6 +50,7 @@ mod tend;
 mod view;
 mod volume;
 
+pub use ahead::{Ahead, Batch};
 pub use diff::PIECE;
 pub use disk::{Disk, FileDisk, open_inside};
 pub use epoch::{Epoch, Payload, Write};

@@ -4,6 +4,7 @@ use std::fs::File;
 use std::os::unix::fs::FileExt;
 use std::path::Path;
 use std::sync::Arc;
+use std::sync::mpsc::sync_channel;
 use std::time::Instant;
 
 use bytes::Bytes;
@@ -167,9 +168,18 @@ impl Subject {
                 Write { disk: 0, offset: *offset, payload: Payload::Data(self.pool.slice(from..from + BLOCK as usize)) }
             })
             .collect();
-        for batch in writes.chunks((BATCH / BLOCK) as usize) {
-            epoch.apply(batch).unwrap();
-        }
+        // One batch is read while the one before is written, as the master target does it.
+        let (ahead, (ready, prepared)) = (epoch.ahead(), sync_channel(0));
+        std::thread::scope(|scope| {
+            scope.spawn(move || {
+                for batch in writes.chunks((BATCH / BLOCK) as usize) {
+                    ready.send(ahead.prepare(batch.to_vec()).unwrap()).unwrap();
+                }
+            });
+            for batch in prepared {
+                epoch.apply_prepared(batch).unwrap();
+            }
+        });
         epoch.seal(0).unwrap();
     }
 }

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Instant;
 
-use protocol::BlockMap;
+use protocol::{BlockMap, Extent};
 use replica::{Disk, Volume};
 
 /// Nanoseconds by kind.
@@ -53,6 +53,12 @@ impl Disk for TimedDisk {
     }
     fn write_zeroes(&self, offset: u64, length: u64) -> io::Result<()> {
         timed(&self.1.disk_write, || self.0.write_zeroes(offset, length))
+    }
+    fn will_read(&self, extent: Extent) {
+        timed(&self.1.disk_read, || self.0.will_read(extent));
+    }
+    fn write_out(&self, extent: Extent) {
+        timed(&self.1.disk_write, || self.0.write_out(extent));
     }
     fn flush(&self) -> io::Result<()> {
         timed(&self.1.disk_flush, || self.0.flush())

@@ -1,5 +1,7 @@
 //! Epochs of a schedule: random batches, with what the disks hold after them.
 
+use std::collections::VecDeque;
+
 use bytes::Bytes;
 use protocol::epoch::{Basis, DiskSize};
 use protocol::{Attempt, EpochHeader, PointKind};
@@ -77,12 +79,21 @@ impl Run {
                 epoch.apply(&[Write { disk: disk as u16, offset: 0, payload }])?;
             }
         }
+        // Batches are prepared before their turn, as another thread does it.
+        let (ahead, mut prepared) = (epoch.ahead(), VecDeque::new());
+        let most = self.dice.below(3) as usize;
         for _ in 0..self.dice.below(5) {
             let batch = self.batch(&mut content);
-            epoch.apply(&batch)?;
+            prepared.push_back(ahead.prepare(batch)?);
+            if prepared.len() > most {
+                epoch.apply_prepared(prepared.pop_front().unwrap())?;
+            }
             if self.dice.chance(30) {
                 self.check_points(replica);
             }
+        }
+        for batch in prepared {
+            epoch.apply_prepared(batch)?;
         }
         Ok((epoch, content))
     }
