@@ -14,6 +14,7 @@
 //! - Hence a sector that is neither valid nor blank was damaged after it was written, and is refused: an acknowledged
 //!   point is never mistaken for the trace of a power cut.
 //! - Space for the record that ends an epoch is reserved before the epoch begins: a full volume cannot prevent undoing it.
+//! - So a file that ends without reserved space was cut off later, would forget points that the disks hold, and is refused.
 //!
 //! # If power fails
 //! - in an append: the record is there or is cut off at the next opening; what it would have acknowledged was not;
@@ -41,6 +42,8 @@ const MOST_PARTS: u32 = 256;
 /// When less than this is left, more is reserved (bytes); two records of the largest item fit.
 const LOW: u64 = 64 * 1024;
 const RESERVE: u64 = 128 * 1024;
+/// A log ends with more blanks than this (bytes): `LOW` before an epoch begins, less its two records.
+const LEAST: u64 = 4096;
 
 /// One line of the log.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -316,6 +319,7 @@ fn read(volume: &dyn Volume, length: u64) -> Result<Found, Bad> {
     let (mut position, mut next) = (0, None);
     // Once a sector is missing, only blanks and later sectors of the same last record may follow.
     let mut ended = false;
+    let mut last_is_blank = false;
     let mut torn = !length.is_multiple_of(SECTOR as u64);
     let mut buffer = vec![0; 128 * SECTOR];
     let mut at = 0;
@@ -324,7 +328,8 @@ fn read(volume: &dyn Volume, length: u64) -> Result<Found, Bad> {
         volume.read_at(LOG, at, &mut buffer[..size]).map_err(Bad::Io)?;
         let (sectors, rest) = buffer[..size].as_chunks::<SECTOR>();
         for sector in sectors {
-            if blank(sector) {
+            last_is_blank = blank(sector);
+            if last_is_blank {
                 ended = true;
             } else {
                 let part = decode(sector).ok_or(Bad::Damaged { at, why: "a record does not fit its checksum" })?;
@@ -364,6 +369,9 @@ fn read(volume: &dyn Volume, length: u64) -> Result<Found, Bad> {
         if !rest.is_empty() {
             at = length;
         }
+    }
+    if !last_is_blank || length - position < LEAST {
+        return Err(Bad::Damaged { at: length, why: "it is cut off" });
     }
     torn |= open.is_some();
     Ok(Found { records, last, position, next: next.unwrap_or(1), torn })
@@ -463,20 +471,29 @@ mod tests {
     }
 
     #[test]
+    fn a_log_that_was_cut_off_is_refused_or_lost_nothing() {
+        let (directory, folder, records, ends) = written();
+        let path = directory.path().join(LOG);
+        let good = std::fs::read(&path).unwrap();
+        let least = ends.last().unwrap() + LEAST as usize;
+        for length in (0..=least).step_by(64).chain([least - 1, good.len() - 1]) {
+            std::fs::write(&path, &good[..length]).unwrap();
+            let read = Log::open(folder.clone()).map(|opened| opened.1);
+            let refused = matches!(read, Err(ReplicaError::Damaged { .. }));
+            assert!(if length < least { refused } else { read.unwrap() == records }, "cut off at {length}");
+        }
+    }
+
+    #[test]
     fn a_missing_record_between_others_is_refused() {
         let (directory, folder, _, ends) = written();
         let path = directory.path().join(LOG);
         let good = std::fs::read(&path).unwrap();
-        let mut blanked = good.clone();
+        let (mut blanked, mut removed) = (good.clone(), good);
         blanked[ends[1]..ends[2]].fill(0);
-        let mut removed = good.clone();
         removed.drain(ends[1]..ends[2]);
-        for bad in [blanked, removed] {
+        for bad in [blanked, removed, vec![0; 4096]] {
             std::fs::write(&path, &bad).unwrap();
-            assert!(matches!(Log::open(folder.clone()), Err(ReplicaError::Damaged { .. })));
-        }
-        for nothing in [&good[..0], &good[..100], &vec![0; 4096][..]] {
-            std::fs::write(&path, nothing).unwrap();
             assert!(matches!(Log::open(folder.clone()), Err(ReplicaError::Damaged { .. })));
         }
     }

@@ -42,7 +42,9 @@ impl Reader<'_> {
     /// The bytes at `at`, fewer where the file ends.
     fn read(&self, at: u64, length: u64) -> Result<Vec<u8>, ReplicaError> {
         let mut bytes = vec![0; length.min(self.length.saturating_sub(at)) as usize];
-        self.volume.read_at(&self.id.file(), at, &mut bytes).map_err(|e| self.failed(e))?;
+        if !bytes.is_empty() {
+            self.volume.read_at(&self.id.file(), at, &mut bytes).map_err(|e| self.failed(e))?;
+        }
         Ok(bytes)
     }
     fn failed(&self, error: io::Error) -> ReplicaError {
