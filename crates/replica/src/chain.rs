@@ -34,7 +34,8 @@ pub(crate) struct Step {
 }
 
 impl Step {
-    fn doom(&self) {
+    /// Lets its files go.
+    pub fn doom(&self) {
         self.segments.iter().flatten().for_each(Segment::doom);
     }
 
@@ -183,6 +184,16 @@ impl Chain {
         let gone = inner.trim();
         drop(inner);
         drop(gone);
+    }
+
+    /// Takes all steps away, before the log says that their points are gone; none when a view holds one.
+    pub fn take_all(&self) -> Option<Vec<Arc<Step>>> {
+        let mut inner = self.write();
+        if !inner.held.is_empty() {
+            return None;
+        }
+        inner.leaving.clear();
+        Some(std::mem::take(&mut inner.steps).into_values().collect())
     }
 
     /// Closes the points between the two to new views, before the log says that they are gone. False when one is held.

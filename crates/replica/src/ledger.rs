@@ -31,13 +31,15 @@ pub(crate) struct Facts {
     pub open: Option<Begun>,
     /// Whether an epoch was ever begun: the disks may hold anything but what the replica was made with.
     pub has_content: bool,
+    /// Whether an epoch that kept no before-images has written and was not sealed: the disks hold nothing that can be used.
+    pub half_written: bool,
     highest: BTreeMap<u64, (u64, Option<u64>)>,
 }
 
 impl Facts {
     fn new(item: ItemId, lineage: Lineage) -> Facts {
         let (points, pins, highest) = (BTreeMap::new(), BTreeSet::new(), BTreeMap::new());
-        Facts { item, lineage, points, pins, open: None, has_content: false, highest }
+        Facts { item, lineage, points, pins, open: None, has_content: false, half_written: false, highest }
     }
 
     fn fold(&mut self, record: &Record) -> Result<(), &'static str> {
@@ -46,6 +48,11 @@ impl Facts {
             Record::Begun(begun) => {
                 self.open = Some(*begun);
                 self.has_content = true;
+                if !begun.journalled {
+                    self.half_written = true;
+                    self.points.clear();
+                    self.pins.clear();
+                }
                 self.use_up(begun.attempt, false);
             }
             Record::Sealed(sealed) => {
@@ -56,6 +63,7 @@ impl Facts {
                 if self.points.last_key_value().is_some_and(|(last, _)| *last >= sealed.opened) {
                     return Err("its points are not in their order");
                 }
+                self.half_written = false;
                 self.use_up(sealed.point.attempt, true);
                 self.points.insert(sealed.opened, sealed.clone());
             }
@@ -133,6 +141,7 @@ impl Facts {
             lineage: self.lineage,
             highest: highest.collect(),
             has_content: self.has_content,
+            half_written: self.half_written,
         };
         let points = self.points.values().cloned().map(Record::Sealed);
         let pins = self.pins.iter().map(|point| Record::Pinned { point: *point });
@@ -151,11 +160,12 @@ impl Ledger {
         let name = volume.describe(LOG);
         let (log, records) = Log::open(volume.clone())?;
         let mut records = records.into_iter();
-        let Some(Record::Start { format: FORMAT, item, lineage, highest, has_content }) = records.next() else {
+        let Some(Record::Start { format: FORMAT, item, lineage, highest, has_content, half_written }) = records.next()
+        else {
             return Err(ReplicaError::damaged(name, "its first record is not one that this version knows"));
         };
         let highest = highest.into_iter().map(|h| (h.generation, (h.begun, h.sealed))).collect();
-        let mut facts = Facts { has_content, highest, ..Facts::new(item, lineage) };
+        let mut facts = Facts { has_content, half_written, highest, ..Facts::new(item, lineage) };
         for record in records {
             facts.fold(&record).map_err(|why| ReplicaError::damaged(&name, why))?;
         }

@@ -34,6 +34,7 @@ mod kept;
 mod ledger;
 mod lock;
 mod log;
+mod log_sector;
 mod manifest;
 mod merge;
 mod opening;

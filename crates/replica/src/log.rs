@@ -24,21 +24,14 @@ use protocol::{Attempt, ItemId, Lineage, Point};
 use serde::{Deserialize, Serialize};
 use std::io;
 use std::sync::Arc;
-use twox_hash::XxHash3_64;
 
 use crate::error::ReplicaError;
-use crate::fields::{Fields, Put, blank};
+use crate::fields::blank;
+use crate::log_sector::{MOST_PARTS, SECTOR, decode, encode};
 use crate::volume::Volume;
 
 pub(crate) const LOG: &str = "points.log";
 const NEW: &str = "points.log.new";
-const MAGIC: u32 = u32::from_le_bytes(*b"SKPL");
-/// Bytes in a sector, and the part of them that holds JSON.
-const SECTOR: usize = 512;
-const HEAD: usize = 24;
-const ROOM: usize = SECTOR - HEAD - 8;
-/// No record has more sectors: the point record of 256 disks has about 60.
-const MOST_PARTS: u32 = 256;
 /// When less than this is left, more is reserved (bytes); two records of the largest item fit.
 const LOW: u64 = 64 * 1024;
 const RESERVE: u64 = 128 * 1024;
@@ -50,7 +43,15 @@ const LEAST: u64 = 4096;
 #[serde(rename_all = "snake_case")]
 pub(crate) enum Record {
     /// The first record of a log: whose it is, and what is left of records that were dropped.
-    Start { format: u32, item: ItemId, lineage: Lineage, highest: Vec<Highest>, has_content: bool },
+    Start {
+        format: u32,
+        item: ItemId,
+        lineage: Lineage,
+        highest: Vec<Highest>,
+        has_content: bool,
+        #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+        half_written: bool,
+    },
     /// An epoch may write from now on. All its segment files exist.
     Begun(Begun),
     /// A point exists.
@@ -84,7 +85,8 @@ pub(crate) struct Begun {
     /// The sequence number of the record when it was first written: unique in the replica's life, part of file names.
     pub opened: u64,
     pub attempt: Attempt,
-    /// Whether it keeps before-images (not so for the first copy onto an empty replica).
+    /// Whether it keeps before-images. If not, no point from before it can be had any more, and until it is sealed the
+    /// disks are half written.
     pub journalled: bool,
 }
 
@@ -250,50 +252,9 @@ impl Log {
     }
 }
 
-fn encode(record: &Record, sequence: u64, out: &mut Vec<u8>) -> Result<(), ReplicaError> {
-    let text = serde_json::to_vec(record).map_err(|error| ReplicaError::io("encoding a point record", error.into()))?;
-    let parts = text.len().div_ceil(ROOM) as u32;
-    if parts > MOST_PARTS {
-        return Err(ReplicaError::Disks("the item has too many disks for one point record".into()));
-    }
-    for (part, piece) in text.chunks(ROOM).enumerate() {
-        let start = out.len();
-        out.put_u32(MAGIC);
-        out.put_u32(part as u32);
-        out.put_u32(parts);
-        out.put_u32(piece.len() as u32);
-        out.put_u64(sequence);
-        out.extend_from_slice(piece);
-        out.resize(start + SECTOR - 8, 0);
-        let checksum = XxHash3_64::oneshot(&out[start..]);
-        out.put_u64(checksum);
-    }
-    Ok(())
-}
-
 enum Bad {
     Io(io::Error),
     Damaged { at: u64, why: &'static str },
-}
-
-struct Part<'a> {
-    part: u32,
-    parts: u32,
-    sequence: u64,
-    text: &'a [u8],
-}
-
-fn decode(sector: &[u8; SECTOR]) -> Option<Part<'_>> {
-    let (body, checksum) = sector.split_last_chunk::<8>()?;
-    if XxHash3_64::oneshot(body) != u64::from_le_bytes(*checksum) {
-        return None;
-    }
-    let mut fields = Fields(body);
-    let magic = fields.u32()?;
-    let (part, parts, length, sequence) = (fields.u32()?, fields.u32()?, fields.u32()?, fields.u64()?);
-    let text = fields.0.get(..length as usize)?;
-    let good = magic == MAGIC && part < parts && parts <= MOST_PARTS;
-    good.then_some(Part { part, parts, sequence, text })
 }
 
 /// What a log holds.
@@ -389,6 +350,7 @@ mod tests {
             lineage: Lineage::fresh(),
             highest: vec![],
             has_content: false,
+            half_written: false,
         }
     }
 

@@ -177,8 +177,28 @@ impl Replica {
     /// replica holds; `NoSpace`; I/O.
     pub fn begin(&self, header: &EpochHeader) -> Result<Epoch, ReplicaError> {
         self.store.take_slot()?;
-        let begun = self.fits(header).and_then(|()| self.open_epoch(header.attempt, header.kind, header.cut_at_ms));
+        let begun =
+            self.fits(header).and_then(|()| self.open_epoch(header.attempt, header.kind, header.cut_at_ms, false));
         self.keep_slot_if(begun)
+    }
+
+    /// As [`Replica::begin`], but nothing that is replaced is kept: there is no way back, all points go when the epoch
+    /// begins, and until it is sealed the disks are half written (H14). That is durable before the first write.
+    ///
+    /// # Errors
+    /// As for [`Replica::begin`]; `Busy` while a view holds a point.
+    pub fn begin_without_way_back(&self, header: &EpochHeader) -> Result<Epoch, ReplicaError> {
+        let _tending = self.store.tending.lock().unwrap_or_else(PoisonError::into_inner);
+        self.store.take_slot()?;
+        let begun =
+            self.fits(header).and_then(|()| self.open_epoch(header.attempt, header.kind, header.cut_at_ms, true));
+        self.keep_slot_if(begun)
+    }
+
+    /// Whether the disks are half written: an epoch that kept no before-images wrote to them and was not sealed. Nothing
+    /// can be started from them; the next epoch, which must bring everything, repairs them (H14).
+    pub fn is_half_written(&self) -> bool {
+        self.store.ledger.lock().unwrap_or_else(PoisonError::into_inner).facts().half_written
     }
 
     /// Makes what the disks hold now a point, without any change.
@@ -199,7 +219,8 @@ impl Replica {
             }
             let mut ledger = store.ledger.lock().unwrap_or_else(PoisonError::into_inner);
             let facts = ledger.facts();
-            if facts.points.is_empty() && facts.has_content && store.manifest.content == Content::Empty {
+            let first = facts.points.is_empty() && facts.has_content && store.manifest.content == Content::Empty;
+            if first || facts.half_written {
                 return Err(ReplicaError::Inconsistent);
             }
             facts.unused(attempt)?;
@@ -221,7 +242,7 @@ impl Replica {
     pub fn roll_back_to(&self, to: Attempt, as_attempt: Attempt, at_ms: u64) -> Result<Point, ReplicaError> {
         let view = self.view(to)?;
         self.store.take_slot()?;
-        let begun = self.open_epoch(as_attempt, PointKind::RolledBack, view.point().cut_at_ms);
+        let begun = self.open_epoch(as_attempt, PointKind::RolledBack, view.point().cut_at_ms, false);
         let mut epoch = self.keep_slot_if(begun)?;
         match self.write_back(&view, &mut epoch) {
             Ok(()) => epoch.seal(at_ms),
@@ -357,12 +378,19 @@ impl Replica {
     }
 
     /// Begins an epoch in the slot, which is taken.
-    fn open_epoch(&self, attempt: Attempt, kind: PointKind, cut_at_ms: u64) -> Result<Epoch, ReplicaError> {
+    fn open_epoch(
+        &self,
+        attempt: Attempt,
+        kind: PointKind,
+        cut_at_ms: u64,
+        no_way_back: bool,
+    ) -> Result<Epoch, ReplicaError> {
         let store = &self.store;
         let mut ledger = store.ledger.lock().unwrap_or_else(PoisonError::into_inner);
         ledger.facts().unused(attempt)?;
         store.reserve(&mut ledger)?;
-        let journalled = store.manifest.content == Content::Existing || !ledger.facts().points.is_empty();
+        let first = store.manifest.content == Content::Empty && ledger.facts().points.is_empty();
+        let journalled = !first && !no_way_back && !ledger.facts().half_written;
         let begun = Begun { opened: ledger.next(), attempt, journalled };
         let mut segments = Vec::new();
         if journalled {
@@ -379,7 +407,13 @@ impl Replica {
             }
             store.journal.sync_directory().map_err(|e| store.fail(ReplicaError::io("syncing the journal", e)))?;
         }
+        let gone = if journalled { Some(Vec::new()) } else { store.chain.take_all() };
+        let gone = gone.ok_or_else(|| ReplicaError::Busy("a view holds a point that could not be kept".into()))?;
         store.record(&mut ledger, &Record::Begun(begun))?;
+        if !journalled {
+            gone.iter().for_each(|step| step.doom());
+            store.runs.prune(u64::MAX);
+        }
         let open = Arc::new(Open { attempt, opened: begun.opened, segments });
         store.set_open(open.clone());
         Ok(Epoch::new(store.clone(), Writer::new(open, self.disks().len(), kind, cut_at_ms)))

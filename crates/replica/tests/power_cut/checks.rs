@@ -11,7 +11,10 @@ impl Run {
     /// Whether the replica has the points and pins of `model`.
     pub fn is_found(&self, model: &Model, replica: &Replica) -> bool {
         let points = model.points.iter().map(|(attempt, _)| *attempt);
+        // Of a first copy that was never sealed the model does not know.
+        let half = model.half_written || (model.points.is_empty() && self.content == Content::Empty);
         replica.points().iter().map(|point| point.attempt).eq(points)
+            && (replica.is_half_written() == model.half_written || half)
             && replica.pins() == model.pins.iter().copied().collect::<Vec<_>>()
     }
 
@@ -37,7 +40,7 @@ impl Run {
     /// The disks hold the newest point.
     pub fn check_disks(&mut self) {
         let original = (Attempt::start_of(0), self.original.clone());
-        let existing = (self.content == Content::Existing).then_some(&original);
+        let existing = (self.content == Content::Existing && !self.model.half_written).then_some(&original);
         if let Some((attempt, content)) = self.model.points.last().or(existing) {
             self.counts.presents += 1;
             for (disk, (found, wanted)) in self.disks.iter().zip(content.iter()).enumerate() {

@@ -5,9 +5,9 @@ use std::collections::VecDeque;
 use bytes::Bytes;
 use protocol::epoch::{Basis, DiskSize};
 use protocol::{Attempt, EpochHeader, PointKind};
-use replica::{Disk, Epoch, Payload, Replica, ReplicaError, Write};
+use replica::{Content, Disk, Epoch, Payload, Replica, ReplicaError, Write};
 
-use crate::schedule::{Disks, Run};
+use crate::schedule::{Disks, Model, Run};
 
 impl Run {
     pub fn header(&self, attempt: Attempt) -> EpochHeader {
@@ -65,12 +65,24 @@ impl Run {
     }
 
     /// An epoch with its batches; gives the epoch back if it is still open.
-    pub fn write(&mut self, replica: &Replica, attempt: Attempt, first: bool) -> Result<(Epoch, Disks), ReplicaError> {
-        let mut epoch = replica.begin(&self.header(attempt))?;
+    /// If the way back is given up, no point is left when it has begun.
+    pub fn write(
+        &mut self,
+        replica: &Replica,
+        attempt: Attempt,
+        give_up: bool,
+    ) -> Result<(Epoch, Disks), ReplicaError> {
+        let first = self.model.points.is_empty() && (self.content == Content::Empty || self.model.half_written);
+        let header = self.header(attempt);
+        let mut epoch = if give_up { replica.begin_without_way_back(&header) } else { replica.begin(&header) }?;
         let mut content: Disks = match self.model.points.last() {
             Some((_, content)) => content.as_ref().clone(),
             None => self.original.as_ref().clone(),
         };
+        if give_up {
+            self.model = Model { half_written: true, ..Model::default() };
+            self.counts.given_up += 1;
+        }
         if first {
             // A first copy onto disks of which nothing is known sends everything.
             for (disk, bytes) in content.iter_mut().enumerate() {

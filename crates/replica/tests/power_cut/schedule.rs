@@ -15,6 +15,8 @@ pub type Disks = Vec<Vec<u8>>;
 pub struct Model {
     pub points: Vec<(Attempt, Arc<Disks>)>,
     pub pins: BTreeSet<Attempt>,
+    /// The way back was given up, and the epoch that did so was not sealed.
+    pub half_written: bool,
 }
 
 /// What may be found besides the model as it is, after something failed half-way.
@@ -53,6 +55,8 @@ pub struct Counts {
     pub failed_syncs: u64,
     pub full: u64,
     pub rolled_back: u64,
+    /// Epochs without before-images onto disks with points.
+    pub given_up: u64,
     /// Views compared with their points.
     pub views: u64,
     /// Openings after which the points were compared.
@@ -71,7 +75,7 @@ pub struct Counts {
 }
 
 impl Counts {
-    pub fn named(&self) -> [(&'static str, u64); 15] {
+    pub fn named(&self) -> [(&'static str, u64); 16] {
         [
             ("steps", self.steps),
             ("sealed", self.sealed),
@@ -79,6 +83,7 @@ impl Counts {
             ("failed syncs", self.failed_syncs),
             ("full volumes", self.full),
             ("rolled back", self.rolled_back),
+            ("ways back given up", self.given_up),
             ("views checked", self.views),
             ("openings checked", self.openings),
             ("disks checked", self.presents),
@@ -98,6 +103,7 @@ impl Counts {
         self.failed_syncs += other.failed_syncs;
         self.full += other.full;
         self.rolled_back += other.rolled_back;
+        self.given_up += other.given_up;
         self.views += other.views;
         self.openings += other.openings;
         self.presents += other.presents;
