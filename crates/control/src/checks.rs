@@ -10,10 +10,11 @@ use protocol::order::Role;
 use protocol::rest::{Check, FailoverKind, Operation, ShutDownFirst};
 use protocol::stage::Side;
 
+use crate::beside::View;
 use crate::component::Fleet;
 use crate::item::Item;
 use crate::sequence;
-use crate::view::{power_words, unknown_site};
+use crate::view::{power_words, test_of, unknown_site};
 
 struct Checks<'a> {
     fleet: &'a Fleet,
@@ -73,6 +74,11 @@ pub(crate) fn protect(fleet: &Fleet, items: &[Item], name: &str, operation: &Ope
         };
         checks.note(format!("{machine} runs"), result);
     }
+    let test_of = test_of(items, from, machine).map(|item| {
+        let message = format!("{machine} is not protected by itself");
+        Fault::new(code::TEST_MACHINE, message, format!("it is a test of {item}, and goes when that is ended"))
+    });
+    checks.note(format!("{machine} is no test of another item"), test_of.map_or(Ok(()), Err));
     let taken =
         items.iter().find(|item| item.name.as_str() != name && item.spec.name == *machine && item.home == *from);
     let result = match taken {
@@ -116,6 +122,17 @@ pub(crate) fn of(fleet: &Fleet, item: &Item, operation: &Operation) -> Vec<Check
             checks.component(target, Role::MasterTarget);
             not_running_at_target(&mut checks, item, false);
         }
+        Operation::ChangePoint { .. } => {
+            checks.component(source, Role::MasterTarget);
+            let unplanned = item.copy(here).raised && item.last_move.as_ref().is_some_and(|last| !last.planned);
+            let refusal = || {
+                let message = format!("{}: the recovery point cannot be changed", item.name);
+                let fault = Fault::new(code::STAGE_REFUSES, message, "it was moved as planned, with its last change");
+                let remedy = "first: sockeye cancel ITEM, then: sockeye failover ITEM --unplanned --point POINT";
+                crate::item::for_item(fault.with_remedy(remedy), &item.name)
+            };
+            checks.note("the failover was an unplanned one", if unplanned { Ok(()) } else { Err(refusal()) });
+        }
         Operation::Reprotect { shut_down, .. } => both_ways(&mut checks, item, here, *shut_down),
         Operation::Failback { shut_down, .. } => both_ways(&mut checks, item, here, *shut_down),
         Operation::Cancel {} => {
@@ -136,11 +153,60 @@ pub(crate) fn of(fleet: &Fleet, item: &Item, operation: &Operation) -> Vec<Check
             );
             let what = format!("the own disks of {machine} are at {source}");
             checks.note(what, if here == Side::Home { Ok(()) } else { Err(fault) });
+            let test = item.test.iter().filter(|test| test.side == here).map(|_| "sockeye cleanup ITEM".to_string());
+            let views = item.views.iter().filter(|view| view.side == here);
+            let first = test.chain(views.map(|view| format!("sockeye view ITEM --end {}", view.number))).next();
+            let stands = first.map(|first| {
+                let message = format!("the replica of {machine} at {source} is in use");
+                let fault = Fault::new(code::NOT_FOLDED, message, "a test or a view stands on it, and it would go");
+                crate::item::for_item(fault.with_remedy(format!("first: {first}")), &item.name)
+            });
+            checks.note(format!("nothing stands on the history at {source}"), stands.map_or(Ok(()), Err));
         }
-        Operation::Commit { .. } | Operation::Complete {} | Operation::Unprotect { .. } | Operation::Protect { .. } => {
-        }
+        _ => {}
     }
     checks.done
+}
+
+/// The checks of what is to stand beside the item.
+pub(crate) fn beside(fleet: &Fleet, item: &Item, operation: &Operation) -> Vec<Check> {
+    let Some(side) = sequence::beside(item, operation) else { return vec![] };
+    let (mut checks, site) = (Checks { fleet, done: vec![] }, item.site(side));
+    checks.component(site, Role::MasterTarget);
+    if let Operation::View { site: Some(site), .. } = operation {
+        checks.note(format!("{site} is a site of {}", item.name), item.keeper_at(Some(site)).map(|_| ()));
+    }
+    if let Operation::TestFailover { .. } = operation {
+        let test = item.test_name();
+        let pending = item.test.as_ref().map(|test| {
+            let cause = format!("{} runs from point {}", test.machine, test.point);
+            let fault = Fault::new(code::TEST_PENDING, format!("{} is being tested already", item.name), cause);
+            crate::item::for_item(fault, &item.name)
+        });
+        let taken = fleet.machine(site, &test).filter(|_| pending.is_none()).map(|_| {
+            let message = format!("{} cannot be tested under the name {test}", item.name);
+            Fault::new(code::MACHINE_EXISTS, message, format!("{site} has another machine of that name"))
+        });
+        checks.note(format!("no test of {} is under way", item.name), pending.map_or(Ok(()), Err));
+        checks.note(format!("{site} has no machine {test} yet"), taken.map_or(Ok(()), Err));
+        let reach = match item.spec.cards.len() {
+            0 => "it has no network card".to_string(),
+            1 => "its network card is connected to nothing".to_string(),
+            cards => format!("its {cards} network cards are connected to nothing"),
+        };
+        checks.note(format!("{test} reaches nobody: {reach}"), Ok(()));
+    }
+    checks.done
+}
+
+/// The refusal of a point for a move that starts from the last change.
+pub(crate) fn no_point_named() -> Check {
+    let fault = Fault::new(
+        code::BAD_REQUEST,
+        "a planned failover starts from the last change",
+        "a point can be chosen for an unplanned one only",
+    );
+    Check { what: "no point is named".into(), fault: Some(fault) }
 }
 
 fn both_ways(checks: &mut Checks<'_>, item: &Item, here: Side, shut_down: bool) {
@@ -184,10 +250,22 @@ pub(crate) fn deletes(item: &Item, operation: &Operation) -> Vec<String> {
             absorbed.into_iter().chain(folded).collect()
         }
         Operation::Fold {} if sequence::folds(item) => vec![history(item)],
-        Operation::Unprotect { delete: true } => {
-            let replica = format!("the replica of {machine} at {old}, with all its recovery points");
-            let stands = format!("machine {machine} at {old}: its definition and its overlays");
-            if item.copy(here.other()).raised { vec![stands, replica] } else { vec![replica] }
+        Operation::Unprotect { delete } => {
+            let mut lines: Vec<String> = ends_test(item).into_iter().chain(item.views.iter().map(ends_view)).collect();
+            if *delete && item.copy(here.other()).raised {
+                lines.push(format!("machine {machine} at {old}: its definition and its overlays"));
+            }
+            if *delete {
+                lines.push(format!("the replica of {machine} at {old}, with all its recovery points"));
+            }
+            lines
+        }
+        Operation::ChangePoint { .. } => {
+            vec![format!("machine {machine} at {}: everything it wrote since the failover", item.site(here))]
+        }
+        Operation::Cleanup {} => ends_test(item).into_iter().collect(),
+        Operation::EndView { view } => {
+            item.view(*view).filter(|view| view.writable).map(ends_view).into_iter().collect()
         }
         Operation::Cancel {} => {
             vec![format!("machine {machine} at {}: its overlays (kept there as a recovery point)", item.site(here))]
@@ -200,4 +278,14 @@ pub(crate) fn deletes(item: &Item, operation: &Operation) -> Vec<String> {
 fn history(item: &Item) -> String {
     let (machine, site) = (&item.spec.name, item.site(item.stage.runs_at()));
     format!("the recovery points kept beside the disks of {machine} at {site} (those at the other site stay)")
+}
+
+fn ends_test(item: &Item) -> Option<String> {
+    let test = item.test_machine()?;
+    Some(format!("test machine {} at {}: its definition and its overlays", test.machine, test.site))
+}
+
+fn ends_view(view: &View) -> String {
+    let scratch = if view.writable { ", with everything written to it" } else { "" };
+    format!("view {} of point {}{scratch}", view.number, view.point)
 }

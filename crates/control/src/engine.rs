@@ -20,7 +20,7 @@
 use std::time::Duration;
 
 use protocol::fault::{Fault, code};
-use protocol::rest::JobState;
+use protocol::rest::{JobState, Operation};
 use protocol::stage::{MovePhase, Stage};
 
 use crate::database::commit;
@@ -259,7 +259,12 @@ async fn finish(control: &Control, row: &JobRow, state: JobState, fault: Option<
         Ok(item) => view::next_command(&item, None),
         Err(_) => None,
     };
-    let next = if state == JobState::Failed { Some(format!("sockeye job retry {}", row.id)) } else { next };
+    let next = match (state, &row.operation) {
+        (JobState::Failed, _) => Some(format!("sockeye job retry {}", row.id)),
+        (JobState::Done, Operation::TestFailover { .. }) => Some(format!("sockeye cleanup {}", row.item)),
+        (JobState::Done, Operation::View { .. }) => Some(format!("sockeye view {} --end {}", row.item, row.id)),
+        _ => next,
+    };
     control.tick()?;
     let mut change = control.database().change().await?;
     job::set_state(&mut change, row.id, state, fault, next.as_deref()).await?;

@@ -17,6 +17,7 @@ use protocol::stage::{Side, Stage};
 use serde::{Deserialize, Serialize};
 use sqlx::{Row, SqliteConnection};
 
+use crate::beside::{Test, View};
 use crate::database::{Database, commit, failed, from_text, to_text};
 use crate::stage_table::{Decision, Event, decide};
 
@@ -102,6 +103,12 @@ pub struct Item {
     pub wish: Option<Wish>,
     /// The last move.
     pub last_move: Option<LastMove>,
+    /// The test failover that is under way.
+    #[serde(default)]
+    pub test: Option<Test>,
+    /// The recovery points that are served.
+    #[serde(default)]
+    pub views: Vec<View>,
 }
 
 impl Item {

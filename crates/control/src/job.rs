@@ -20,6 +20,7 @@ use protocol::rest::{Figures, Job, JobState, Operation, Step, StepState};
 use serde::{Deserialize, Serialize};
 use sqlx::{Row, SqliteConnection};
 
+use crate::beside::{self, Lane};
 use crate::clock::now_ms;
 use crate::database::{Database, failed, from_text, to_text};
 use crate::work::Work;
@@ -162,7 +163,7 @@ fn select(condition: &str) -> sqlx::AssertSqlSafe<String> {
     sqlx::AssertSqlSafe(format!("select {COLUMNS} from job where {condition}"))
 }
 
-/// Inserts a job; the database refuses a second one at work on the same item.
+/// Inserts a job; the database refuses a second one at work in the same lane of the item.
 pub async fn insert(
     on: &mut SqliteConnection,
     item: &ItemId,
@@ -174,8 +175,8 @@ pub async fn insert(
     let (state, ended) = if steps.is_empty() { (JobState::Done, Some(now_ms())) } else { (JobState::Running, None) };
     sqlx::query_scalar(
         "insert into job (item, operation, plan, state, notes, figures, cancel, complete, past_return, idempotency_key,
-                          started_at_ms, ended_at_ms)
-         values ($1, $2, $3, $4, $5, $6, 0, 0, 0, $7, $8, $9) returning id",
+                          started_at_ms, ended_at_ms, lane)
+         values ($1, $2, $3, $4, $5, $6, 0, 0, 0, $7, $8, $9, $10) returning id",
     )
     .bind(item.as_str())
     .bind(to_text(operation)?)
@@ -186,6 +187,7 @@ pub async fn insert(
     .bind(key)
     .bind(now_ms())
     .bind(ended)
+    .bind(Lane::of(operation).text())
     .fetch_one(on)
     .await
     .map_err(failed)
@@ -200,14 +202,30 @@ pub async fn load(database: &Database, id: i64) -> Result<JobRow, Fault> {
     }
 }
 
-/// The job at work on an item.
+/// The job at work on an item itself, not on what stands beside it.
 pub async fn at_work_on(on: &mut SqliteConnection, item: &ItemId) -> Result<Option<JobRow>, Fault> {
-    let row = sqlx::query(select("item = $1 and ended_at_ms is null"))
+    let row = sqlx::query(select("item = $1 and lane = $2 and ended_at_ms is null"))
         .bind(item.as_str())
+        .bind(Lane::Item.text())
         .fetch_optional(on)
         .await
         .map_err(failed)?;
     row.as_ref().map(read).transpose()
+}
+
+/// The job at work on an item that `operation` has to wait for.
+pub async fn in_the_way(
+    on: &mut SqliteConnection,
+    item: &ItemId,
+    operation: &Operation,
+) -> Result<Option<JobRow>, Fault> {
+    let rows = sqlx::query(select("item = $1 and ended_at_ms is null order by id"))
+        .bind(item.as_str())
+        .fetch_all(on)
+        .await
+        .map_err(failed)?;
+    let jobs: Vec<JobRow> = rows.iter().map(read).collect::<Result<_, _>>()?;
+    Ok(jobs.into_iter().find(|job| beside::exclude(&job.operation, operation)))
 }
 
 /// The job that was started with an idempotency key.

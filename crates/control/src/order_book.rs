@@ -31,25 +31,9 @@ pub enum Standing {
     Withdrawn,
 }
 
-/// Gives an order unless one of that id exists; either way tells which component has it.
-pub async fn issue(
-    database: &Database,
-    id: &str,
-    component: &str,
-    item: &ItemId,
-    order: &Order,
-) -> Result<String, Fault> {
-    issue_beside(database, id, component, item.as_str(), order).await
-}
-
-/// The same for an order that is not kept in line behind the others of its item, but in the line `line`.
-pub async fn issue_beside(
-    database: &Database,
-    id: &str,
-    component: &str,
-    line: &str,
-    order: &Order,
-) -> Result<String, Fault> {
+/// Gives an order unless one of that id exists; either way tells which component has it. Orders of one line, which is the
+/// item for what is done with the item itself, are carried out one after the other.
+pub async fn issue(database: &Database, id: &str, component: &str, line: &str, order: &Order) -> Result<String, Fault> {
     let mut change = database.change().await?;
     sqlx::query(
         "insert into work_order (id, number, component, item, body, cancelled, state)
@@ -188,9 +172,9 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let database = Database::open(folder.path()).await.unwrap();
         let item: ItemId = "web01".parse().unwrap();
-        issue(&database, "a", "mt", &item, &close(&item)).await.unwrap();
-        assert_eq!(issue(&database, "a", "other", &item, &close(&item)).await.unwrap(), "mt", "given twice");
-        issue(&database, "b", "mt", &item, &close(&item)).await.unwrap();
+        issue(&database, "a", "mt", item.as_str(), &close(&item)).await.unwrap();
+        assert_eq!(issue(&database, "a", "other", item.as_str(), &close(&item)).await.unwrap(), "mt", "given twice");
+        issue(&database, "b", "mt", item.as_str(), &close(&item)).await.unwrap();
         for _ in 0..2 {
             let open = open_for(&database, "mt").await.unwrap();
             assert_eq!(open.iter().map(|order| order.id.as_str()).collect::<Vec<_>>(), ["a"]);
@@ -207,7 +191,7 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let database = Database::open(folder.path()).await.unwrap();
         let item: ItemId = "web01".parse().unwrap();
-        issue(&database, "a", "home-ps", &item, &close(&item)).await.unwrap();
+        issue(&database, "a", "home-ps", item.as_str(), &close(&item)).await.unwrap();
         let mut change = database.change().await.unwrap();
         withdraw_all(&mut change, &item, &["home-ps".into()]).await.unwrap();
         commit(change).await.unwrap();

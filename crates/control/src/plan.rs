@@ -18,18 +18,35 @@ use crate::{Control, audit, checks, database, item, job, sequence};
 /// How long a plan waits for the list of points.
 const POINTS_PATIENCE: Duration = Duration::from_secs(3);
 
-/// The event that an operation takes to the table.
-fn event(operation: &Operation) -> Event {
-    match operation {
+/// The event that an operation takes to the table; what only stands beside the item takes none.
+fn event(operation: &Operation) -> Option<Event> {
+    Some(match operation {
         Operation::Protect { .. } => Event::Protect,
         Operation::Unprotect { .. } => Event::Unprotect,
         Operation::Failover { .. } => Event::Failover,
+        Operation::ChangePoint { .. } => Event::ChangePoint,
         Operation::Commit { .. } => Event::Commit,
         Operation::Fold {} => Event::Fold,
         Operation::Reprotect { .. } => Event::Reprotect,
         Operation::Failback { .. } => Event::Failback,
         Operation::Complete {} => Event::Complete,
         Operation::Cancel {} => Event::Cancel,
+        Operation::TestFailover { .. } | Operation::Cleanup {} | Operation::View { .. } | Operation::EndView { .. } => {
+            return None;
+        }
+    })
+}
+
+/// Whether what stands beside the item stands there, or does not, as the operation wants it.
+fn beside_already(item: Option<&Item>, operation: &Operation) -> bool {
+    let Some(item) = item else { return false };
+    match operation {
+        Operation::TestFailover { point } => {
+            item.test.as_ref().is_some_and(|test| point.is_none_or(|point| point == test.point))
+        }
+        Operation::Cleanup {} => item.test.is_none(),
+        Operation::EndView { view } => item.view(*view).is_none(),
+        _ => false,
     }
 }
 
@@ -54,9 +71,13 @@ impl Control {
             (_, Operation::Protect { from, to, .. }) => (from.clone(), to.clone()),
             (Some(item), operation) => {
                 let here = item.stage.runs_at();
-                let turned = matches!(operation, Operation::Cancel {}) && sketch.job.is_some();
-                let from = if turned { here.other() } else { here };
-                (item.site(from).clone(), item.site(from.other()).clone())
+                let (from, to) = match (operation, sequence::beside(item, operation)) {
+                    (_, Some(side)) => (here, side),
+                    (Operation::ChangePoint { .. }, None) => (here, here),
+                    (Operation::Cancel {}, None) if sketch.job.is_some() => (here.other(), here),
+                    _ => (here, here.other()),
+                };
+                (item.site(from).clone(), item.site(to).clone())
             }
             (None, _) => return Err(item::unknown(&request.item)),
         };
@@ -70,9 +91,11 @@ impl Control {
                 status.and_then(|status| status.newest).map(|point| point.changed_bytes)
             }
             Operation::Failover { .. }
+            | Operation::ChangePoint { .. }
             | Operation::Commit { .. }
             | Operation::Fold {}
             | Operation::Unprotect { .. } => Some(0),
+            operation if event(operation).is_none() => Some(0),
             _ => None,
         };
         let age = sketch.point.as_ref().map(|point| now_ms().unsigned_abs().saturating_sub(point.cut_at_ms));
@@ -161,7 +184,7 @@ impl Control {
     ) -> Result<i64, Fault> {
         let mut change = self.database().change().await?;
         // Between the look and now somebody may have been quicker.
-        if let Some(other) = job::at_work_on(&mut change, &request.item).await? {
+        if let Some(other) = job::in_the_way(&mut change, &request.item, &request.operation).await? {
             return if other.operation == request.operation { Ok(other.id) } else { Err(busy(&other)) };
         }
         let stage = item::find(&mut change, &request.item).await?.map_or(Stage::Unprotected, |(item, _)| item.stage);
@@ -189,19 +212,20 @@ impl Control {
             let mut on = self.database().readers().acquire().await.map_err(failed)?;
             (
                 item::find(&mut on, &request.item).await?.map(|(item, _)| item),
-                job::at_work_on(&mut on, &request.item).await?,
+                job::in_the_way(&mut on, &request.item, &request.operation).await?,
             )
         };
         let stage = found.as_ref().map_or(Stage::Unprotected, |item| item.stage);
         if found.is_none() && !matches!(request.operation, Operation::Protect { .. }) && job.is_none() {
             return Err(item::unknown(&request.item));
         }
-        let already = match decide(stage, event(&request.operation)) {
-            Decision::Move(_) => false,
-            Decision::AlreadyThere => true,
+        let already = match event(&request.operation).map(|event| decide(stage, event)) {
+            None => job.is_none() && beside_already(found.as_ref(), &request.operation),
+            Some(Decision::Move(_)) => false,
+            Some(Decision::AlreadyThere) => true,
             // A job at work answers for itself: cancel and complete go to it, anything else is told that it is busy.
-            Decision::Refused(_) if job.is_some() => false,
-            Decision::Refused(fault) => return Err(for_item(fault, &request.item)),
+            Some(Decision::Refused(_)) if job.is_some() => false,
+            Some(Decision::Refused(fault)) => return Err(for_item(fault, &request.item)),
         };
         let mut sketch =
             Sketch { item: found, job, stage, already, checks: vec![], steps: vec![], deletes: vec![], point: None };
@@ -234,11 +258,25 @@ impl Control {
             && !already
         {
             sketch.checks = checks::of(&self.fleet(), &item, &request.operation);
+            sketch.checks.extend(checks::beside(&self.fleet(), &item, &request.operation));
             sketch.deletes = checks::deletes(&item, &request.operation);
             let site = |side| item.site(side).to_string();
             sketch.steps = named(sequence::steps(&item, &request.operation), &item.spec.name, site);
-            if let Operation::Failover { kind, point } = &request.operation {
-                self.look_at_points(&mut sketch, &item, *kind, *point).await;
+            match &request.operation {
+                Operation::Failover { kind: FailoverKind::Planned { .. }, point } => {
+                    sketch.checks.extend(point.map(|_| checks::no_point_named()));
+                }
+                Operation::ChangePoint { point } => {
+                    self.look_at_points(&mut sketch, &item, item.stage.runs_at(), *point).await;
+                }
+                Operation::Failover { point, .. }
+                | Operation::TestFailover { point }
+                | Operation::View { point, .. } => {
+                    let side = sequence::beside(&item, &request.operation);
+                    let side = side.unwrap_or(item.stage.runs_at().other());
+                    self.look_at_points(&mut sketch, &item, side, *point).await;
+                }
+                _ => {}
             }
         }
         Ok(sketch)
@@ -261,31 +299,15 @@ impl Control {
         })
     }
 
-    /// Finds the point that a failover will start from: as the master target tells, or else as last heard.
-    async fn look_at_points(
-        &self,
-        sketch: &mut Sketch,
-        item: &Item,
-        kind: FailoverKind,
-        wanted: Option<protocol::Attempt>,
-    ) {
-        let side = item.stage.runs_at();
-        if matches!(kind, FailoverKind::Planned { .. }) {
-            if wanted.is_some() {
-                let fault = Fault::new(
-                    code::BAD_REQUEST,
-                    "a planned failover starts from the last change",
-                    "a point can be chosen for an unplanned one only",
-                );
-                sketch.checks.push(Check { what: "no point is named".into(), fault: Some(fault) });
-            }
-            return;
-        }
+    /// Finds the point that is asked for at `side`: as the master target tells, or else as last heard.
+    async fn look_at_points(&self, sketch: &mut Sketch, item: &Item, side: Side, wanted: Option<protocol::Attempt>) {
         let last_heard = {
             let fleet = self.fleet();
-            fleet.status(item.site(side), &item.name).and_then(|(status, _)| status.newest.clone())
+            let sender = item.stage.runs_at();
+            let status = fleet.status(item.site(sender), &item.name).filter(|_| sender != side);
+            status.and_then(|(status, _)| status.newest.clone())
         };
-        let (what, found) = match self.points_at(item, side.other(), POINTS_PATIENCE).await {
+        let (what, found) = match self.points_at(item, side, POINTS_PATIENCE).await {
             Ok(points) => match wanted {
                 Some(wanted) => (
                     format!("point {wanted} is kept"),
@@ -387,11 +409,18 @@ fn undo_until(operation: &Operation) -> &'static str {
         Operation::Unprotect { delete: false } => "it cannot be undone; protect again copies anew",
         Operation::Unprotect { delete: true } => "it cannot be undone",
         Operation::Failover { .. } | Operation::Failback { .. } => "until commit: sockeye cancel",
+        Operation::ChangePoint { .. } => {
+            "until the machine goes on: sockeye cancel; then change it again, until commit"
+        }
         Operation::Commit { .. } => "it cannot be undone; fail over again",
         Operation::Fold {} => "it cannot be undone",
         Operation::Reprotect { .. } => "until it has converged: sockeye cancel",
         Operation::Complete {} => "until commit: sockeye cancel",
         Operation::Cancel {} => "it cannot be undone; repeat the operation",
+        Operation::TestFailover { .. } => "at any time: sockeye cleanup",
+        Operation::Cleanup {} => "it cannot be undone; test again",
+        Operation::View { .. } => "at any time: sockeye view --end",
+        Operation::EndView { .. } => "it cannot be undone; serve the point again",
     }
 }
 

@@ -19,18 +19,18 @@ const PATIENCE: Duration = Duration::from_secs(10);
 const LONG_PATIENCE: Duration = Duration::from_secs(600);
 
 impl Control {
-    /// The recovery points that are kept for an item at a site (where none is given: at the site that receives, or where
-    /// nothing is kept there yet, the one where the machine runs), oldest first, as its master target tells now.
+    /// The recovery points that are kept for an item at a site (where none is given: the one of [`Item::keeper`]), oldest
+    /// first, as its master target tells now.
     pub async fn points(&self, name: &ItemId, site: Option<&SiteName>) -> Result<Vec<Point>, Fault> {
         let item = item::load(self.database(), name).await?;
-        self.points_at(&item, keeper(&item, site)?, PATIENCE).await
+        self.points_at(&item, item.keeper_at(site)?, PATIENCE).await
     }
 
     /// What two points differ in, as their master target reads them now. For `site` see [`Control::points`].
     pub async fn difference(&self, name: &ItemId, points: Pair, site: Option<&SiteName>) -> Result<Difference, Fault> {
         let item = item::load(self.database(), name).await?;
         let order = Order::DiffPoints { item: item.name.clone(), points };
-        match self.ask_keeper(&item, keeper(&item, site)?, order, LONG_PATIENCE).await? {
+        match self.ask_keeper(&item, item.keeper_at(site)?, order, LONG_PATIENCE).await? {
             Outcome::Differ { difference } => Ok(difference),
             other => Err(unasked(&other)),
         }
@@ -58,7 +58,7 @@ impl Control {
     async fn ask(&self, component: &str, item: &Item, order: Order, patience: Duration) -> Result<Outcome, Fault> {
         let id = format!("{}-ask-{}", self.installation(), &token::fresh()[..16]);
         // Under a name of its own: a question never waits behind the work that is under way on the item.
-        order_book::issue_beside(self.database(), &id, component, &format!("{} {id}", item.name), &order).await?;
+        order_book::issue(self.database(), &id, component, &format!("{} {id}", item.name), &order).await?;
         self.wake_exchanges();
         let until = tokio::time::Instant::now() + patience;
         let answer = loop {
@@ -79,19 +79,6 @@ impl Control {
         order_book::forget(self.database(), &id).await?;
         answer
     }
-}
-
-/// The side whose points are meant.
-fn keeper(item: &Item, site: Option<&SiteName>) -> Result<Side, Fault> {
-    let here = item.stage.runs_at();
-    let Some(site) = site else {
-        let receives = item.copy(here.other()).master_target.is_some();
-        return Ok(if receives { here.other() } else { here });
-    };
-    [Side::Home, Side::Away].into_iter().find(|side| item.site(*side) == site).ok_or_else(|| {
-        let cause = format!("{} is replicated between {} and {}", item.name, item.home, item.away);
-        Fault::new(code::UNKNOWN_SITE, format!("{site} is not a site of {}", item.name), cause)
-    })
 }
 
 fn unasked(answer: &Outcome) -> Fault {

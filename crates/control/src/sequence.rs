@@ -3,6 +3,7 @@
 //! ```text
 //!   unplanned   stop? · end replication · close · raise (paused) · AUTHORISE · release
 //!   planned     shut down · last delta · end replication · close · raise · AUTHORISE · release · let go
+//!   change      discard · raise (paused) · AUTHORISE · release
 //!   reprotect   settle · take over · standpoint · replicate · first copy
 //!   failback    reprotect (unless protected) · wait for Complete · planned
 //!   commit      absorb · COMMIT · fold (at home)
@@ -15,6 +16,7 @@ use protocol::order::Sync;
 use protocol::rest::{FailoverKind, Operation};
 use protocol::stage::{Side, Stage};
 
+use crate::beside::View;
 use crate::item::Item;
 use crate::stage_table::Event;
 use crate::work::Work;
@@ -40,6 +42,14 @@ pub fn steps(item: &Item, operation: &Operation) -> Vec<Work> {
         Operation::Protect { .. } => protect(operation),
         Operation::Unprotect { delete } => unprotect(item, *delete),
         Operation::Failover { kind, point } => failover(item, *kind, *point),
+        Operation::ChangePoint { point } => change_point(item, *point),
+        Operation::TestFailover { point } => vec![Work::RaiseTest { at: item.keeper(), point: *point }],
+        Operation::Cleanup {} => end_test(item, true),
+        Operation::View { point, writable, .. } => {
+            let served = beside(item, operation).map(|at| Work::ServeView { at, point: *point, writable: *writable });
+            served.into_iter().collect()
+        }
+        Operation::EndView { view } => end_views(item, |other| other.number == *view, true),
         Operation::Commit { keep_history } => commit(item, *keep_history),
         Operation::Fold {} => vec![
             Work::Stage { event: Event::Fold, undo: None },
@@ -78,6 +88,20 @@ fn failover(item: &Item, kind: FailoverKind, point: Option<protocol::Attempt>) -
         ]),
     }
     steps
+}
+
+/// The machine that was raised makes room for one from another point. That one writes a generation of its own: nothing
+/// that was ever said of the first one's disks can be mistaken for something said of the new ones.
+fn change_point(item: &Item, point: Option<protocol::Attempt>) -> Vec<Work> {
+    let at = item.stage.runs_at();
+    let generation = item.generation + 1;
+    let stands_on = item.last_move.as_ref().and_then(|last| last.point);
+    vec![
+        Work::Discard { at, generation: item.generation, point: stands_on },
+        Work::Raise { at, generation, point },
+        Work::Authorise { at, generation, raised: true, planned: false },
+        Work::Release { at },
+    ]
 }
 
 /// From the machine standing still to the move being ready for commit.
@@ -183,8 +207,32 @@ fn take_back(item: &Item) -> Vec<Work> {
     steps
 }
 
+/// The side at which something is to stand beside the item, if the operation is about that.
+pub fn beside(item: &Item, operation: &Operation) -> Option<Side> {
+    match operation {
+        Operation::TestFailover { .. } => Some(item.keeper()),
+        // A site that is none of the item's is refused by a check.
+        Operation::View { site, .. } => Some(item.keeper_at(site.as_ref()).unwrap_or(item.keeper())),
+        Operation::Cleanup {} => Some(item.test.as_ref().map_or(item.keeper(), |test| test.side)),
+        Operation::EndView { view } => Some(item.view(*view).map_or(item.keeper(), |view| view.side)),
+        _ => None,
+    }
+}
+
+fn end_test(item: &Item, required: bool) -> Vec<Work> {
+    item.test.iter().map(|test| Work::LowerTest { at: test.side, required }).collect()
+}
+
+fn end_views(item: &Item, which: impl Fn(&View) -> bool, required: bool) -> Vec<Work> {
+    let views = item.views.iter().filter(|view| which(view));
+    views.map(|view| Work::EndView { at: view.side, view: view.number, required }).collect()
+}
+
+/// What stands beside the item goes with it.
 fn unprotect(item: &Item, delete: bool) -> Vec<Work> {
-    let mut steps = vec![Work::StopReplication];
+    let mut steps = end_test(item, false);
+    steps.extend(end_views(item, |_| true, false));
+    steps.push(Work::StopReplication);
     if delete {
         steps.push(Work::DropReplica { at: item.stage.runs_at().other() });
     }

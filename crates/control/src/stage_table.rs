@@ -24,6 +24,8 @@ pub enum Event {
     Unprotect,
     /// Verb: move to the other side.
     Failover,
+    /// Verb: start the moved machine from another recovery point.
+    ChangePoint,
     /// Verb: end a move.
     Commit,
     /// Verb: give the machine its own disks back.
@@ -52,11 +54,12 @@ pub enum Event {
 
 impl Event {
     /// Every event, verbs first.
-    pub const ALL: [Event; 15] = [
+    pub const ALL: [Event; 16] = [
         Event::Protect,
         Event::Failover,
         Event::Failback,
         Event::Complete,
+        Event::ChangePoint,
         Event::Commit,
         Event::Fold,
         Event::Reprotect,
@@ -94,6 +97,7 @@ impl Event {
             Event::Protect => "protect",
             Event::Unprotect => "unprotect",
             Event::Failover => "failover",
+            Event::ChangePoint => "change-point",
             Event::Commit => "commit",
             Event::Fold => "fold",
             Event::Reprotect => "reprotect",
@@ -210,6 +214,7 @@ const TABLE: &[Row] = &[
     row(S::Moving(Completing), E::UndoneUnprotected, Stay(S::NotProtected)),
     row(S::Moving(Completing), E::HalfWritten, Stay(S::Damaged)),
     //
+    row(S::CommitPending, E::ChangePoint, Stay(S::CommitPending)),
     row(S::CommitPending, E::Commit, Stay(S::NotProtected)),
     row(S::CommitPending, E::Failover, Already),
     at(Home, S::CommitPending, E::Failback, Already),

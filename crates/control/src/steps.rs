@@ -3,6 +3,7 @@
 //! A step works through its [`Context`]: it changes the item, gives orders and waits. An order's id is made of the
 //! installation, the job, the step and a tag, so a step that is done again finds what it ordered before.
 
+mod beside;
 mod ordering;
 mod raising;
 mod receiving;
@@ -12,6 +13,7 @@ mod stopping;
 use protocol::fault::Fault;
 use protocol::rest::{Figures, JobState};
 
+use crate::beside::Lane;
 use crate::database::commit;
 use crate::item::Item;
 use crate::job::{self, JobRow, Notes};
@@ -58,6 +60,8 @@ pub(crate) struct Context<'a> {
     control: &'a Control,
     id: i64,
     item: protocol::ItemId,
+    /// The line in which its orders wait for each other.
+    line: String,
     started_at_ms: i64,
     work: Work,
     index: usize,
@@ -72,6 +76,10 @@ impl<'a> Context<'a> {
             control,
             id: row.id,
             item: row.item.clone(),
+            line: match Lane::of(&row.operation) {
+                Lane::Item => row.item.to_string(),
+                Lane::Test | Lane::Views => format!("{} beside {}", row.item, row.id),
+            },
             started_at_ms: row.started_at_ms,
             work: row.steps[index].work.clone(),
             index,
@@ -97,6 +105,11 @@ impl<'a> Context<'a> {
             Work::StopReplication => self.stop_replication().await,
             Work::CloseReplica { at } => self.close_replica(at).await,
             Work::Raise { at, generation, point } => self.raise(at, generation, point).await,
+            Work::Discard { at, .. } => self.discard(at).await,
+            Work::RaiseTest { at, point } => self.raise_test(at, point).await,
+            Work::LowerTest { at, required } => self.lower_test(at, required).await,
+            Work::ServeView { at, point, writable } => self.serve_view(at, point, writable).await,
+            Work::EndView { at, view, required } => self.end_view(at, view, required).await,
             Work::Authorise { at, generation, raised, planned } => {
                 self.authorise(at, generation, raised, planned).await
             }
@@ -127,6 +140,9 @@ impl<'a> Context<'a> {
             Work::StopReplication => self.undo_stop_replication().await,
             Work::CloseReplica { at } => self.undo_close(at).await,
             Work::Raise { at, .. } => self.undo_raise(at).await,
+            Work::Discard { at, generation, point } => self.undo_discard(at, generation, point).await,
+            Work::RaiseTest { at, .. } => self.undo_raise_test(at).await,
+            Work::ServeView { at, .. } => self.undo_serve_view(at).await,
             Work::TakeOver { at } => self.undo_take_over(at).await,
             _ => Ok(None),
         }

@@ -7,6 +7,7 @@ use protocol::order::{ReplicationPhase, ReplicationStatus, Role};
 use protocol::rest::{Allowed, AuditEntry, ComponentView, Explanation, Health, ItemView, Job, JobState, MachineView};
 use protocol::stage::{MovePhase, Side, Stage};
 
+use crate::beside::Lane;
 use crate::clock::now_ms;
 use crate::component::Fleet;
 use crate::database::failed;
@@ -21,7 +22,7 @@ impl Control {
         let mut views = Vec::new();
         let jobs = job::unfinished(self.database()).await?;
         for item in item::all(self.database()).await? {
-            let job = jobs.iter().find(|job| job.item == item.name);
+            let job = jobs.iter().find(|job| job.item == item.name && Lane::of(&job.operation) == Lane::Item);
             views.push(item_view(&self.fleet(), &item, job));
         }
         Ok(views)
@@ -108,6 +109,7 @@ impl Control {
                             item.spec.name == machine.spec.name && (item.home == *place || item.away == *place)
                         })
                         .map(|item| item.name.clone()),
+                    test_of: test_of(&items, place, &machine.spec.name).cloned(),
                 }
             }));
         }
@@ -118,6 +120,12 @@ impl Control {
     pub async fn audit(&self) -> Result<Vec<AuditEntry>, Fault> {
         audit::newest(self.database(), 1000).await
     }
+}
+
+/// The item of which a machine is a test, if it is one.
+pub(crate) fn test_of<'a>(items: &'a [Item], site: &SiteName, machine: &str) -> Option<&'a ItemId> {
+    let is = |item: &&Item| item.test_machine().is_some_and(|test| test.site == *site && test.machine == machine);
+    items.iter().find(is).map(|item| &item.name)
 }
 
 /// The refusal of a site that nobody registered for.
@@ -155,6 +163,8 @@ pub(crate) fn item_view(fleet: &Fleet, item: &Item, job: Option<&JobRow>) -> Ite
         generation: item.generation,
         job: job.map(|job| job.id),
         replication: status.map(|(status, _)| status.clone()),
+        test: item.test_machine(),
+        views: item.views.iter().map(|view| item.served(view)).collect(),
     }
 }
 

@@ -3,6 +3,7 @@
 //! A job's steps are made once, by [`crate::sequence`], and kept with it. A newer server that finds an older job in its
 //! database does what was planned, not what it would plan today.
 
+use protocol::beside::test_name;
 use protocol::id::{Attempt, SiteName};
 use protocol::order::Sync;
 use protocol::rest::ShutDownFirst;
@@ -89,6 +90,47 @@ pub enum Work {
         /// The generation that it will write.
         generation: u64,
         /// The point; the final one of this job or the newest if none is given.
+        point: Option<Attempt>,
+    },
+    /// Bring a test machine up from a point.
+    RaiseTest {
+        /// The side whose replica it stands on.
+        at: Side,
+        /// The point, the newest if none is given.
+        point: Option<Attempt>,
+    },
+    /// Throw the test machine away.
+    LowerTest {
+        /// Its side.
+        at: Side,
+        /// Whether the job waits for a master target that is gone.
+        required: bool,
+    },
+    /// Serve a point to people.
+    ServeView {
+        /// The side whose replica is read.
+        at: Side,
+        /// The point, the newest if none is given.
+        point: Option<Attempt>,
+        /// Whether it can be written.
+        writable: bool,
+    },
+    /// Serve a point no longer.
+    EndView {
+        /// Its side.
+        at: Side,
+        /// Its number.
+        view: i64,
+        /// Whether the job waits for a master target that is gone.
+        required: bool,
+    },
+    /// Throw a raised machine away with everything it wrote. Undone by bringing it up from its point again, without that.
+    Discard {
+        /// Its side.
+        at: Side,
+        /// The generation that it writes.
+        generation: u64,
+        /// The point that it was raised from.
         point: Option<Attempt>,
     },
     /// Record who may run: the point of no return.
@@ -215,10 +257,20 @@ impl Work {
             Work::FinalDelta { at } => format!("send the last changes from {}", site(*at)),
             Work::StopReplication => "end replication".into(),
             Work::CloseReplica { at } => format!("close the replica at {}", site(*at)),
-            Work::Raise { at, point, .. } => match point {
-                Some(point) => format!("bring {machine} up at {} from point {point}, paused", site(*at)),
-                None => format!("bring {machine} up at {}, paused", site(*at)),
-            },
+            Work::Raise { at, point, .. } => {
+                format!("bring {machine} up at {}{}, paused", site(*at), from_point(point))
+            }
+            Work::Discard { at, .. } => format!("remove {machine} at {} with everything it wrote", site(*at)),
+            Work::RaiseTest { at, point } => {
+                let (test, from) = (test_name(machine), from_point(point));
+                format!("bring {test} up at {}{from}, connected to nothing", site(*at))
+            }
+            Work::LowerTest { at, .. } => format!("remove {} at {}", test_name(machine), site(*at)),
+            Work::ServeView { at, point, writable } => {
+                let how = if *writable { "on a scratch overlay" } else { "read only" };
+                format!("serve {machine}'s disks at {}{}, {how}", site(*at), from_point(point))
+            }
+            Work::EndView { at, view, .. } => format!("serve view {view} at {} no longer", site(*at)),
             Work::Authorise { at, .. } => format!("authorise {} to run {machine}", site(*at)),
             Work::Release { at } => format!("let {machine} go on at {}", site(*at)),
             Work::StartAgain { at } => format!("start {machine} at {} again", site(*at)),
@@ -236,4 +288,8 @@ impl Work {
             Work::RemoveItem => "forget the item".into(),
         }
     }
+}
+
+fn from_point(point: &Option<Attempt>) -> String {
+    point.map_or_else(String::new, |point| format!(" from point {point}"))
 }

@@ -20,6 +20,7 @@ use crate::record::{Record, Standing};
 use crate::shelf::{Shelf, blocking};
 use crate::standpoint::standpoint;
 use crate::take_over::{Takeover, take_over};
+use crate::{served, test_machine};
 
 pub(crate) struct MasterTarget {
     pub(crate) shelf: Arc<Shelf>,
@@ -44,8 +45,7 @@ impl MasterTarget {
         let disks =
             disks.into_iter().map(|disk| DiskRecord { key: disk.disk, size: disk.size, home: DiskHome::Inside });
         let spec = Spec { item: id.clone(), lineage, disks: disks.collect(), content: Content::Empty };
-        let record =
-            Record { item: id, lineage, grant: Some(grant), standing: None, kept: None, raised: None, folded: None };
+        let record = Record::new(id, lineage, Some(grant));
         self.shelf.create(spec, record).await?;
         Ok(Outcome::Nothing)
     }
@@ -102,9 +102,9 @@ impl MasterTarget {
             self.shelf.forget_folded(id)?;
             return Ok(Outcome::Nothing);
         };
-        if item.record().raised.is_some() {
-            let message = format!("{id} stands on its replica");
-            return Err(Fault::new(code::REPLICA_BUSY, message, "a machine was raised from it"));
+        if let Some(first) = item.record().stood_on().first() {
+            let message = format!("point {first} of {id} is stood on");
+            return Err(Fault::new(code::REPLICA_BUSY, message, "by a machine that was raised, a test or a view"));
         }
         let closed = item.clone();
         blocking(move || closed.close()).await?;
@@ -163,6 +163,29 @@ impl Duty for MasterTarget {
                 ticket.step("keeping the present state as a recovery point", None);
                 let what = Takeover { item, lineage, machine, settled, authored, grant };
                 take_over(shelf, what).await
+            }
+            // Not behind the item's own orders: what stands beside it neither waits for a move nor keeps one waiting.
+            (Order::RaiseTest { item, spec, point }, _) => {
+                let item = shelf.must(&item)?;
+                let _turn = item.beside.lock().await;
+                ticket.step("starting the test machine from its recovery point", None);
+                test_machine::raise(shelf, &item, spec, point).await.map(|point| Outcome::Raised { point })
+            }
+            (Order::LowerTest { item }, _) => {
+                let Some(item) = shelf.get(&item) else { return Ok(Outcome::Nothing) };
+                let _turn = item.beside.lock().await;
+                test_machine::lower(shelf, &item).await.map(|()| Outcome::Nothing)
+            }
+            (Order::ServeView { item, view, point, writable }, _) => {
+                let item = shelf.must(&item)?;
+                let _turn = item.beside.lock().await;
+                let (point, disks) = served::serve(shelf, &item, view, point, writable).await?;
+                Ok(Outcome::Serves { point, disks })
+            }
+            (Order::EndView { item, view }, _) => {
+                let Some(item) = shelf.get(&item) else { return Ok(Outcome::Nothing) };
+                let _turn = item.beside.lock().await;
+                served::end(shelf, &item, view).await.map(|()| Outcome::Nothing)
             }
             (Order::DropReplica { item }, _) => self.drop_replica(&item).await,
             (Order::CloseReplica { .. }, Some(item)) => self.close(&item).await,

@@ -24,6 +24,7 @@ use crate::item::Item;
 use crate::record::Folded;
 use crate::shelf::{Shelf, blocking};
 use crate::standpoint::standpoint;
+use crate::view::Use;
 
 /// Folds the machine raised from `item`, whose gate the caller holds; goes on with a fold when there is only a record.
 pub(crate) async fn fold(shelf: &Shelf, id: &ItemId, item: Option<Arc<Item>>) -> Result<Outcome, Fault> {
@@ -48,6 +49,8 @@ pub(crate) struct Left {
 
 /// Puts the machine on its own disks and closes the replica for good.
 async fn begin(shelf: &Shelf, item: &Arc<Item>) -> Result<Left, Fault> {
+    // Nothing comes to stand on the replica beside the machine from here on.
+    let _turn = item.beside.lock().await;
     let (id, record) = (item.id(), item.record());
     let refuse = |why: &str| Fault::new(code::NOT_FOLDED, format!("{id} cannot be folded here"), why);
     let raised = record.raised.ok_or_else(|| refuse("its machine does not stand on a replica at this site"))?;
@@ -58,6 +61,11 @@ async fn begin(shelf: &Shelf, item: &Arc<Item>) -> Result<Left, Fault> {
         return Err(refuse(
             "its machine was started from a point that is not the newest, so its disks hold something else",
         ));
+    }
+    if record.test.is_some() || !record.views.is_empty() {
+        return Err(refuse("a test or a view stands on its replica, which would go").with_remedy(format!(
+            "end it: sockeye cleanup {id}, or sockeye view {id} --end NUMBER; then: sockeye fold {id}"
+        )));
     }
     let mut own = Vec::new();
     for disk in item.replica.disks() {
@@ -72,7 +80,7 @@ async fn begin(shelf: &Shelf, item: &Arc<Item>) -> Result<Left, Fault> {
     let disks = own.into_iter().map(|disk| disk.key).collect();
     let folded = Folded { machine: raised.spec.name, position, disks };
     item.change(|record| (record.raised, record.folded) = (None, Some(folded.clone())))?;
-    shelf.withdraw_view(item, raised.point).await;
+    shelf.withdraw_view(item, raised.point, Use::Raised).await;
     shelf.bury(&id);
     let closed = item.clone();
     blocking(move || {

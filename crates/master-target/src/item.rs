@@ -30,6 +30,8 @@ pub(crate) struct Item {
     tending: Tending,
     /// Orders for one item are carried out one after the other.
     pub(crate) gate: tokio::sync::Mutex<()>,
+    /// The same for orders about what stands beside it.
+    pub(crate) beside: tokio::sync::Mutex<()>,
 }
 
 struct OpenEpoch {
@@ -80,6 +82,7 @@ impl Item {
             session: Mutex::default(),
             tending: Tending::default(),
             gate: tokio::sync::Mutex::default(),
+            beside: tokio::sync::Mutex::default(),
         }
     }
 
@@ -110,6 +113,16 @@ impl Item {
 
     pub(crate) fn file(&self) -> &PathBuf {
         &self.file
+    }
+
+    /// The point that was asked for, the newest if none was.
+    pub(crate) fn chosen(&self, wanted: Option<Attempt>) -> Result<Point, Fault> {
+        let wanted = wanted.or(self.replica.newest().map(|point| point.attempt));
+        wanted.and_then(|wanted| self.replica.point(wanted)).ok_or_else(|| {
+            let what = wanted.map_or("a point".into(), |point| format!("point {point}"));
+            let message = format!("{} cannot be had from {what}", self.id());
+            Fault::new(code::POINT_GONE, message, "the replica does not keep that point")
+        })
     }
 
     /// Where the copy stands; none while it has no point.
@@ -263,8 +276,8 @@ impl Item {
     /// Lets go of points that are not kept any more, aside: nobody waits for it. Nothing new is begun while it goes on.
     pub(crate) fn tend(&self) {
         let record = self.record();
-        let keep = [record.raised.map(|raised| raised.point), record.kept.map(|kept| kept.at)];
-        self.tending.begin(record.item, &self.replica, keep.into_iter().flatten().collect());
+        let keep = record.stood_on().into_iter().chain(record.kept.as_ref().map(|kept| kept.at)).collect();
+        self.tending.begin(record.item, &self.replica, keep);
     }
 
     /// Ends what [`Item::tend`] began, and waits for it.

@@ -26,11 +26,13 @@ mod outside;
 mod raise;
 mod record;
 mod retention;
+mod served;
 mod session;
 mod shelf;
 mod standpoint;
 mod take_over;
 mod tending;
+mod test_machine;
 mod view;
 
 use std::net::SocketAddr;

@@ -10,6 +10,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use bytes::Bytes;
+use nbd::qemu_nbd::Settings;
 use nbd::{Client, Options, QemuNbd};
 use protocol::machine::DiskFormat;
 use protocol::{BlockMap, Extent};
@@ -36,12 +37,7 @@ impl OutsideDisk {
             DiskFormat::Qcow2 => nbd::qemu_nbd::Format::Qcow2,
         };
         let (client, program) = runtime.block_on(async {
-            end_orphan(&socket).await?;
-            let settings = nbd::qemu_nbd::Settings::file(path, format, &socket);
-            let program = QemuNbd::start(&settings).await.map_err(io::Error::other)?;
-            if let Some(pid) = program.pid() {
-                std::fs::write(pid_file(&socket), pid.to_string())?;
-            }
+            let program = begin_program(&Settings::file(path, format, &socket)).await?;
             let options = Options::with_contexts([ALLOCATION]);
             let client = Client::connect(&program.uri(), &options).await.map_err(io::Error::other)?;
             Ok::<_, io::Error>((client, program))
@@ -93,13 +89,23 @@ impl replica::Disk for OutsideDisk {
     }
 }
 
+/// Starts a `qemu-nbd` in the place of one that a dead predecessor may have left, and notes its process id.
+pub(crate) async fn begin_program(settings: &Settings) -> io::Result<QemuNbd> {
+    forget_program(&settings.socket).await?;
+    let program = QemuNbd::start(settings).await.map_err(io::Error::other)?;
+    if let Some(pid) = program.pid() {
+        std::fs::write(pid_file(&settings.socket), pid.to_string())?;
+    }
+    Ok(program)
+}
+
 fn pid_file(socket: &Path) -> PathBuf {
     socket.with_extension("pid")
 }
 
 /// Ends the program on `socket`, if there is one: a dead predecessor left it, or its disk was closed just now. Its locks are
 /// gone when this returns.
-pub(crate) async fn end_orphan(socket: &Path) -> io::Result<()> {
+pub(crate) async fn forget_program(socket: &Path) -> io::Result<()> {
     let file = pid_file(socket);
     let Some(pid) = std::fs::read_to_string(&file).ok().and_then(|text| text.trim().parse().ok()) else {
         return Ok(());

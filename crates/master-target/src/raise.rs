@@ -20,6 +20,7 @@ use crate::absorb::absorb;
 use crate::item::Item;
 use crate::record::{Raised, Standing};
 use crate::shelf::{Shelf, blocking};
+use crate::view::Use;
 
 /// Brings the machine up, paused. Gives the point it stands on.
 pub(crate) async fn raise(
@@ -29,12 +30,7 @@ pub(crate) async fn raise(
     point: Option<Attempt>,
     generation: u64,
 ) -> Result<Point, Fault> {
-    let wanted = point.or(item.replica.newest().map(|point| point.attempt));
-    let point = wanted.and_then(|wanted| item.replica.point(wanted)).ok_or_else(|| {
-        let message =
-            format!("{} cannot be started from {}", item.id(), wanted.map_or("a point".into(), |p| p.to_string()));
-        Fault::new(code::POINT_GONE, message, "the replica does not keep that point")
-    })?;
+    let point = item.chosen(point)?;
     if let Some(raised) = item.record().raised
         && (raised.generation != generation || raised.point != point.attempt)
     {
@@ -62,9 +58,10 @@ async fn bring_up(
     let present = shelf.platform.machine(&name).await?;
     let launched = present.as_ref().is_some_and(|present| matches!(present.power, Power::Running | Power::Paused));
     if item.record().raised.is_none() || !launched {
-        let views = shelf.serve_view(item, point.attempt).await?;
+        let views = shelf.serve_view(item, point.attempt, Use::Raised).await?;
         let disks = item.replica.disks().iter().zip(views).map(|(disk, view)| {
-            let overlay = shelf.overlay(&item.id(), &disk.key, generation).to_string_lossy().into_owned();
+            let overlay = shelf.overlay(&item.id(), &disk.key, &format!("g{generation}"));
+            let (overlay, view) = (overlay.to_string_lossy().into_owned(), view.to_string());
             DiskSpec { key: disk.key.clone(), size: disk.size, source: DiskSource::OverlayOnView { overlay, view } }
         });
         let spec = MachineSpec { disks: disks.collect(), ..spec };
@@ -108,7 +105,7 @@ pub(crate) async fn clear(shelf: &Shelf, item: &Arc<Item>, raised: &Raised) -> R
     if shelf.platform.machine(&raised.spec.name).await?.as_ref().is_some_and(ours) {
         shelf.platform.delete(&raised.spec.name).await?;
     }
-    shelf.withdraw_view(item, raised.point).await;
+    shelf.withdraw_view(item, raised.point, Use::Raised).await;
     if let Some(before) = &raised.before {
         shelf.platform.define(before).await?;
     }

@@ -3,6 +3,7 @@
 //! One JSON file per item, replaced as a whole (written beside, synced, renamed): it holds either the old or the new
 //! truth. It is small and changes with orders, never with epochs.
 
+use std::collections::{BTreeMap, BTreeSet};
 use std::io::Write;
 use std::path::{Path, PathBuf};
 
@@ -24,6 +25,12 @@ pub(crate) struct Record {
     pub(crate) kept: Option<Standing>,
     /// The machine that stands on a view of this replica.
     pub(crate) raised: Option<Raised>,
+    /// The test machine that stands on another view.
+    #[serde(default)]
+    pub(crate) test: Option<Test>,
+    /// Views that are served to people, by number.
+    #[serde(default)]
+    pub(crate) views: BTreeMap<i64, Served>,
     /// There is no replica any more: the machine that stood on it is being folded, or was.
     #[serde(default)]
     pub(crate) folded: Option<Folded>,
@@ -60,7 +67,45 @@ pub(crate) struct Raised {
     pub(crate) before: Option<MachineSpec>,
 }
 
+/// A machine that runs from a point to be tried.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub(crate) struct Test {
+    pub(crate) point: Attempt,
+    /// The machine on its overlays.
+    pub(crate) spec: MachineSpec,
+}
+
+/// A point that is served to people.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub(crate) struct Served {
+    pub(crate) point: Attempt,
+    /// On a scratch overlay.
+    pub(crate) writable: bool,
+}
+
 impl Record {
+    /// The record of an item for which nothing was done yet.
+    pub(crate) fn new(item: ItemId, lineage: Lineage, grant: Option<Grant>) -> Record {
+        Record {
+            item,
+            lineage,
+            grant,
+            standing: None,
+            kept: None,
+            raised: None,
+            test: None,
+            views: BTreeMap::new(),
+            folded: None,
+        }
+    }
+
+    /// Every point that something stands on: none of them may be pruned.
+    pub(crate) fn stood_on(&self) -> BTreeSet<Attempt> {
+        let raised = self.raised.iter().map(|raised| raised.point);
+        let test = self.test.iter().map(|test| test.point);
+        raised.chain(test).chain(self.views.values().map(|view| view.point)).collect()
+    }
+
     pub(crate) fn load(file: &Path) -> std::io::Result<Record> {
         Ok(serde_json::from_slice(&std::fs::read(file)?)?)
     }

@@ -3,9 +3,9 @@
 use std::collections::BTreeMap;
 use std::io;
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, Mutex, PoisonError, RwLock};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
 
-use nbd::{Address, Server};
+use nbd::{Address, QemuNbd, Server, Uri};
 use platforms::Platform;
 use protocol::fault::code;
 use protocol::{Attempt, Fault, ItemId};
@@ -17,7 +17,8 @@ use crate::item::Item;
 use crate::outside::{self, OutsideDisk};
 use crate::record::Record;
 use crate::retention;
-use crate::view::{self, ViewExport};
+use crate::view::{self, Use, ViewExport};
+use crate::{served, test_machine};
 
 /// Everything that is kept here.
 pub(crate) struct Shelf {
@@ -28,6 +29,8 @@ pub(crate) struct Shelf {
     items: RwLock<BTreeMap<ItemId, Arc<Item>>>,
     /// Items whose replica is gone for good.
     folded: Mutex<BTreeMap<ItemId, Record>>,
+    /// The programs that serve writable views, by item and number.
+    scratch: Mutex<BTreeMap<(ItemId, i64), Vec<QemuNbd>>>,
 }
 
 impl Shelf {
@@ -50,6 +53,7 @@ impl Shelf {
             views,
             items: RwLock::default(),
             folded: Mutex::default(),
+            scratch: Mutex::default(),
         };
         let records = data_dir.join("items");
         for entry in std::fs::read_dir(&records).map_err(failed(&records))? {
@@ -72,8 +76,13 @@ impl Shelf {
         let replica = self.on_disk(&id, move |open| Replica::open(&place, open)).await?;
         let item = Arc::new(Item::new(replica, record, file));
         if let Some(raised) = item.record().raised {
-            self.serve_view(&item, raised.point).await?;
+            self.serve_view(&item, raised.point, Use::Raised).await?;
         }
+        // Nobody's protection depends on these: one that cannot be served keeps nothing else from being.
+        if let Err(fault) = test_machine::reopen(self, &item).await {
+            tracing::warn!(item = %id, %fault, cause = fault.cause, "a test machine's view is not served again");
+        }
+        served::reopen(self, &item).await;
         self.write_items().insert(id, item);
         Ok(())
     }
@@ -130,7 +139,7 @@ impl Shelf {
     /// Ends the programs through which an item's disks outside were open, be it for this process or a dead predecessor.
     pub(crate) async fn end_programs(&self, item: &ItemId, disks: &[protocol::DiskKey]) -> Result<(), Fault> {
         for disk in disks {
-            outside::end_orphan(&self.socket(item, disk.as_str())).await.map_err(|error| {
+            outside::forget_program(&self.socket(item, disk.as_str())).await.map_err(|error| {
                 Fault::new(code::REPLICA_IO, format!("{disk} of {item} cannot be let go of"), error.to_string())
             })?;
         }
@@ -167,33 +176,38 @@ impl Shelf {
     }
 
     /// Serves all disks of a point. Gives their URIs in the replica's order.
-    pub(crate) async fn serve_view(&self, item: &Arc<Item>, point: Attempt) -> Result<Vec<String>, Fault> {
+    pub(crate) async fn serve_view(&self, item: &Arc<Item>, point: Attempt, what_for: Use) -> Result<Vec<Uri>, Fault> {
         let (replica, kept) = (item.replica.clone(), item.clone());
         let view = blocking(move || replica.view(point).map_err(|error| kept.fault(&error))).await?;
         let mut uris = Vec::new();
         for (index, disk) in item.replica.disks().iter().enumerate() {
-            let name = view::name(&item.id(), &disk.key, point);
+            let name = view::name(&item.id(), &disk.key, point, what_for);
             self.views.add(&name, ViewExport::new(view.clone(), index));
-            uris.push(nbd::Uri { address: self.views.local_address(), export: name }.to_string());
+            uris.push(Uri { address: self.views.local_address(), export: name });
         }
         Ok(uris)
     }
 
     /// Stops serving a point and waits until nobody holds it.
-    pub(crate) async fn withdraw_view(&self, item: &Item, point: Attempt) {
+    pub(crate) async fn withdraw_view(&self, item: &Item, point: Attempt, what_for: Use) {
         for disk in item.replica.disks() {
-            self.views.withdraw(&view::name(&item.id(), &disk.key, point)).await;
+            self.views.withdraw(&view::name(&item.id(), &disk.key, point, what_for)).await;
         }
     }
 
-    /// Where the overlay of a raised machine's disk is kept.
-    pub(crate) fn overlay(&self, item: &ItemId, disk: &protocol::DiskKey, generation: u64) -> PathBuf {
-        self.data_dir.join("raised").join(format!("{item}-{disk}-g{generation}.qcow2"))
+    /// Where an overlay over a view of a disk is kept; `what` tells whose it is.
+    pub(crate) fn overlay(&self, item: &ItemId, disk: &protocol::DiskKey, what: &str) -> PathBuf {
+        self.data_dir.join("raised").join(format!("{item}-{disk}-{what}.qcow2"))
     }
 
     /// A socket path for a helper of `item`; short, since unix sockets allow about a hundred bytes.
     pub(crate) fn socket(&self, item: &ItemId, what: &str) -> PathBuf {
         self.data_dir.join(format!("{item}-{what}.sock"))
+    }
+
+    /// The programs that serve writable views, by item and number.
+    pub(crate) fn scratch(&self) -> MutexGuard<'_, BTreeMap<(ItemId, i64), Vec<QemuNbd>>> {
+        self.scratch.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Ends sessions and views, and closes replicas: their helpers end with them.
@@ -204,6 +218,13 @@ impl Shelf {
             let item = item.clone();
             if let Err(fault) = blocking(move || item.rest()).await {
                 tracing::warn!(%fault, "an open epoch could not be rolled back; the next start does it");
+            }
+        }
+        // They read from the views.
+        let programs = std::mem::take(&mut *self.scratch());
+        for program in programs.into_values().flatten() {
+            if let Err(error) = program.stop().await {
+                tracing::warn!(%error, "a writable view could not be closed in order");
             }
         }
         self.views.clone().stop().await;

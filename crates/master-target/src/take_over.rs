@@ -107,15 +107,7 @@ async fn own_disks(shelf: &Shelf, what: &Takeover) -> Result<(Arc<Item>, Point),
         disks.push(DiskRecord { key: disk.key.clone(), size: disk.size, home });
     }
     let spec = Spec { item: what.item.clone(), lineage: what.lineage, disks, content: Content::Existing };
-    let record = Record {
-        item: what.item.clone(),
-        lineage: what.lineage,
-        grant: None,
-        standing: None,
-        kept: None,
-        raised: None,
-        folded: None,
-    };
+    let record = Record::new(what.item.clone(), what.lineage, None);
     let item = shelf.create(spec, record).await?;
     let attempt = unreplicated(what, None);
     let (replica, of) = (item.replica.clone(), item.clone());

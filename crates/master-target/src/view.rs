@@ -1,7 +1,7 @@
 //! A recovery point as an NBD export: what overlays stand on.
 //!
-//! Exports are named `item.disk.point`, so that a machine finds its view again under the same name after this process
-//! was restarted.
+//! Exports are named `item.disk.point` and what they are for, so that a machine finds its view again under the same name
+//! after this process was restarted, and ending one use of a point ends no other.
 
 use std::sync::Arc;
 
@@ -11,9 +11,24 @@ use nbd::{ErrorCode, Export, StatusExtent};
 use protocol::{Attempt, BlockMap, DiskKey, Extent, ItemId};
 use replica::View;
 
+/// What a view is served for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Use {
+    /// The machine that was raised stands on it.
+    Raised,
+    /// The test machine stands on it.
+    Test,
+    /// People read it, under this number.
+    People(i64),
+}
+
 /// The name of a view's export.
-pub(crate) fn name(item: &ItemId, disk: &DiskKey, point: Attempt) -> String {
-    format!("{item}.{disk}.{point}")
+pub(crate) fn name(item: &ItemId, disk: &DiskKey, point: Attempt, what_for: Use) -> String {
+    match what_for {
+        Use::Raised => format!("{item}.{disk}.{point}"),
+        Use::Test => format!("{item}.{disk}.{point}.test"),
+        Use::People(number) => format!("{item}.{disk}.{point}.view{number}"),
+    }
 }
 
 /// One disk of a view.

@@ -27,6 +27,7 @@ mod folder;
 mod image;
 mod launch;
 mod marks;
+mod network;
 mod power;
 mod process;
 mod qmp;
@@ -143,6 +144,7 @@ fn check(folder: &Folder, spec: &MachineSpec) -> Result<(), Fault> {
             view.parse::<nbd::Uri>().map_err(|why| folder.fault("cannot be defined", why))?;
         }
     }
+    network::check(spec).map_err(|why| folder.fault("cannot be defined", why))?;
     if spec.memory_mib == 0 || spec.vcpus == 0 {
         return refuse("it has no memory or no processor".into());
     }

@@ -83,6 +83,7 @@ impl Site {
                 command_line: guest::kernel_command_line(0, Pattern::Mixed),
             },
             disks: ["a.raw", "b.raw"].into_iter().enumerate().map(disk).collect(),
+            cards: vec![],
             native: BTreeMap::new(),
         }
     }

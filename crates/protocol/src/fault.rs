@@ -64,6 +64,8 @@ catalogue! {
     CANCELLED = "CTL-016", "the job was cancelled", "nothing is to be done; repeat the operation when it is wanted";
     STALE_GENERATION = "CTL-017", "the sender belongs to a generation that is no longer authorised to run the item", "nothing is to be done: its machine is fenced as soon as its site is in contact";
     WORLD_CHANGED = "CTL-018", "what the operation was planned on has changed", "ask for the plan again and look at it";
+    TEST_PENDING = "CTL-019", "a test of the item is under way", "end it: sockeye cleanup ITEM";
+    TEST_MACHINE = "CTL-020", "the machine is a test of another item", "protect the machine itself, not a test of it";
     // MOV: movement between sites
     LINK = "MOV-001", "the connection between the movers failed", "none needed: it is repeated by itself; if it stays, see whether both sides are connected (sockeye component list) and whether a firewall closes the master target's port";
     BASE_MISMATCH = "MOV-002", "an epoch does not build on the newest point of the replica", "none needed: the sender compares and repeats";

@@ -12,6 +12,7 @@
 //! - [`position`]: when a delta may be sent, and when only a compare is honest (invariant 7, "no delta without a proven base");
 //! - [`frame`]: how bytes are bounded and checked before anybody allocates or applies them.
 
+pub mod beside;
 pub mod difference;
 pub mod epoch;
 pub mod extent;

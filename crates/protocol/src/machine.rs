@@ -25,9 +25,39 @@ pub struct MachineSpec {
     pub boot: Boot,
     /// The disks in the order in which the guest sees them.
     pub disks: Vec<DiskSpec>,
+    /// The network cards in the order in which the guest sees them.
+    #[serde(default)]
+    pub cards: Vec<NetworkCard>,
     /// What only one platform understands, by platform name; passed on untouched.
     #[serde(default)]
     pub native: BTreeMap<String, serde_json::Value>,
+}
+
+impl MachineSpec {
+    /// The same machine under another name and connected to nothing: what a test of it is.
+    pub fn isolated(&self, name: &str) -> MachineSpec {
+        let cards = self.cards.iter().map(|card| NetworkCard { connection: Connection::Nothing, ..card.clone() });
+        MachineSpec { name: name.into(), cards: cards.collect(), ..self.clone() }
+    }
+}
+
+/// A network card of a machine.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct NetworkCard {
+    /// Its address, the same for the machine's whole life and at every site (`52:54:00:12:34:56`).
+    pub mac: String,
+    /// What it is connected to.
+    pub connection: Connection,
+}
+
+/// What a network card is connected to.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum Connection {
+    /// A network of the site, by the name it has there.
+    Network(String),
+    /// Nothing: the guest finds the card, and nobody hears it.
+    Nothing,
 }
 
 /// What a machine starts from.

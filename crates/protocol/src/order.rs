@@ -16,6 +16,7 @@ use std::collections::BTreeMap;
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
+use crate::beside::ServedDisk;
 use crate::difference::{Difference, Pair};
 use crate::epoch::{DiskSize, Point};
 use crate::fault::Fault;
@@ -209,6 +210,39 @@ pub enum Order {
         /// The generation that the machine will write.
         generation: u64,
     },
+    /// Bring a test machine up from a point, running, tracked by nobody; there is one test of an item at a time. Outcome:
+    /// `Raised`.
+    RaiseTest {
+        /// The item.
+        item: ItemId,
+        /// The machine, under a name of its own; its disks' sources are replaced by overlays.
+        spec: MachineSpec,
+        /// The point, the newest if none is given.
+        point: Option<Attempt>,
+    },
+    /// Throw the test machine away with everything it wrote. Outcome: `Nothing`.
+    LowerTest {
+        /// The item.
+        item: ItemId,
+    },
+    /// Serve a point's disks over NBD until `EndView`. Outcome: `Serves`.
+    ServeView {
+        /// The item.
+        item: ItemId,
+        /// The number by which it is ended.
+        view: i64,
+        /// The point, the newest if none is given.
+        point: Option<Attempt>,
+        /// Whether it can be written, on a scratch overlay.
+        writable: bool,
+    },
+    /// Serve a view no longer, and throw away what was written to it. Outcome: `Nothing`.
+    EndView {
+        /// The item.
+        item: ItemId,
+        /// The view's number.
+        view: i64,
+    },
     /// Let the raised machine go on: the point of no return of a move. Outcome: `Nothing`.
     Release {
         /// The item.
@@ -335,6 +369,13 @@ pub enum Outcome {
     Raised {
         /// The point that it stands on.
         point: Point,
+    },
+    /// The point is served.
+    Serves {
+        /// The point.
+        point: Point,
+        /// Where each disk is found.
+        disks: Vec<ServedDisk>,
     },
     /// The replica holds the state of the attempt.
     Absorbed {

@@ -27,6 +27,7 @@
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
+use crate::beside::{ServedView, TestMachine};
 use crate::epoch::Point;
 use crate::fault::Fault;
 use crate::id::{Attempt, ItemId, SiteName};
@@ -60,6 +61,33 @@ pub enum Operation {
         kind: FailoverKind,
         /// The point to start from; the newest if none is given. Only for an unplanned failover.
         point: Option<Attempt>,
+    },
+    /// After an unplanned failover, before it is committed: throw away what the machine wrote since, and start it from another
+    /// recovery point.
+    ChangePoint {
+        /// The point to start from; the newest if none is given.
+        point: Option<Attempt>,
+    },
+    /// Start a copy of the machine from a recovery point, connected to nothing, while everything else goes on.
+    TestFailover {
+        /// The point to start from; the newest if none is given.
+        point: Option<Attempt>,
+    },
+    /// End the test failover: its machine and everything it wrote are thrown away.
+    Cleanup {},
+    /// Serve the disks of a recovery point over NBD.
+    View {
+        /// The point; the newest if none is given.
+        point: Option<Attempt>,
+        /// The site that keeps it; the one that receives if none is given.
+        site: Option<SiteName>,
+        /// Whether it can be written; what is written is thrown away with it.
+        writable: bool,
+    },
+    /// Serve a recovery point no longer.
+    EndView {
+        /// The number of the view.
+        view: i64,
     },
     /// End a failover or failback: it can no longer be cancelled. At home the machine's overlay is folded after it, so
     /// that its owner has the original disks back.
@@ -105,6 +133,11 @@ impl Operation {
             Operation::Protect { .. } => "protect",
             Operation::Unprotect { .. } => "unprotect",
             Operation::Failover { .. } => "failover",
+            Operation::ChangePoint { .. } => "change-point",
+            Operation::TestFailover { .. } => "test failover",
+            Operation::Cleanup {} => "cleanup",
+            Operation::View { .. } => "view",
+            Operation::EndView { .. } => "end view",
             Operation::Commit { .. } => "commit",
             Operation::Fold {} => "fold",
             Operation::Reprotect { .. } => "reprotect",
@@ -311,6 +344,8 @@ pub struct Figures {
     pub downtime_ms: Option<u64>,
     /// The point that the machine was started from.
     pub point: Option<Point>,
+    /// The recovery point that is served.
+    pub served: Option<ServedView>,
     /// Bytes of the old side's unreplicated changes, as far as they are known.
     pub unreplicated_bytes: Option<u64>,
 }
@@ -352,6 +387,11 @@ pub struct ItemView {
     pub job: Option<i64>,
     /// How replication stands, as the process server last told.
     pub replication: Option<ReplicationStatus>,
+    /// The test failover that is under way.
+    pub test: Option<TestMachine>,
+    /// The recovery points that are served.
+    #[serde(default)]
+    pub views: Vec<ServedView>,
 }
 
 /// How well an item does.
@@ -423,6 +463,8 @@ pub struct MachineView {
     pub machine: Machine,
     /// The item that it is, if it is protected.
     pub item: Option<ItemId>,
+    /// The item of which it is a test, if it is one.
+    pub test_of: Option<ItemId>,
 }
 
 /// One entry of the audit log.

@@ -3,7 +3,8 @@
 //! ```text
 //!   sockeye [--output json|table] [--server URL | --profile P]  VERB …
 //!            see:   status · item · points · job · component · vm list · explain · events · audit
-//!            move:  protect · failover · commit · fold · reprotect · failback · complete · cancel · reverse · unprotect
+//!            move:  protect · failover · cleanup · view · change-point · commit · fold · reprotect · failback · complete · cancel
+//!                   · reverse · unprotect
 //!            roles: server · process-server · master-target · up
 //! ```
 //!
@@ -21,7 +22,7 @@ use clap::{Args, Parser, Subcommand, ValueEnum};
 use protocol::id::{Attempt, ItemId, SiteName};
 
 pub use machine::{Disk, VmDefine, VmLocal, VmStop};
-pub use moves::{Commit, Failback, Failover, Protect, Reprotect, Then, Unprotect, Which};
+pub use moves::{ChangePoint, Commit, Failback, Failover, Protect, Reprotect, Then, Unprotect, View, Which};
 pub use role::{Demo, MasterTarget, Mover, PlatformName, Server, Up};
 
 use value::duration;
@@ -127,12 +128,24 @@ pub enum Verb {
     Unprotect(Unprotect),
 
     // ---- move
-    /// Move a machine to the side where it does not run now
+    /// Move a machine to the side where it does not run now, or try whether it would go
     #[command(after_help = "\
-After it the item is `commit pending`: look at the machine, then either
+After --test the copy runs until: sockeye cleanup ITEM. After the others the item is `commit pending`: look at the machine, then either
   sockeye commit ITEM     make it final
   sockeye cancel ITEM     go back")]
     Failover(Failover),
+    /// End a test failover: its machine and everything it wrote are thrown away
+    Cleanup(OnItem),
+    /// Serve the disks of a recovery point over NBD, or serve them no longer
+    #[command(after_help = "\
+Any number of views can be served at once, while recovery points go on arriving. The URIs that are printed are those of the
+host of the master target that keeps the point. A view stays until
+  sockeye view ITEM --end NUMBER")]
+    View(View),
+    /// After an unplanned failover, before it is committed: start the machine from another recovery point
+    ///
+    /// What it wrote since the failover is thrown away. It can be done any number of times.
+    ChangePoint(ChangePoint),
     /// End a failover or failback: after it, it can no longer be cancelled
     Commit(Commit),
     /// After a committed failback: give the machine, which runs on, its own disks back (commit does it unless told not to)
@@ -294,6 +307,13 @@ mod tests {
         assert!(parse("sockeye failover web01").is_err());
         assert!(parse("sockeye failover web01 --planned --unplanned").is_err());
         assert!(parse("sockeye failover web01 --planned --point 1.2").is_err());
+        assert!(parse("sockeye failover web01 --planned --test").is_err());
+        assert!(parse("sockeye failover web01 --test --shut-down skip").is_err());
+        assert!(parse("sockeye failover web01 --test --point 1.2").is_ok());
+        assert!(parse("sockeye change-point web01").is_err());
+        assert!(parse("sockeye view web01").is_err());
+        assert!(parse("sockeye view web01 --end 7 --writable").is_err());
+        assert!(parse("sockeye view web01 --end 7 --point latest").is_err());
         assert!(parse("sockeye failover ../web01 --planned").is_err());
         assert!(parse("sockeye failover web01 --unplanned --point 1.2 --shut-down skip --yes").is_ok());
         assert!(parse("sockeye failover web01 --planned --shut-down-timeout 10s --then power-off").is_ok());

@@ -64,8 +64,9 @@ pub async fn run(global: &Global, verb: Verb) -> Result<Ending, Trouble> {
         Verb::Job(verb) => job::run(&desk()?, verb).await,
         Verb::Vm(verb) => see::vm(global, verb).await,
         verb => {
-            let (request, options) = request::of(verb)?;
-            change::run(&desk()?, request, &options).await
+            let desk = desk()?;
+            let (request, options) = request::of(&desk.client, verb).await?;
+            change::run(&desk, request, &options).await
         }
     }
 }

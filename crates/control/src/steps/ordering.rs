@@ -161,7 +161,7 @@ impl Context<'_> {
     async fn give(&self, side: Side, id: &str, order: &Order) -> Result<String, Halt> {
         self.control.tick()?;
         let chosen = self.component(side, order.role()).await?;
-        let component = order_book::issue(self.control.database(), id, &chosen, &self.item, order).await?;
+        let component = order_book::issue(self.control.database(), id, &chosen, &self.line, order).await?;
         self.control.tick()?;
         self.control.wake_exchanges();
         Ok(component)

@@ -7,7 +7,7 @@ use protocol::id::Attempt;
 use protocol::order::{Order, Outcome, Role, untouched};
 use protocol::stage::Side;
 
-use super::ordering::{Patience, unexpected};
+use super::ordering::{Patience, Undoing, unexpected};
 use super::receiving::nothing_known;
 use super::stopping::NO_CUT;
 use super::{Context, Ending, Halt};
@@ -46,6 +46,33 @@ impl Context<'_> {
         // It never ran: there is nothing to keep.
         let order = Order::Lower { item: self.item.clone(), keep: false };
         Ok(self.undo_order(at, "lower", order).await?.words())
+    }
+
+    pub(super) async fn discard(&mut self, at: Side) -> Result<Ending, Halt> {
+        let order = Order::Lower { item: self.item.clone(), keep: false };
+        match self.order(at, "discard", order, Patience::UntilReported).await? {
+            Outcome::Nothing => Ok(Ending::Done(None)),
+            other => Err(unexpected("lower", &other)),
+        }
+    }
+
+    /// What the machine wrote is gone; that it runs, in the generation that it had, is not.
+    pub(super) async fn undo_discard(
+        &mut self,
+        at: Side,
+        generation: u64,
+        point: Option<Attempt>,
+    ) -> Result<Option<String>, Halt> {
+        if self.given("discard").await?.is_none() {
+            return Ok(None);
+        }
+        let item = self.load().await?;
+        let order = Order::Raise { item: self.item.clone(), spec: item.spec, point, generation };
+        match self.undo_order(at, "raise-again", order).await? {
+            Undoing::Ended(Ok(_)) => {}
+            failed => return Ok(failed.words()),
+        }
+        Ok(self.undo_order(at, "release-again", Order::Release { item: self.item.clone() }).await?.words())
     }
 
     /// The point of no return: one transaction gives the authority to the new side and takes back every order that waits

@@ -42,6 +42,8 @@ impl Context<'_> {
             away_copy: Copy { at_rest: true, ..Copy::default() },
             wish: None,
             last_move: None,
+            test: None,
+            views: vec![],
         };
         item.hear(Event::Protect)?;
         self.control.tick()?;

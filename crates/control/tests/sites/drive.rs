@@ -308,6 +308,14 @@ pub fn planned() -> Operation {
     }
 }
 
+pub fn test_failover() -> Operation {
+    Operation::TestFailover { point: None }
+}
+
+pub fn view() -> Operation {
+    Operation::View { point: None, site: None, writable: true }
+}
+
 pub fn reprotect(sync: protocol::order::Sync, shut_down: bool) -> Operation {
     Operation::Reprotect { sync, shut_down }
 }

@@ -52,6 +52,10 @@ pub struct Site {
     /// The machine that a raised one stands in front of.
     pub under: Option<Vm>,
     pub replica: Option<Replica>,
+    /// A test machine: its name, its point, and what it reads.
+    pub test: Option<(String, Attempt, Cells)>,
+    /// Points that are served, by number.
+    pub views: BTreeMap<i64, Attempt>,
     pub process_server: bool,
     pub master_target: bool,
 }
@@ -163,8 +167,10 @@ impl Model {
     }
 
     pub fn machines(&self, name: &str) -> Vec<Machine> {
-        let Some(vm) = &self.sites[name].vm else { return vec![] };
-        vec![Machine { spec: spec(), power: vm.power }]
+        let site = &self.sites[name];
+        let vm = site.vm.iter().map(|vm| Machine { spec: spec(), power: vm.power });
+        let test = site.test.iter().map(|(name, ..)| Machine { spec: spec().isolated(name), power: Power::Running });
+        vm.chain(test).collect()
     }
 
     /// Does what a process server does with one replication, and tells how it stands.
@@ -300,6 +306,7 @@ pub fn spec() -> MachineSpec {
             size: CELLS as u64,
             source: DiskSource::Own { path: "disk0.raw".into(), format: DiskFormat::Raw },
         }],
+        cards: vec![],
         native: BTreeMap::new(),
     }
 }

@@ -1,6 +1,7 @@
 //! How the model's components carry orders out.
 
 use protocol::BlockMap;
+use protocol::beside::ServedDisk;
 use protocol::difference::{Difference, DiskDifference};
 use protocol::epoch::{Point, PointKind};
 use protocol::extent::Extent;
@@ -10,7 +11,7 @@ use protocol::machine::{Power, Settled};
 use protocol::order::{Moved, Order, Outcome, Replication};
 use protocol::position::{Changes, Distrust, Position};
 
-use super::model::{CELLS, Model, Replica, Vm, disk, fault, now_ms};
+use super::model::{CELLS, Cells, MACHINE, Model, Replica, Vm, disk, fault, now_ms};
 
 impl Model {
     /// Carries an order out, or tells what it did the first time.
@@ -142,8 +143,9 @@ impl Model {
                         let newest = replica.points.len().saturating_sub(1);
                         replica.points.insert(newest, (point, vm.cells));
                     }
-                    if vm.power == Power::Running {
-                        self.breaches.push("a running machine was lowered".into());
+                    // One that nothing is kept of may be torn down as it runs.
+                    if vm.power == Power::Running && *keep {
+                        self.breaches.push("a running machine was lowered whose writes are to be kept".into());
                     }
                 }
                 Ok(Outcome::Nothing)
@@ -173,6 +175,10 @@ impl Model {
                 None => Err(fault(code::HYPERVISOR, "nothing was raised")),
             },
             Order::Fold { .. } => {
+                let site = self.site(at);
+                if site.test.is_some() || !site.views.is_empty() {
+                    return Err(fault(code::NOT_FOLDED, "a test or a view stands on it"));
+                }
                 let vm = self.vm(at)?;
                 let Some(position) = vm.raised.take() else {
                     return Err(fault(code::NOT_FOLDED, "nothing was raised"));
@@ -195,7 +201,37 @@ impl Model {
                 }
                 Ok(Outcome::Closed { newest: None })
             }
+            Order::RaiseTest { spec, point, .. } => {
+                let (point, cells) = self.kept(at, *point)?;
+                if spec.name == MACHINE {
+                    self.breaches.push("a test under the machine's own name".into());
+                }
+                let site = self.site(at);
+                if site.test.as_ref().is_some_and(|(_, stands, _)| *stands != point.attempt) {
+                    return Err(fault(code::REPLICA_BUSY, "another test is under way"));
+                }
+                site.test = Some((spec.name.clone(), point.attempt, cells));
+                Ok(Outcome::Raised { point })
+            }
+            Order::LowerTest { .. } => {
+                self.site(at).test = None;
+                Ok(Outcome::Nothing)
+            }
+            Order::ServeView { view, point, .. } => {
+                let (point, _) = self.kept(at, *point)?;
+                self.site(at).views.insert(*view, point.attempt);
+                let uri = format!("nbd+unix:///view{view}?socket=/model");
+                Ok(Outcome::Serves { point, disks: vec![ServedDisk { disk: disk(), uri }] })
+            }
+            Order::EndView { view, .. } => {
+                self.site(at).views.remove(view);
+                Ok(Outcome::Nothing)
+            }
             Order::DropReplica { .. } => {
+                let site = self.site(at);
+                if site.test.is_some() || !site.views.is_empty() {
+                    self.breaches.push(format!("a replica at {at} was dropped that is stood on"));
+                }
                 self.site(at).replica = None;
                 Ok(Outcome::Nothing)
             }
@@ -216,6 +252,16 @@ impl Model {
                 Ok(Outcome::Differ { difference })
             }
         }
+    }
+
+    /// The point that is asked for, or the newest.
+    fn kept(&mut self, at: &str, wanted: Option<Attempt>) -> Result<(Point, Cells), Fault> {
+        let points = &self.replica(at)?.points;
+        let found = match wanted {
+            Some(wanted) => points.iter().rev().find(|(kept, _)| kept.attempt == wanted),
+            None => points.last(),
+        };
+        found.cloned().ok_or_else(|| fault(code::POINT_GONE, "not kept"))
     }
 
     fn take_over(
@@ -275,11 +321,7 @@ impl Model {
         if replica.grant.is_some() {
             self.breaches.push(format!("a replica at {at} was raised while it takes epochs"));
         }
-        let found = match point {
-            Some(point) => replica.points.iter().rev().find(|(kept, _)| kept.attempt == point),
-            None => replica.points.last(),
-        };
-        let Some((point, cells)) = found.cloned() else { return Err(fault(code::POINT_GONE, "not kept")) };
+        let (point, cells) = self.kept(at, point)?;
         let newest = replica.position.clone().ok_or_else(|| fault(code::POINT_GONE, "no point yet"))?;
         let mut differs = BlockMap::new();
         (0..CELLS)
@@ -328,6 +370,10 @@ pub fn word(order: &Order) -> &'static str {
         Order::Fold { .. } => "fold",
         Order::GiveBack { .. } => "give-back",
         Order::DropReplica { .. } => "drop",
+        Order::RaiseTest { .. } => "raise-test",
+        Order::LowerTest { .. } => "lower-test",
+        Order::ServeView { .. } => "serve",
+        Order::EndView { .. } => "end-view",
         Order::ListPoints { .. } => "list-points",
         Order::DiffPoints { .. } => "diff-points",
     }

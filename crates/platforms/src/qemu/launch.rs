@@ -158,6 +158,7 @@ fn arguments(folder: &Folder, spec: &MachineSpec, accelerator: &str) -> Result<V
             format!("virtio-blk-pci,id={},drive={},serial={}{boot}", device(place), node(place, disk), disk.key),
         );
     }
+    super::network::arguments(spec).into_iter().for_each(|(flag, value)| say(flag, value));
     Ok(words)
 }
 
@@ -250,7 +251,7 @@ mod tests {
         let spec = json!({ "name": "m", "memory_mib": 96, "vcpus": 2, "boot": "firmware", "disks": disks });
         let words = arguments(&folder, &serde_json::from_value(spec).unwrap(), "tcg").unwrap();
         assert!(words.contains(&"-S".to_string()) && words.contains(&"-no-shutdown".to_string()));
-        assert!(words.iter().any(|word| word.contains("drive=disk-1,serial=data")));
+        assert!(words.iter().any(|word| word.contains("drive=over-1,serial=data")));
         let blocks: Vec<Value> = words.iter().filter_map(|word| serde_json::from_str(word).ok()).collect();
         let named = |name: &str| blocks.iter().find(|block| block["node-name"] == name).unwrap();
         assert_eq!(named("disk-0")["file"]["filename"], json!(site.path().join("a,b.img")));

@@ -24,6 +24,8 @@ pub use crate::overlays::{
     an_overlay_takes_the_writes_and_is_tracked,
 };
 
+pub use crate::networks::a_machine_keeps_its_network_cards_and_starts_with_them_connected_to_nothing;
+
 const MIB: u64 = 1 << 20;
 
 pub async fn a_machine_is_defined_found_and_deleted_and_its_own_disks_stay(bench: &dyn Bench) {

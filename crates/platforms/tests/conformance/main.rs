@@ -10,6 +10,7 @@
 mod bench;
 mod claims;
 mod folds;
+mod networks;
 mod overlays;
 mod rig;
 mod traps;
@@ -47,4 +48,5 @@ claims! {
     a_folded_machine_runs_on_its_own_disks_and_knows_every_change,
     a_machine_killed_before_its_fold_starts_from_what_it_stood_on,
     a_fold_given_up_at_any_instant_is_finished_by_the_next,
+    a_machine_keeps_its_network_cards_and_starts_with_them_connected_to_nothing,
 }

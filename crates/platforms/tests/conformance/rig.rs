@@ -37,6 +37,7 @@ pub fn spec(sources: Vec<DiskSource>) -> MachineSpec {
         vcpus: 1,
         boot: Boot::Firmware,
         disks: sources.into_iter().enumerate().map(disk).collect(),
+        cards: vec![],
         native: BTreeMap::new(),
     }
 }

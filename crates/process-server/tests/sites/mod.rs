@@ -1,5 +1,6 @@
 //! Two sites with a line between them: a simulated machine and a process server here, a master target there.
 #![allow(clippy::unwrap_used, reason = "a test that cannot go on fails")]
+#![allow(dead_code, reason = "no test needs all of it")]
 
 pub mod control;
 pub mod sender;
@@ -63,6 +64,8 @@ pub struct Sites {
     pub control: Control,
     pub wire: Wire,
     pub home: Simulated,
+    /// The other site's hypervisor, which outlives its master target.
+    pub cloud: Simulated,
     pub lineage: Lineage,
     pub dice: Dice,
     process_server: Option<Part>,
@@ -83,9 +86,10 @@ impl Sites {
     /// A running machine at home, and a replica at the other site that waits for its first epoch.
     pub async fn prepared(seed: u64) -> Sites {
         let dir = tempfile::tempdir().unwrap();
-        for site in ["home", "cloud"] {
+        for site in ["home", "cloud", "cloud/site"] {
             std::fs::create_dir(dir.path().join(site)).unwrap();
         }
+        let cloud = Simulated::open(&dir.path().join("cloud/site")).await.unwrap();
         let mut dice = Dice(seed);
         let home = Simulated::open(&dir.path().join("home")).await.unwrap();
         let mut specs = Vec::new();
@@ -96,8 +100,15 @@ impl Sites {
             specs.push(DiskSpec { key: disk.disk, size: disk.size, source });
         }
         let native = std::collections::BTreeMap::new();
-        let spec =
-            MachineSpec { name: NAME.into(), memory_mib: 64, vcpus: 1, boot: Boot::Firmware, disks: specs, native };
+        let spec = MachineSpec {
+            name: NAME.into(),
+            memory_mib: 64,
+            vcpus: 1,
+            boot: Boot::Firmware,
+            disks: specs,
+            cards: vec![],
+            native,
+        };
         home.define(&spec).await.unwrap();
         home.start(NAME, Start::default()).await.unwrap();
         let (control, wire) = (Control::start().await, Wire::stretch().await);
@@ -106,6 +117,7 @@ impl Sites {
             control,
             wire,
             home,
+            cloud,
             lineage: Lineage::fresh(),
             dice,
             process_server: None,
@@ -168,7 +180,6 @@ impl Sites {
 
     pub async fn start_master_target(&mut self) {
         let cloud = self.dir.path().join("cloud");
-        std::fs::create_dir_all(cloud.join("site")).unwrap();
         let config = master_target::Config {
             name: MASTER_TARGET.into(),
             site: "cloud".parse().unwrap(),
@@ -178,7 +189,7 @@ impl Sites {
             retention: cloud.join("retention"),
             listen: "127.0.0.1:0".parse().unwrap(),
             advertise: "127.0.0.1:0".into(),
-            platform: Arc::new(Simulated::open(&cloud.join("site")).await.unwrap()),
+            platform: Arc::new(self.cloud.clone()),
         };
         let (stop, stopped) = oneshot::channel();
         let task = tokio::spawn(master_target::run(config, async { drop(stopped.await) }));
@@ -222,6 +233,22 @@ impl Sites {
     pub fn replica(&self, place: usize) -> Vec<u8> {
         let path: PathBuf = self.dir.path().join("cloud/replicas").join(NAME).join(format!("{}.raw", key(place)));
         std::fs::read(path).unwrap()
+    }
+
+    /// Has the master target carry an order out.
+    pub async fn order(&self, order: Order) -> Result<Outcome, Fault> {
+        self.control.order(MASTER_TARGET, order).await
+    }
+
+    /// Whether the master target left something where overlays are kept.
+    pub fn overlays(&self) -> Vec<String> {
+        let found = std::fs::read_dir(self.dir.path().join("cloud/raised")).unwrap();
+        found.map(|entry| entry.unwrap().file_name().into_string().unwrap()).collect()
+    }
+
+    /// A folder for what a test writes.
+    pub fn folder(&self) -> PathBuf {
+        self.dir.path().to_path_buf()
     }
 
     /// Every point that the replica keeps.

@@ -48,6 +48,9 @@ pub struct VmDefine {
     /// A disk, in the order in which the guest sees them; its size is taken from the image
     #[arg(long = "disk", value_name = "KEY=PATH[:raw|qcow2]", required = true, value_parser = disk)]
     pub disks: Vec<Disk>,
+    /// A network card and what it is connected to: `user` (behind the host's own address) or a bridge of the host
+    #[arg(long = "network", value_name = "NAME")]
+    pub networks: Vec<String>,
     /// Kernel to start directly; without it the firmware starts from the first disk
     #[arg(long, value_name = "PATH", requires = "initrd")]
     pub kernel: Option<PathBuf>,

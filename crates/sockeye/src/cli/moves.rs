@@ -39,7 +39,7 @@ pub struct Unprotect {
 }
 
 #[derive(Debug, Args)]
-#[command(group = clap::ArgGroup::new("kind").required(true).args(["planned", "unplanned"]))]
+#[command(group = clap::ArgGroup::new("kind").required(true).args(["planned", "unplanned", "test"]))]
 pub struct Failover {
     /// The item
     pub item: ItemId,
@@ -49,10 +49,14 @@ pub struct Failover {
     /// The side where it runs is lost: start it from a recovery point
     #[arg(long)]
     pub unplanned: bool,
+    /// Try it: start a copy of the machine under a name of its own, connected to nothing, while everything else goes on
+    #[arg(long)]
+    pub test: bool,
     /// Unplanned: whether the old machine is shut down first (try: if its site answers)
-    #[arg(long, value_enum, value_name = "HOW", default_value_t = ShutDown::Try, conflicts_with = "planned")]
+    #[arg(long, value_enum, value_name = "HOW", default_value_t = ShutDown::Try, conflicts_with_all = ["planned", "test"])]
     pub shut_down: ShutDown,
-    /// Unplanned: the recovery point to start from: `latest` or one of `sockeye points ITEM`
+    /// Unplanned or test: the recovery point to start from: `latest`, one of `sockeye points ITEM`, or a time, which stands
+    /// for the newest point that was cut by then
     #[arg(long, value_name = "POINT", default_value = "latest", value_parser = point, conflicts_with = "planned")]
     pub point: Which,
     #[command(flatten)]
@@ -103,6 +107,40 @@ impl From<ShutDown> for ShutDownFirst {
 pub enum Which {
     Latest,
     This(Attempt),
+    /// The newest that was cut by then, ms since 1970.
+    By(u64),
+}
+
+#[derive(Debug, Args)]
+pub struct ChangePoint {
+    /// The item
+    pub item: ItemId,
+    /// The recovery point: `latest`, one of `sockeye points ITEM`, or a time, which stands for the newest that was cut by then
+    #[arg(long, value_name = "POINT", value_parser = point)]
+    pub point: Which,
+    #[command(flatten)]
+    pub change: Change,
+}
+
+#[derive(Debug, Args)]
+#[command(group = clap::ArgGroup::new("what").required(true).args(["point", "end"]))]
+pub struct View {
+    /// The item
+    pub item: ItemId,
+    /// The recovery point: `latest`, one of `sockeye points ITEM`, or a time
+    #[arg(long, value_name = "POINT", value_parser = point)]
+    pub point: Option<Which>,
+    /// Let it be written; what is written is thrown away when the view is ended
+    #[arg(long, conflicts_with = "end")]
+    pub writable: bool,
+    /// The site that keeps it (default: the one that receives)
+    #[arg(long, value_name = "S", conflicts_with = "end")]
+    pub at: Option<SiteName>,
+    /// End the view of this number
+    #[arg(long, value_name = "NUMBER")]
+    pub end: Option<i64>,
+    #[command(flatten)]
+    pub change: Change,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]

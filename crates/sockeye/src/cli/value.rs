@@ -21,7 +21,23 @@ pub(super) fn point(text: &str) -> Result<Which, String> {
     if text == "latest" {
         return Ok(Which::Latest);
     }
-    text.parse().map(Which::This).map_err(|_| format!("{text:?} is no recovery point: `latest`, or a number like 1.42"))
+    let by = || instant(text).and_then(|at| u64::try_from(at.as_millisecond()).ok()).map(Which::By);
+    text.parse().map(Which::This).ok().or_else(by).ok_or_else(|| {
+        format!("{text:?} is no recovery point: `latest`, a number like 1.42, or a time like '2026-11-22 13:29:52'")
+    })
+}
+
+/// An instant: with its zone (`2026-11-22T13:29:52Z`), or by this host's clock face. Written without a fraction it means the
+/// whole second, as `sockeye points` shows it.
+fn instant(text: &str) -> Option<jiff::Timestamp> {
+    let zoned = |text: &str| {
+        let face: jiff::civil::DateTime = text.parse().ok()?;
+        face.to_zoned(jiff::tz::TimeZone::system()).ok().map(|zoned| zoned.timestamp())
+    };
+    // A day alone is no instant.
+    let text = text.contains(':').then_some(text)?;
+    let at: jiff::Timestamp = text.parse().ok().or_else(|| zoned(text))?;
+    if text.contains('.') { Some(at) } else { at.checked_add(jiff::SignedDuration::from_millis(999)).ok() }
 }
 
 pub(super) fn disk(text: &str) -> Result<Disk, String> {
@@ -53,6 +69,19 @@ mod tests {
         }
         for bad in ["", "0s", "-1s", "5", "soon", "99999999h"] {
             assert!(duration(bad).is_err(), "{bad:?} was taken");
+        }
+    }
+
+    #[test]
+    fn a_point_is_the_latest_a_number_or_a_time() {
+        assert_eq!(point("latest"), Ok(Which::Latest));
+        assert_eq!(point("1.42"), Ok(Which::This("1.42".parse().unwrap())));
+        assert_eq!(point("2026-11-22T13:29:52Z"), Ok(Which::By(1_795_354_192_999)));
+        assert_eq!(point("2026-11-22T13:29:52.5Z"), Ok(Which::By(1_795_354_192_500)));
+        assert_eq!(point("2026-11-22T14:29:52+01:00"), Ok(Which::By(1_795_354_192_999)));
+        assert!(matches!(point("2026-11-22 13:29:52"), Ok(Which::By(_))));
+        for bad in ["", "1", "1.x", "yesterday", "2026-11-22", "2026-13-22T13:29:52Z", "1960-01-01T00:00:00Z"] {
+            assert!(point(bad).is_err(), "{bad:?} was taken as {:?}", point(bad));
         }
     }
 

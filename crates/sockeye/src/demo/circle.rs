@@ -3,6 +3,8 @@
 //! A check that saw too little fails: an empty ledger, a failover after which nothing was written, a compare that read
 //! nothing prove nothing.
 
+mod beside;
+
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, bail, ensure};
@@ -60,6 +62,7 @@ impl<'a> Circle<'a> {
     fn rounds(&mut self) -> anyhow::Result<()> {
         self.protect()?;
         self.epochs_flow()?;
+        self.test_failover()?;
         self.home_burns()?;
         self.fail_over_unplanned("home burns")?;
         self.commit("commit")?;
@@ -72,6 +75,7 @@ impl<'a> Circle<'a> {
 
         self.cut_off()?;
         self.fail_over_unplanned("home is cut off")?;
+        self.change_point()?;
         self.commit("commit")?;
         self.mend()?;
         let figures = self.reprotect(&["reprotect", MACHINE, "--shut-down", "--yes"], "reprotect after the cut")?;

@@ -36,6 +36,11 @@ impl Console {
         Console { path, from }
     }
 
+    /// Everything that is printed into `path`.
+    pub fn whole(path: PathBuf) -> Console {
+        Console { path, from: 0 }
+    }
+
     /// The guest's lines so far.
     pub fn lines(&self) -> Vec<Line> {
         let mut bytes = Vec::new();

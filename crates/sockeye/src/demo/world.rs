@@ -188,7 +188,12 @@ impl World {
 
     /// The file behind it.
     pub fn console_file(&self, at: At) -> PathBuf {
-        self.site_dir(at).join("machines").join(MACHINE).join("console.log")
+        self.machine_dir(at, MACHINE).join("console.log")
+    }
+
+    /// The folder in which a site's hypervisor keeps a machine.
+    pub fn machine_dir(&self, at: At, machine: &str) -> PathBuf {
+        self.site_dir(at).join("machines").join(machine)
     }
 
     /// Where logs of the parts are.

@@ -14,6 +14,9 @@ const HEADINGS: [&str; 9] =
 pub fn status(items: &[ItemView], now_ms: i64) -> String {
     let rows = items.iter().map(|item| row(item, now_ms)).collect();
     let mut text = table(&HEADINGS, rows, "nothing is protected yet; see: sockeye vm list, sockeye protect --help");
+    for (item, test) in items.iter().filter_map(|item| Some((item, item.test.as_ref()?))) {
+        text.push_str(&format!("\n{}: a test is under way: {}", item.item, words::test(test)));
+    }
     for item in items.iter().filter(|item| item.health != Health::Ok) {
         let why = item.health_reason.as_deref().unwrap_or("no reason is given");
         text.push_str(&format!("\n{}: {}: {why}", item.item, words::health(item.health)));
@@ -50,6 +53,14 @@ pub fn page(item: &ItemView, now_ms: i64) -> String {
         ("newest point", item.newest.as_ref().map(|point| words::point(point, None, now_ms)).unwrap_or_default()),
         ("failback", item.failback.clone()),
         ("generation", item.generation.to_string()),
+        (
+            "test",
+            item.test
+                .as_ref()
+                .map(|test| format!("{}\nend it: sockeye cleanup {}", words::test(test), item.item))
+                .unwrap_or_default(),
+        ),
+        ("views", item.views.iter().map(words::view).collect::<Vec<_>>().join("\n")),
         ("job", item.job.map(|id| format!("{id} is at work: sockeye job watch {id}")).unwrap_or_default()),
     ];
     if let Some(status) = replication {
@@ -153,6 +164,19 @@ mod tests {
         item.health = Health::Critical;
         item.health_reason = Some("the link is down".into());
         assert!(status(&[item], sample::NOW).ends_with("web01: CRITICAL: the link is down"));
+    }
+
+    #[test]
+    fn what_stands_beside_an_item_is_shown_with_it() {
+        let mut item = sample::item("web01", Stage::Protected { runs_at: Side::Home });
+        item.test = Some(sample::test());
+        item.views = vec![sample::view()];
+        let told = "web01-test runs at cloud from point 1.42, cut ";
+        assert!(status(std::slice::from_ref(&item), sample::NOW).contains(&format!("a test is under way: {told}")));
+        let page = page(&item, sample::NOW);
+        for part in [told, "sockeye cleanup web01", "7: point 1.42 at cloud, writable", "nbd+unix:///disk0?socket=/v"] {
+            assert!(page.contains(part), "{part} in\n{page}");
+        }
     }
 
     #[test]

@@ -136,6 +136,7 @@ fn figures(figures: &Figures, now_ms: i64) -> String {
     }
     facts(&[
         ("point", figures.point.as_ref().map(|point| words::point(point, None, now_ms)).unwrap_or_default()),
+        ("view", figures.served.as_ref().map(words::view).unwrap_or_default()),
         ("sync", how),
         ("first copy", figures.first.as_ref().map(moved).unwrap_or_default()),
         ("last delta", figures.last.as_ref().map(moved).unwrap_or_default()),

@@ -53,7 +53,10 @@ pub fn machines(machines: &[MachineView]) -> String {
             format!("{} MiB", spec.memory_mib),
             spec.vcpus.to_string(),
             format!("{} ({})", spec.disks.len(), words::bytes(bytes)),
-            view.item.as_ref().map(|item| item.to_string()).unwrap_or_default(),
+            match (&view.item, &view.test_of) {
+                (_, Some(item)) => format!("a test of {item}"),
+                (item, None) => item.as_ref().map(|item| item.to_string()).unwrap_or_default(),
+            },
         ]
     });
     let headings = ["SITE", "MACHINE", "POWER", "MEMORY", "VCPUS", "DISKS", "ITEM"];

@@ -58,6 +58,9 @@ pub fn doing(operation: &Operation) -> String {
     match operation {
         Operation::Failover { kind: FailoverKind::Planned { .. }, .. } => "planned failover of".into(),
         Operation::Failover { kind: FailoverKind::Unplanned { .. }, .. } => "unplanned failover of".into(),
+        Operation::TestFailover { .. } => "test failover of".into(),
+        Operation::View { .. } => "view of".into(),
+        Operation::EndView { view } => format!("end of view {view} of"),
         other => other.verb().into(),
     }
 }
@@ -92,7 +95,10 @@ fn old_machine(shut_down: bool) -> &'static str {
 fn downtime(plan: &Plan) -> String {
     let moves = matches!(
         plan.request.operation,
-        Operation::Failover { .. } | Operation::Failback { .. } | Operation::Complete {}
+        Operation::Failover { .. }
+            | Operation::ChangePoint { .. }
+            | Operation::Failback { .. }
+            | Operation::Complete {}
     );
     match plan.downtime_ms {
         Some(millis) => format!("{} expected", words::span(millis)),

@@ -1,5 +1,6 @@
 //! Documents for tests of what is shown.
 
+use protocol::beside::{ServedDisk, ServedView, TestMachine};
 use protocol::epoch::{Point, PointKind};
 use protocol::id::Attempt;
 use protocol::rest::*;
@@ -41,7 +42,25 @@ pub fn item(name: &str, stage: Stage) -> ItemView {
         generation: 1,
         job: None,
         replication: None,
+        test: None,
+        views: vec![],
     }
+}
+
+/// A test of `web01`.
+pub fn test() -> TestMachine {
+    TestMachine {
+        machine: "web01-test".into(),
+        site: "cloud".parse().unwrap(),
+        point: point().attempt,
+        cut_at_ms: point().cut_at_ms,
+    }
+}
+
+/// A view of the point.
+pub fn view() -> ServedView {
+    let disks = vec![ServedDisk { disk: "disk0".parse().unwrap(), uri: "nbd+unix:///disk0?socket=/v".into() }];
+    ServedView { number: 7, site: "cloud".parse().unwrap(), point: point().attempt, writable: true, disks }
 }
 
 /// The plan of an unplanned failover.

@@ -2,6 +2,7 @@
 
 use jiff::Timestamp;
 use jiff::tz::TimeZone;
+use protocol::beside::{ServedView, TestMachine};
 use protocol::epoch::{Point, PointKind};
 use protocol::rest::Health;
 
@@ -88,6 +89,21 @@ pub fn kind(kind: PointKind) -> &'static str {
 pub fn point(point: &Point, age_ms: Option<u64>, now_ms: i64) -> String {
     let age = age_ms.map_or_else(|| ago_u(now_ms, point.cut_at_ms), |age| format!("{} ago", span(age)));
     format!("{}, {}, cut {} ({age})", point.attempt, kind(point.kind), instant_u(point.cut_at_ms))
+}
+
+/// A test machine.
+pub fn test(test: &TestMachine) -> String {
+    format!("{} runs at {} from point {}, cut {}", test.machine, test.site, test.point, instant_u(test.cut_at_ms))
+}
+
+/// A recovery point that is served: a line for it, and one for each disk.
+pub fn view(view: &ServedView) -> String {
+    let how = if view.writable { "writable" } else { "read only" };
+    let mut text = format!("{}: point {} at {}, {how}", view.number, view.point, view.site);
+    for disk in &view.disks {
+        text.push_str(&format!("\n  {}  {}", disk.disk, disk.uri));
+    }
+    text
 }
 
 /// Health: what is not well stands out.

@@ -10,7 +10,7 @@ use platforms::qemu::Qemu;
 use platforms::{Platform, Start, Stopped};
 use protocol::fault::code;
 use protocol::id::Lineage;
-use protocol::machine::{Boot, DiskFormat, DiskSource, DiskSpec, MachineSpec, Power};
+use protocol::machine::{Boot, Connection, DiskFormat, DiskSource, DiskSpec, MachineSpec, NetworkCard, Power};
 
 use crate::cli::{Disk, Then, VmDefine, VmLocal, VmStop, VmVerb};
 use crate::ending::{Ending, Trouble};
@@ -43,7 +43,8 @@ async fn define(screen: Screen, define: VmDefine) -> Result<Ending, Trouble> {
     }
     let (memory_mib, vcpus) = (define.memory, define.vcpus);
     let name = define.name.to_string();
-    let spec = MachineSpec { name, memory_mib, vcpus, boot, disks, native: Default::default() };
+    let cards = define.networks.iter().map(|network| card(network)).collect();
+    let spec = MachineSpec { name, memory_mib, vcpus, boot, disks, cards, native: Default::default() };
     let qemu = Qemu::open(&define.site_dir)?;
     qemu.define(&spec).await?;
     if define.start {
@@ -53,6 +54,13 @@ async fn define(screen: Screen, define: VmDefine) -> Result<Ending, Trouble> {
     let what = if define.start { "defined and started" } else { "defined" };
     screen.result(&spec, &format!("{} is {what}: {}", spec.name, disks.join(", ")));
     Ok(Ending::Done)
+}
+
+/// A card with an address that nobody else has: locally administered, under QEMU's own prefix.
+fn card(network: &str) -> NetworkCard {
+    let [a, b, c, ..] = uuid::Uuid::new_v4().into_bytes();
+    let mac = format!("52:54:00:{a:02x}:{b:02x}:{c:02x}");
+    NetworkCard { mac, connection: Connection::Network(network.into()) }
 }
 
 async fn start(screen: Screen, vm: &VmLocal) -> Result<Ending, Trouble> {

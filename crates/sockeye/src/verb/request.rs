@@ -2,17 +2,20 @@
 
 use std::time::Duration;
 
-use protocol::id::ItemId;
+use protocol::id::{Attempt, ItemId, SiteName};
 use protocol::rest::{FailoverKind, Operation, Request};
 
 use crate::cli::{Change, Then, Verb, Which};
+use crate::client::Client;
 use crate::ending::Trouble;
+use crate::show::words;
 
 /// The request of a verb that changes an item, and how it is to be carried out.
 ///
 /// # Errors
-/// The verb is none of those (a mistake of ours, said as one).
-pub fn of(verb: Verb) -> Result<(Request, Change), Trouble> {
+/// No point was cut by the time that was given, or the server was not reached to ask for that; the verb is none of those (a
+/// mistake of ours, said as one).
+pub async fn of(client: &Client, verb: Verb) -> Result<(Request, Change), Trouble> {
     let (item, operation, change): (ItemId, Operation, Change) = match verb {
         Verb::Protect(protect) => {
             let machine = protect.vm.to_string();
@@ -26,16 +29,37 @@ pub fn of(verb: Verb) -> Result<(Request, Change), Trouble> {
         Verb::Failover(failover) => {
             let (shut_down_timeout_ms, then_power_off) =
                 (millis(failover.stopping.shut_down_timeout), failover.stopping.then == Some(Then::PowerOff));
-            let kind = if failover.planned {
-                FailoverKind::Planned { shut_down_timeout_ms, then_power_off }
+            let point = which(client, &failover.item, failover.point, None).await?;
+            let operation = if failover.test {
+                Operation::TestFailover { point }
+            } else if failover.planned {
+                let kind = FailoverKind::Planned { shut_down_timeout_ms, then_power_off };
+                Operation::Failover { kind, point }
             } else {
-                FailoverKind::Unplanned { shut_down: failover.shut_down.into() }
+                Operation::Failover { kind: FailoverKind::Unplanned { shut_down: failover.shut_down.into() }, point }
             };
-            let point = match failover.point {
-                Which::Latest => None,
-                Which::This(point) => Some(point),
+            (failover.item, operation, failover.change)
+        }
+        Verb::ChangePoint(to) => {
+            // It is the side where the machine runs whose points are meant.
+            let site = match to.point {
+                Which::By(_) => Some(client.item(&to.item).await?.read.runs_at),
+                Which::Latest | Which::This(_) => None,
             };
-            (failover.item, Operation::Failover { kind, point }, failover.change)
+            let point = which(client, &to.item, to.point, site.as_ref()).await?;
+            (to.item, Operation::ChangePoint { point }, to.change)
+        }
+        Verb::Cleanup(on) => (on.item, Operation::Cleanup {}, on.change),
+        Verb::View(view) => {
+            let operation = match view.end {
+                Some(view) => Operation::EndView { view },
+                None => {
+                    let wanted = view.point.unwrap_or(Which::Latest);
+                    let point = which(client, &view.item, wanted, view.at.as_ref()).await?;
+                    Operation::View { point, site: view.at, writable: view.writable }
+                }
+            };
+            (view.item, operation, view.change)
         }
         Verb::Reprotect(reprotect) | Verb::Reverse(reprotect) => {
             let operation = Operation::Reprotect { sync: reprotect.sync.into(), shut_down: reprotect.shut_down };
@@ -61,6 +85,30 @@ pub fn of(verb: Verb) -> Result<(Request, Change), Trouble> {
     Ok((Request { item, operation }, change))
 }
 
+/// The point that is meant; none for the newest. A time is looked up in the list of points.
+async fn which(
+    client: &Client,
+    item: &ItemId,
+    wanted: Which,
+    site: Option<&SiteName>,
+) -> Result<Option<Attempt>, Trouble> {
+    let by = match wanted {
+        Which::Latest => return Ok(None),
+        Which::This(point) => return Ok(Some(point)),
+        Which::By(ms) => ms,
+    };
+    let points = client.points(item, site).await?.read;
+    let found = points.iter().filter(|point| point.cut_at_ms <= by).max_by_key(|point| point.cut_at_ms);
+    found.map(|point| Some(point.attempt)).ok_or_else(|| {
+        let oldest = points.iter().map(|point| point.cut_at_ms).min();
+        let cause = oldest.map_or_else(
+            || "there is no recovery point".into(),
+            |oldest| format!("the oldest was cut {}", words::instant_u(oldest)),
+        );
+        Trouble::usage(format!("no recovery point of {item} was cut by then"), cause)
+    })
+}
+
 fn millis(time: Duration) -> u64 {
     u64::try_from(time.as_millis()).unwrap_or(u64::MAX)
 }
@@ -69,12 +117,16 @@ fn millis(time: Duration) -> u64 {
 mod tests {
     use super::*;
     use crate::cli::Cli;
+    use crate::profile::Access;
     use clap::Parser;
     use protocol::order::Sync;
     use protocol::rest::ShutDownFirst;
 
+    /// No server answers: nothing of this needs one.
     fn operation(line: &str) -> Operation {
-        of(Cli::parse_from(line.split(' ')).verb).unwrap().0.operation
+        let client = Client::new(Access { server: "http://127.0.0.1:9".into(), token: None }).unwrap();
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+        runtime.block_on(of(&client, Cli::parse_from(line.split(' ')).verb)).unwrap().0.operation
     }
 
     #[test]
@@ -104,6 +156,15 @@ mod tests {
         let reprotect = Operation::Reprotect { sync: Sync::Tracked, shut_down: true };
         assert_eq!(operation("sockeye reverse web01 --shut-down"), reprotect);
         assert_eq!(operation("sockeye reprotect web01 --shut-down"), reprotect);
+        assert_eq!(operation("sockeye failover web01 --test --point 1.42"), Operation::TestFailover { point });
+        assert_eq!(operation("sockeye failover web01 --test"), Operation::TestFailover { point: None });
+        assert_eq!(operation("sockeye change-point web01 --point 1.42"), Operation::ChangePoint { point });
+        assert_eq!(operation("sockeye cleanup web01"), Operation::Cleanup {});
+        assert_eq!(
+            operation("sockeye view web01 --point 1.42 --writable --at home"),
+            Operation::View { point, site: Some("home".parse().unwrap()), writable: true }
+        );
+        assert_eq!(operation("sockeye view web01 --end 7"), Operation::EndView { view: 7 });
         assert_eq!(operation("sockeye unprotect web01"), Operation::Unprotect { delete: false });
     }
 }

@@ -1,0 +1,80 @@
+//! Recovery points with real guests: a test failover that outlives a killed master target and a real failover beside it, and a
+//! failover whose point is changed before it goes home.
+#![allow(clippy::unwrap_used)]
+
+mod scene;
+
+use anyhow::{Context, ensure};
+use demo::console::Console;
+use demo::world::{At, MACHINE, Part};
+use protocol::order::Sync;
+use scene::{now_ms, play};
+
+const TEST: &str = "web01-test";
+
+#[test]
+fn a_test_runs_on_beside_a_failover_whose_point_is_changed_and_which_comes_home_tracked() {
+    play(true, |scene| {
+        scene.protect()?;
+        let home = scene.world.console(At::Home);
+        home.writes(20)?;
+        scene.newer_than("protected", now_ms())?;
+
+        let job = scene.done(&["failover", MACHINE, "--test", "--yes"])?;
+        let tested = job.figures.point.context("the test says no point")?;
+        let test = scene.world.console_of(At::Cloud, TEST);
+        let found = test.found()?;
+        ensure!(found.consistent && found.scribbles_checked > 0, "{found:?}");
+        scene.say(&format!("the test found {} records at point {}", found.highest, tested.attempt));
+        test.writes(5)?;
+
+        scene.say("the master target under the test is killed");
+        scene.world.kill(At::Cloud, Part::MasterTarget);
+        scene.world.start(At::Cloud, Part::MasterTarget)?;
+        scene.world.wait_connected(4)?;
+        writes_on(&test).context("the test after its master target was killed")?;
+        scene.newer_than("protected", now_ms())?;
+
+        let newest = scene.done(&["failover", MACHINE, "--unplanned", "--shut-down", "require", "--yes"])?;
+        let newest = newest.figures.point.context("the failover says no point")?.attempt;
+        let moved = scene.world.console_of(At::Cloud, MACHINE);
+        let first = moved.found()?;
+        ensure!(first.consistent && first.highest > found.highest, "{first:?} after {found:?}");
+        writes_on(&moved)?;
+        writes_on(&test).context("the test beside the failover")?;
+        ensure!(scene.world.status()?.test.is_some(), "the test is forgotten");
+        scene.done(&["cleanup", MACHINE, "--yes"])?;
+        let left = scene.world.left_of(At::Cloud, TEST)?;
+        ensure!(left.is_empty(), "the test left {left:?}");
+
+        // Back to what the test stood on, then to the newest again.
+        let mut highest = vec![];
+        for point in [tested.attempt, newest] {
+            scene.done(&["change-point", MACHINE, "--point", &point.to_string(), "--yes"])?;
+            let console = scene.world.console_of(At::Cloud, MACHINE);
+            let found = console.found()?;
+            ensure!(found.consistent, "{found:?}");
+            highest.push(found.highest);
+            writes_on(&console)?;
+        }
+        ensure!(highest == [found.highest, first.highest], "{highest:?} at the points of {found:?} and {first:?}");
+
+        scene.done(&["commit", MACHINE, "--yes"])?;
+        let job = scene.done(&["reprotect", MACHINE, "--yes"])?;
+        ensure!(job.figures.sync == Some(Sync::Tracked), "{:?}: {:?}", job.figures.sync, job.figures.distrust);
+        let cloud = scene.world.console_of(At::Cloud, MACHINE);
+        writes_on(&cloud)?;
+        let home = scene.world.console(At::Home);
+        scene.done(&["failback", MACHINE, "--complete", "--yes"])?;
+        let (last, _) = cloud.bye().context("the guest did not shut itself down")?;
+        let found = home.found()?;
+        ensure!(found.consistent && found.highest == last, "{last} was the last, {found:?}");
+        Ok(())
+    });
+}
+
+/// Waits until more is acknowledged than is now.
+fn writes_on(console: &Console) -> anyhow::Result<()> {
+    let before = console.acknowledged().len();
+    console.writes(before + 3).map(drop)
+}
