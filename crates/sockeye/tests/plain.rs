@@ -4,37 +4,13 @@
 
 mod scene;
 
-use std::path::Path;
-use std::process::{Child, Command, Stdio};
+use std::process::Command;
 
 use anyhow::{Context, ensure};
 use demo::console::Console;
 use demo::world::At;
+use scene::plain::boot;
 use scene::play;
-
-/// A QEMU that is gone when the test is.
-struct Qemu(Child);
-
-impl Drop for Qemu {
-    fn drop(&mut self) {
-        let _ = self.0.kill();
-        let _ = self.0.wait();
-    }
-}
-
-/// What anybody types who has the two files and never heard of us.
-fn boot(guest: &Path, disks: &[std::path::PathBuf], console: &Path, rate: u32) -> anyhow::Result<Qemu> {
-    let mut command = Command::new("qemu-system-x86_64");
-    command.args(["-accel", "tcg", "-m", "192", "-display", "none", "-nodefaults"]);
-    command.arg("-serial").arg(format!("file:{}", console.display()));
-    command.arg("-kernel").arg(guest.join("vmlinuz")).arg("-initrd").arg(guest.join("initrd.img"));
-    command.arg("-append").arg(guest::kernel_command_line(rate, guest::Pattern::Mixed));
-    for (place, disk) in disks.iter().enumerate() {
-        command.arg("-drive").arg(format!("file={},format=raw,if=none,id=d{place}", disk.display()));
-        command.arg("-device").arg(format!("virtio-blk-pci,drive=d{place},serial=disk{place}"));
-    }
-    Ok(Qemu(command.stdin(Stdio::null()).spawn()?))
-}
 
 #[test]
 fn a_replica_opens_with_qemu_img_and_boots_with_plain_qemu_once_sockeye_is_gone() {
@@ -44,7 +20,7 @@ fn a_replica_opens_with_qemu_img_and_boots_with_plain_qemu_once_sockeye_is_gone(
         scene.newer_than("protected", scene::now_ms())?;
         // Everything of ours ends, and nothing but the replica's directory is looked at from here on.
         scene.world.stop();
-        let disks = scene.world.replica_disks();
+        let disks = scene.world.replica_disks().map(|disk| disk.display().to_string());
         for disk in &disks {
             let told = Command::new("qemu-img").args(["info", "--output=json", "-f", "raw"]).arg(disk).output()?;
             let told: serde_json::Value = serde_json::from_slice(&told.stdout).context("qemu-img tells nothing")?;

@@ -2,6 +2,7 @@
 #![allow(clippy::unwrap_used, dead_code)]
 
 pub mod dice;
+pub mod plain;
 mod witness;
 
 use std::path::{Path, PathBuf};

@@ -9,7 +9,7 @@ use protocol::rest::ItemView;
 
 use super::{Circle, FEWEST_RECORDS};
 use crate::console::{Console, Found};
-use crate::world::{At, MACHINE};
+use crate::world::{At, MACHINE, Part};
 
 impl Circle<'_> {
     /// Starts a copy of the machine at the cloud, while it writes and is replicated at home; nothing is left of it.
@@ -37,7 +37,7 @@ impl Circle<'_> {
             found.highest, point.attempt
         ));
         self.job(&["cleanup", MACHINE, "--yes"])?;
-        let left = self.world.left_of(At::Cloud, &name)?;
+        let left = self.world.left_of(At::Cloud, TEST_MARK)?;
         ensure!(left.is_empty(), "the test left {left:?}");
         self.phase("test failover and its end", began, None);
         Ok(())
@@ -93,6 +93,8 @@ impl Circle<'_> {
     }
 }
 
+/// What the name of everything ends with that belongs to a test.
+const TEST_MARK: &str = "-test";
 /// How many recovery points the older one lies back.
 const FEWEST_EPOCHS_BACK: usize = 4;
 
@@ -102,19 +104,38 @@ impl crate::world::World {
         Console::whole(self.machine_dir(at, machine).join("console.log"))
     }
 
-    /// Files of a machine that are still at a site: its folder, its overlays.
+    /// What is still at a site of something that stood beside the machine: folders, overlays and sockets whose name ends with
+    /// `mark`, processes that were given one of them, exports.
     ///
     /// # Errors
     /// The site cannot be looked at.
-    pub fn left_of(&self, at: At, machine: &str) -> anyhow::Result<Vec<std::path::PathBuf>> {
-        let mut left: Vec<_> = Some(self.machine_dir(at, machine)).into_iter().filter(|dir| dir.exists()).collect();
-        let raised = self.data_dir(at, crate::world::Part::MasterTarget).join("raised");
-        for entry in std::fs::read_dir(raised)? {
-            let path = entry?.path();
-            if path.to_string_lossy().contains("-test") {
-                left.push(path);
+    pub fn left_of(&self, at: At, mark: &str) -> anyhow::Result<Vec<String>> {
+        let kept = self.data_dir(at, Part::MasterTarget);
+        let mut left = Vec::new();
+        for directory in [self.site_dir(at).join("machines"), kept.join("raised"), kept.clone()] {
+            for entry in std::fs::read_dir(directory)? {
+                let path = entry?.path();
+                if path.file_stem().is_some_and(|name| name.to_string_lossy().ends_with(mark)) {
+                    left.push(path.display().to_string());
+                }
             }
         }
+        let site = self.dir(at).display().to_string();
+        for entry in std::fs::read_dir("/proc")? {
+            // One that ends while it is looked at is not left.
+            let line = std::fs::read(entry?.path().join("cmdline")).unwrap_or_default();
+            let line = String::from_utf8_lossy(&line).replace('\0', " ");
+            if line.contains(&site) && line.contains(mark) {
+                left.push(line);
+            }
+        }
+        let uri = format!("nbd+unix:///?socket={}", kept.join("views.sock").display());
+        let told = std::process::Command::new("nbdinfo").args(["--list", "--json", &uri]).output()?;
+        ensure!(told.status.success(), "nbdinfo --list: {}", String::from_utf8_lossy(&told.stderr));
+        let told: serde_json::Value = serde_json::from_slice(&told.stdout).context("nbdinfo tells nothing")?;
+        let names =
+            told["exports"].as_array().into_iter().flatten().filter_map(|export| export["export-name"].as_str());
+        left.extend(names.filter(|name| name.ends_with(&mark.replace('-', "."))).map(|name| format!("export {name}")));
         Ok(left)
     }
 }
