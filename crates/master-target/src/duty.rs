@@ -20,6 +20,7 @@ use crate::record::{Record, Standing};
 use crate::shelf::{Shelf, blocking};
 use crate::standpoint::standpoint;
 use crate::take_over::{Takeover, take_over};
+use crate::verify::verify;
 use crate::{served, test_machine};
 
 pub(crate) struct MasterTarget {
@@ -223,6 +224,8 @@ impl Duty for MasterTarget {
                 ticket.step("comparing two recovery points", None);
                 difference(&shelf.must(&item)?, points).await
             }
+            // Without a turn: nothing waits for it.
+            (Order::Verify { item }, _) => verify(&shelf.must(&item)?, ticket).await,
             (Order::ListPoints { .. }, Some(item)) => Ok(Outcome::Points { points: item.replica.points() }),
             (other, _) => Err(Fault::new(
                 code::INTERNAL,

@@ -82,6 +82,7 @@ async fn begin(shelf: &Shelf, item: &Arc<Item>) -> Result<Left, Fault> {
     item.change(|record| (record.raised, record.folded) = (None, Some(folded.clone())))?;
     shelf.withdraw_view(item, raised.point, Use::Raised).await;
     shelf.bury(&id);
+    item.end_tending().await;
     let closed = item.clone();
     blocking(move || {
         closed.rest()?;

@@ -12,9 +12,10 @@ use protocol::epoch::{DiskSize, EpochHeader, EpochTotals, Point};
 use protocol::fault::code;
 use protocol::order::Grant;
 use protocol::{Attempt, Changes, Fault, ItemId, Position};
-use replica::{Ahead, Batch, Epoch, Replica, ReplicaError, Write};
+use replica::{Ahead, Batch, Epoch, Leaves, Replica, ReplicaError, Write};
 use tokio::task::AbortHandle;
 
+use crate::hashing::Hashing;
 use crate::record::{Record, Standing};
 use crate::tending::Tending;
 
@@ -28,6 +29,7 @@ pub(crate) struct Item {
     ahead: Mutex<Option<Preparing>>,
     session: Mutex<Option<AbortHandle>>,
     tending: Tending,
+    hashing: Arc<Hashing>,
     /// Orders for one item are carried out one after the other.
     pub(crate) gate: tokio::sync::Mutex<()>,
     /// The same for orders about what stands beside it.
@@ -81,6 +83,7 @@ impl Item {
             ahead: Mutex::default(),
             session: Mutex::default(),
             tending: Tending::default(),
+            hashing: Arc::default(),
             gate: tokio::sync::Mutex::default(),
             beside: tokio::sync::Mutex::default(),
         }
@@ -273,15 +276,23 @@ impl Item {
         self.rest()
     }
 
-    /// Lets go of points that are not kept any more, aside: nobody waits for it. Nothing new is begun while it goes on.
+    /// The kept hashes of the replica. Blocks.
+    pub(crate) fn leaves(&self) -> Result<Arc<Leaves>, ReplicaError> {
+        self.hashing.leaves(&self.replica)
+    }
+
+    /// Lets go of points that are not kept any more and hashes what is new, aside: nobody waits for it. Nothing new is begun
+    /// while it goes on.
     pub(crate) fn tend(&self) {
         let record = self.record();
+        self.hashing.begin(record.item.clone(), &self.replica);
         let keep = record.stood_on().into_iter().chain(record.kept.as_ref().map(|kept| kept.at)).collect();
         self.tending.begin(record.item, &self.replica, keep);
     }
 
     /// Ends what [`Item::tend`] began, and waits for it.
     pub(crate) async fn end_tending(&self) {
+        self.hashing.end().await;
         self.tending.end().await;
     }
 }

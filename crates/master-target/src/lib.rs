@@ -21,6 +21,7 @@ mod difference;
 mod duty;
 mod feed;
 mod fold;
+mod hashing;
 mod item;
 mod outside;
 mod raise;
@@ -33,6 +34,7 @@ mod standpoint;
 mod take_over;
 mod tending;
 mod test_machine;
+mod verify;
 mod view;
 
 use std::net::SocketAddr;

@@ -7,13 +7,15 @@
 //! and two batches are the memory that a session may take. A control message is answered when all before it is applied.
 
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use component::link::{Incoming, Link, LinkError, Outgoing};
 use protocol::fault::code;
 use protocol::frame::Frame;
-use protocol::session::{Leaf, MOST_HASHED, Message, VERSION, ZERO_LEAF};
+use protocol::leaf::{Leaf, ZERO_LEAF, leaf};
+use protocol::session::{MOST_HASHED, Message, VERSION};
 use protocol::{BLOCK, BlockMap, Extent, Fault};
+use replica::DiskHome;
 use tokio::net::TcpListener;
 use tokio::sync::{mpsc, oneshot};
 use tokio::task::AbortHandle;
@@ -26,6 +28,8 @@ use crate::shelf::{Shelf, blocking};
 const QUEUE: usize = 64;
 /// How long a stranger may take to say hello.
 const HELLO: Duration = Duration::from_secs(10);
+/// How long kept leaves are brought up to date before the disks are read instead. A sender waits for two minutes.
+const CATCHING_UP: Duration = Duration::from_secs(30);
 
 /// Accepts sessions for ever.
 pub(crate) async fn accept(listener: TcpListener, shelf: Arc<Shelf>) {
@@ -74,6 +78,11 @@ async fn greet(link: Link, shelf: &Shelf, me: AbortHandle) -> Result<(), LinkErr
 }
 
 async fn serve(incoming: Incoming, mut outgoing: Outgoing, item: Arc<Item>) -> Result<(), LinkError> {
+    let of = item.clone();
+    let leaves = match blocking(move || of.leaves().map_err(|error| of.fault(&error))).await {
+        Ok(leaves) => leaves,
+        Err(fault) => return outgoing.say(Message::Refused { fault }).await,
+    };
     outgoing
         .say(Message::Welcome {
             version: VERSION,
@@ -81,8 +90,10 @@ async fn serve(incoming: Incoming, mut outgoing: Outgoing, item: Arc<Item>) -> R
             newest: item.replica.newest().map(|point| point.attempt),
             disks: item.disks(),
             has_content: item.replica.has_content(),
+            leaf_key: leaves.key(),
         })
         .await?;
+    drop(leaves);
     let (queue, mut queued) = mpsc::channel(QUEUE);
     let reader = tokio::spawn(read(incoming, queue));
     let result = follow(&mut queued, &mut outgoing, &item).await;
@@ -174,8 +185,8 @@ async fn answer(message: Message, outgoing: &mut Outgoing, item: &Arc<Item>) -> 
             outgoing.say(Message::Abandoned { attempt }).await?;
         }
         Message::HashRequest { disk, offset, length } => {
-            let leaves = blocking(move || hash(&of, disk, offset, length)).await?;
-            outgoing.queue(&Frame::Hashes { disk, offset, leaves }).await?;
+            let (leaves, read) = blocking(move || hash(&of, disk, offset, length)).await?;
+            outgoing.queue(&Frame::Hashes { disk, offset, read, leaves }).await?;
             outgoing.flush().await?;
         }
         Message::Ping { number } => outgoing.say(Message::Pong { number }).await?,
@@ -184,8 +195,8 @@ async fn answer(message: Message, outgoing: &mut Outgoing, item: &Arc<Item>) -> 
     Ok(())
 }
 
-/// The leaves of a stretch of a replica disk. Holes are not read.
-fn hash(item: &Item, disk: u16, offset: u64, length: u64) -> Result<Vec<Leaf>, Fault> {
+/// The leaves of a stretch of a replica disk, and how much was read for them: nothing where they are kept, else all but holes.
+fn hash(item: &Item, disk: u16, offset: u64, length: u64) -> Result<(Vec<Leaf>, u64), Fault> {
     let disks = item.replica.disks();
     let size = disks.get(usize::from(disk)).map(|disk| disk.size);
     let fits = size.is_some_and(|size| offset.checked_add(length).is_some_and(|end| end <= size));
@@ -197,6 +208,18 @@ fn hash(item: &Item, disk: u16, offset: u64, length: u64) -> Result<Vec<Leaf>, F
     // when a link broke and a stretch is asked for again.
     let newest =
         item.replica.newest().ok_or_else(|| protocol_fault("hashes were asked of a replica without a point"))?;
+    let kept = item.leaves().map_err(failed)?;
+    let mut read = 0;
+    // Only what is inside nobody else writes. Another disk may have been put back from a backup: that is what a compare is for.
+    let inside = disks.get(usize::from(disk)).is_some_and(|disk| disk.home == DiskHome::Inside);
+    if inside && kept.at().is_some_and(|at| at != newest.attempt) {
+        // What changed in the last minute or so. Where it is more than that, the sender is not kept waiting for it.
+        let begun = Instant::now();
+        read = kept.update(&|| begun.elapsed() > CATCHING_UP).map_err(failed)?.read;
+    }
+    if inside && let Some(leaves) = kept.kept(newest.attempt, usize::from(disk), offset, length) {
+        return Ok((leaves, read));
+    }
     let view = item.replica.view(newest.attempt).map_err(failed)?;
     let data = view.data(usize::from(disk), offset, length).map_err(failed)?;
     let mut buffer = vec![0; BLOCK as usize];
@@ -210,7 +233,8 @@ fn hash(item: &Item, disk: u16, offset: u64, length: u64) -> Result<Vec<Leaf>, F
         }
         let bytes = &mut buffer[..block.length as usize];
         view.read(usize::from(disk), at, bytes).map_err(failed)?;
-        leaves.push(if bytes.iter().all(|byte| *byte == 0) { ZERO_LEAF } else { *blake3::hash(bytes).as_bytes() });
+        read += block.length;
+        leaves.push(leaf(&kept.key(), bytes));
     }
-    Ok(leaves)
+    Ok((leaves, read))
 }

@@ -8,7 +8,7 @@
 //!   pieces that differ
 //! ```
 //!
-//! Holes are not read on either side: a hole's hash is [`ZERO_LEAF`]. The bytes of a stretch are kept while its hashes
+//! Holes are not read on either side: a hole's hash is [`ZERO_LEAF`]. A target that keeps leaves reads nothing at all. The bytes of a stretch are kept while its hashes
 //! are on the way, so that nothing is read twice. A flat list of hashes is exchanged here; a tree is *Movement*'s work.
 
 use std::collections::VecDeque;
@@ -16,11 +16,12 @@ use std::collections::VecDeque;
 use bytes::Bytes;
 use component::link::LinkError;
 use futures::{StreamExt, TryStreamExt, stream};
-use protocol::session::{Leaf, Message, ZERO_LEAF};
+use protocol::leaf::{Leaf, LeafKey, ZERO_LEAF, leaf};
+use protocol::session::Message;
 use protocol::{BLOCK, Extent, Fault};
 use tokio::task::JoinHandle;
 
-use crate::pieces::{CutReader, Piece, is_zero};
+use crate::pieces::{CutReader, Piece};
 use crate::session::Session;
 
 /// Bytes hashed at once: two of them are in memory.
@@ -53,20 +54,22 @@ struct Stretch {
 pub(crate) struct Compare {
     left: VecDeque<(CutReader, u16, Extent)>,
     ahead: VecDeque<Stretch>,
+    /// The target's: both ends make leaves with it.
+    key: LeafKey,
     done: u64,
     read_there: u64,
 }
 
 impl Compare {
-    /// Compares each reader's disk with the target's disk of that index.
-    pub(crate) fn new(disks: Vec<(CutReader, u16)>) -> Compare {
+    /// Compares each reader's disk with the target's disk of that index; `key` is the target's.
+    pub(crate) fn new(disks: Vec<(CutReader, u16)>, key: LeafKey) -> Compare {
         let stretches = disks.into_iter().flat_map(|(reader, there)| {
             let size = reader.size;
             (0..size)
                 .step_by(STRETCH as usize)
                 .map(move |offset| (reader.clone(), there, Extent::new(offset, STRETCH.min(size - offset))))
         });
-        Compare { left: stretches.collect(), ahead: VecDeque::new(), done: 0, read_there: 0 }
+        Compare { left: stretches.collect(), ahead: VecDeque::new(), key, done: 0, read_there: 0 }
     }
 
     /// Bytes of the disks that were compared so far.
@@ -74,14 +77,19 @@ impl Compare {
         self.done
     }
 
-    /// Bytes that the target read for its hashes, as far as they were not zero.
+    /// Bytes that the target read for its hashes.
     pub(crate) fn read_there(&self) -> u64 {
         self.read_there
     }
 
     /// A new session: what was asked for in the old one is asked for again.
     pub(crate) async fn resume(&mut self, session: &mut Session) -> Result<(), LinkError> {
-        for stretch in &self.ahead {
+        let same = std::mem::replace(&mut self.key, session.leaf_key) == session.leaf_key;
+        for stretch in &mut self.ahead {
+            if !same {
+                stretch.here.abort();
+                stretch.here = tokio::spawn(hash(stretch.reader.clone(), stretch.extent, self.key));
+            }
             session.say(request(stretch.disk_there, stretch.extent)).await?;
         }
         Ok(())
@@ -91,12 +99,12 @@ impl Compare {
     pub(crate) async fn next(&mut self, session: &mut Session) -> Result<Option<Vec<Piece>>, Stopped> {
         while self.ahead.len() < 2 {
             let Some((reader, disk_there, extent)) = self.left.pop_front() else { break };
-            let here = tokio::spawn(hash(reader.clone(), extent));
+            let here = tokio::spawn(hash(reader.clone(), extent, self.key));
             self.ahead.push_back(Stretch { reader, disk_there, extent, here });
             session.say(request(disk_there, extent)).await?;
         }
         let Some(stretch) = self.ahead.front_mut() else { return Ok(None) };
-        let there = session.hashes(stretch.disk_there, stretch.extent.offset).await?;
+        let (there, read_there) = session.hashes(stretch.disk_there, stretch.extent.offset).await?;
         let here = (&mut stretch.here).await;
         let (disk, extent) = (stretch.reader.disk, stretch.extent);
         self.ahead.pop_front();
@@ -105,13 +113,11 @@ impl Compare {
             return Err(Stopped::Cut(broken("the target sent another number of hashes than it was asked for")));
         }
         self.done += extent.length;
+        self.read_there += read_there;
         let mut pieces = Vec::new();
         for (index, ((leaf, bytes), leaf_there)) in here.into_iter().zip(there).enumerate() {
             let offset = extent.offset + index as u64 * BLOCK;
             let length = BLOCK.min(extent.end() - offset);
-            if leaf_there != ZERO_LEAF {
-                self.read_there += length;
-            }
             match () {
                 () if leaf == leaf_there => {}
                 () if leaf == ZERO_LEAF => pieces.push(Piece::Zero { disk, offset, length }),
@@ -131,7 +137,7 @@ fn request(disk: u16, extent: Extent) -> Message {
 }
 
 /// The leaves of a stretch and the bytes behind those that are not zero.
-async fn hash(reader: CutReader, extent: Extent) -> Result<Hashed, Fault> {
+async fn hash(reader: CutReader, extent: Extent, key: LeafKey) -> Result<Hashed, Fault> {
     let data = reader.data(extent).await?;
     let blocks = (extent.offset..extent.end()).step_by(BLOCK as usize);
     let leaves = stream::iter(blocks.map(|offset| {
@@ -143,8 +149,7 @@ async fn hash(reader: CutReader, extent: Extent) -> Result<Hashed, Fault> {
                 return Ok((ZERO_LEAF, Bytes::new()));
             }
             let bytes = reader.read(block).await?;
-            let leaf = if is_zero(&bytes) { ZERO_LEAF } else { *blake3::hash(&bytes).as_bytes() };
-            Ok((leaf, bytes))
+            Ok((leaf(&key, &bytes), bytes))
         }
     }));
     leaves.buffered(READS).try_collect().await

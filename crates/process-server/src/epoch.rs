@@ -295,7 +295,7 @@ async fn source(choice: &Choice, readers: &[CutReader], session: &Session) -> Re
                 disks.push((reader.clone(), there));
             }
             let expected = readers.iter().map(|reader| reader.size).sum();
-            Ok((Source::Compare(Compare::new(disks)), expected))
+            Ok((Source::Compare(Compare::new(disks, session.leaf_key)), expected))
         }
     }
 }

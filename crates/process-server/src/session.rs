@@ -12,8 +12,9 @@ use component::link::{Incoming, Link, LinkError, Outgoing};
 use protocol::Fault;
 use protocol::epoch::DiskSize;
 use protocol::frame::Frame;
+use protocol::leaf::{Leaf, LeafKey};
 use protocol::order::Replication;
-use protocol::session::{Leaf, Message, VERSION};
+use protocol::session::{Message, VERSION};
 use tokio::sync::mpsc;
 
 use crate::choice::Target;
@@ -25,7 +26,7 @@ const SEAL_PATIENCE: Duration = Duration::from_secs(600);
 
 enum Answer {
     Message(Message),
-    Hashes { disk: u16, offset: u64, leaves: Vec<Leaf> },
+    Hashes { disk: u16, offset: u64, leaves: Vec<Leaf>, read: u64 },
 }
 
 /// A session that was welcomed.
@@ -36,6 +37,7 @@ pub(crate) struct Session {
     reader: tokio::task::JoinHandle<()>,
     pub(crate) target: Target,
     pub(crate) disks: Vec<DiskSize>,
+    pub(crate) leaf_key: LeafKey,
 }
 
 impl Drop for Session {
@@ -59,11 +61,11 @@ impl Session {
         let received = Arc::new(AtomicU64::new(0));
         let reader = tokio::spawn(read_answers(incoming, answer, received.clone()));
         let target = Target { position: None, newest: None, has_content: true };
-        let mut session = Session { outgoing, answers, received, reader, target, disks: Vec::new() };
+        let mut session = Session { outgoing, answers, received, reader, target, disks: Vec::new(), leaf_key: [0; 32] };
         match session.answer("welcome", PATIENCE).await? {
-            Message::Welcome { position, newest, disks, has_content, .. } => {
+            Message::Welcome { position, newest, disks, has_content, leaf_key, .. } => {
                 session.target = Target { position, newest, has_content };
-                session.disks = disks;
+                (session.disks, session.leaf_key) = (disks, leaf_key);
                 Ok(session)
             }
             other => Err(session.out_of_turn(&other, "welcome")),
@@ -103,10 +105,12 @@ impl Session {
         self.answer(wanted, patience).await
     }
 
-    /// The hashes that were asked for next: of `disk` from `offset`.
-    pub(crate) async fn hashes(&mut self, disk: u16, offset: u64) -> Result<Vec<Leaf>, LinkError> {
+    /// The hashes that were asked for next, of `disk` from `offset`, and how much the target read for them.
+    pub(crate) async fn hashes(&mut self, disk: u16, offset: u64) -> Result<(Vec<Leaf>, u64), LinkError> {
         match self.next(PATIENCE).await? {
-            Answer::Hashes { disk: of, offset: from, leaves } if (of, from) == (disk, offset) => Ok(leaves),
+            Answer::Hashes { disk: of, offset: from, leaves, read } if (of, from) == (disk, offset) => {
+                Ok((leaves, read))
+            }
             Answer::Hashes { .. } => Err(self.out_of_turn_words("other hashes", "hashes")),
             Answer::Message(message) => Err(self.out_of_turn(&message, "hashes")),
         }
@@ -171,7 +175,9 @@ async fn read_answers(
             }
             Ok(Some((Frame::Message(Message::Refused { fault }), _))) => Err(LinkError::Refused(fault)),
             Ok(Some((Frame::Message(message), _))) => Ok(Answer::Message(message)),
-            Ok(Some((Frame::Hashes { disk, offset, leaves }, _))) => Ok(Answer::Hashes { disk, offset, leaves }),
+            Ok(Some((Frame::Hashes { disk, offset, read, leaves }, _))) => {
+                Ok(Answer::Hashes { disk, offset, read, leaves })
+            }
             Ok(Some((Frame::Data { .. } | Frame::Zero { .. }, _))) => {
                 Err(LinkError::OutOfTurn { peer: incoming.peer().into(), got: "data".into(), wanted: "an answer" })
             }

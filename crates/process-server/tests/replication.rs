@@ -152,6 +152,50 @@ async fn movers_that_are_started_again_go_on_where_they_were() {
     sites.end().await;
 }
 
+/// The change maps are lost, as they are when a host dies: the machine's disks are read, the replica's are not.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_compare_with_a_replica_that_keeps_hashes_reads_nothing_there() {
+    let sites = Sites::replicating(17).await;
+    sites.must_become_equal("after the first copy").await;
+    let content: u64 = SIZES.iter().sum();
+    let verified = sites.verified().await;
+    assert_eq!((verified.disk_bytes, verified.damage_count), (content, 0), "{verified:?}");
+    for (round, written) in [0, 4096].into_iter().enumerate() {
+        if written > 0 {
+            sites.home.write(NAME, &key(0), 4096, &vec![9; written]).unwrap();
+        }
+        let before = sites.must_become_equal(&format!("before round {round}")).await.moved;
+        sites.home.lose_maps(NAME).unwrap();
+        let after = sites.must_become_equal(&format!("after the maps were lost in round {round}")).await.moved;
+        assert!(after.read_source - before.read_source > content / 4, "nothing was compared: {before:?} {after:?}");
+        // The block that was written in part is hashed as it was and as it is.
+        let most = if written == 0 { 0 } else { 2 * BLOCK };
+        let read = after.read_target - before.read_target;
+        assert!(read <= most, "{read} bytes were read at the replica");
+    }
+    sites.end().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_byte_that_decays_in_the_replica_is_found_and_named_while_epochs_arrive() {
+    let mut sites = Sites::replicating(18).await;
+    sites.must_become_equal("after the first copy").await;
+    assert_eq!(sites.verified().await.damage_count, 0);
+    sites.decay(1, 3 * BLOCK + 17);
+    let found = sites.verified().await;
+    let [damage] = &found.damage[..] else { panic!("{found:?}") };
+    assert_eq!((&damage.disk, damage.extents[0].offset, damage.bytes), (&key(1), 3 * BLOCK, BLOCK), "{damage:?}");
+    assert!(damage.newest && damage.why.contains("not hold what was written"), "{damage:?}");
+    // As it was again: nothing else is wrong with it.
+    sites.decay(1, 3 * BLOCK + 17);
+    for _ in 0..3 {
+        sites.scribble(4);
+        sites.must_become_equal("after the scrub").await;
+    }
+    assert_eq!(sites.verified().await.damage_count, 0);
+    sites.end().await;
+}
+
 /// A replica with one point, whose first block of either disk is ones.
 async fn one_point(sites: &Sites) -> Sender {
     let mut sender = Sender::dial(&sites.address, TOKEN, GENERATION).await.unwrap();

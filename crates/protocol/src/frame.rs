@@ -15,7 +15,8 @@
 use bytes::{Buf, BufMut, Bytes, BytesMut};
 
 use crate::extent::LARGEST_DISK;
-use crate::session::{Leaf, Message};
+use crate::leaf::Leaf;
+use crate::session::Message;
 
 /// Bytes of a frame's header.
 pub const HEADER: usize = 24;
@@ -28,7 +29,7 @@ pub const MOST_LEAVES: u32 = 1024;
 
 const MAGIC: u32 = u32::from_le_bytes(*b"SKY1");
 const DATA_PREFIX: usize = 24;
-const HASHES_PREFIX: usize = 16;
+const HASHES_PREFIX: usize = 24;
 
 /// One frame.
 #[derive(Debug, Clone, PartialEq)]
@@ -63,6 +64,8 @@ pub enum Frame {
         disk: u16,
         /// First byte of the first leaf.
         offset: u64,
+        /// Bytes that the receiver read for them: none where it keeps leaves.
+        read: u64,
         /// One leaf for each [`crate::BLOCK`] (the last may cover less).
         leaves: Vec<Leaf>,
     },
@@ -185,10 +188,10 @@ impl Header {
                 if payload.len() < HASHES_PREFIX || !(payload.len() - HASHES_PREFIX).is_multiple_of(32) {
                     return Err(malformed("not a whole number of leaves"));
                 }
-                let (offset, disk) = (payload.get_u64_le(), payload.get_u64_le());
+                let (offset, disk, read) = (payload.get_u64_le(), payload.get_u64_le(), payload.get_u64_le());
                 let disk = u16::try_from(disk).map_err(|_| malformed("the disk index is out of range"))?;
                 let leaves = payload.chunks_exact(32).filter_map(|leaf| leaf.try_into().ok()).collect();
-                Ok(Frame::Hashes { disk, offset, leaves })
+                Ok(Frame::Hashes { disk, offset, read, leaves })
             }
         }
     }
@@ -220,9 +223,10 @@ impl Frame {
                 out.put_u64_le(u64::from(*disk) << 48 | (length & ((1 << 48) - 1)));
                 ZERO
             }
-            Frame::Hashes { disk, offset, leaves } => {
+            Frame::Hashes { disk, offset, read, leaves } => {
                 out.put_u64_le(*offset);
                 out.put_u64_le(u64::from(*disk));
+                out.put_u64_le(*read);
                 leaves.iter().for_each(|leaf| out.put_slice(leaf));
                 HASHES
             }
@@ -274,7 +278,7 @@ mod tests {
             Frame::Message(Message::Ping { number: 7 }),
             Frame::Data { sequence: 1, disk: 3, offset: 65536, bytes: Bytes::from_static(b"hello") },
             Frame::Zero { sequence: 2, disk: 65535, offset: 0, length: 1 << 40 },
-            Frame::Hashes { disk: 1, offset: 1 << 30, leaves: vec![[7; 32], [0; 32]] },
+            Frame::Hashes { disk: 1, offset: 1 << 30, read: 1 << 16, leaves: vec![[7; 32], [0; 32]] },
         ];
         for frame in frames {
             let (bytes, checksum) = frame.encode();

@@ -19,6 +19,7 @@ pub mod extent;
 pub mod fault;
 pub mod frame;
 pub mod id;
+pub mod leaf;
 pub mod machine;
 pub mod order;
 pub mod position;
@@ -29,6 +30,7 @@ pub mod retention;
 pub mod sabotage;
 pub mod session;
 pub mod stage;
+pub mod verified;
 
 pub use epoch::{EpochHeader, EpochTotals, Point, PointKind};
 pub use extent::{BLOCK, BlockMap, Extent};

@@ -24,6 +24,7 @@ use crate::id::{Attempt, DiskKey, ItemId, Lineage, SiteName};
 use crate::machine::{Machine, MachineSpec, Settled};
 use crate::position::{Changes, Distrust, Position};
 pub use crate::replication::{Moved, Progress, Replication, ReplicationPhase, ReplicationStatus, Sync};
+use crate::verified::Verified;
 
 /// The part that a process plays at its site.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize, ToSchema)]
@@ -299,6 +300,11 @@ pub enum Order {
         /// The points.
         points: Pair,
     },
+    /// Read the replica and its journal and compare them with what is known of them. Outcome: `Verified`.
+    Verify {
+        /// The item.
+        item: ItemId,
+    },
 }
 
 impl Order {
@@ -401,6 +407,11 @@ pub enum Outcome {
     Differ {
         /// By disk.
         difference: Difference,
+    },
+    /// What a scrub found.
+    Verified {
+        /// What was read, and what of it is damaged.
+        verified: Verified,
     },
 }
 

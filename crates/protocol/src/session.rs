@@ -24,10 +24,11 @@ use serde::{Deserialize, Serialize};
 use crate::epoch::{DiskSize, EpochHeader, EpochTotals, Point};
 use crate::fault::Fault;
 use crate::id::{Attempt, ItemId};
+use crate::leaf::LeafKey;
 use crate::position::Position;
 
 /// The version of the session protocol that this build speaks. A peer with another major version is refused in words.
-pub const VERSION: u32 = 1;
+pub const VERSION: u32 = 2;
 
 /// A control message of a mover session.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -56,6 +57,8 @@ pub enum Message {
         disks: Vec<DiskSize>,
         /// Whether the disks may hold anything but zeroes.
         has_content: bool,
+        /// The secret with which the receiver makes leaves, and the sender too.
+        leaf_key: LeafKey,
     },
     /// Begins an epoch; the receiver rolls back whatever unfinished epoch of another attempt it finds.
     OpenEpoch {
@@ -124,9 +127,3 @@ pub enum Message {
 
 /// The most bytes that one `HashRequest` may ask for.
 pub const MOST_HASHED: u64 = 64 * 1024 * 1024;
-
-/// A hash of one [`crate::BLOCK`] of a disk: BLAKE3, or all zeroes for a block of zeroes (which is never hashed).
-pub type Leaf = [u8; 32];
-
-/// The leaf of a block that holds only zeroes.
-pub const ZERO_LEAF: Leaf = [0; 32];

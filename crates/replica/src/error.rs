@@ -95,12 +95,26 @@ fn name(attempt: &Option<Attempt>) -> String {
 impl ReplicaError {
     /// The error as people see it, for `item`.
     pub fn fault(&self, item: &ItemId) -> Fault {
-        let mut cause = self.to_string();
-        if let ReplicaError::Io { source, .. } | ReplicaError::NoSpace { source, .. } = self {
-            cause = format!("{cause}: {source}");
-        }
         let entry = self.entry();
-        Fault::new(entry, format!("replica of {item}: {}", entry.title), cause)
+        Fault::new(entry, format!("replica of {item}: {}", entry.title), self.cause())
+    }
+
+    /// The error with what the system said.
+    pub(crate) fn cause(&self) -> String {
+        match self {
+            ReplicaError::Io { source, .. } | ReplicaError::NoSpace { source, .. } => format!("{self}: {source}"),
+            _ => self.to_string(),
+        }
+    }
+
+    /// Whether what was read is lost: damaged, or the medium does not give it back. Other errors may pass.
+    pub(crate) fn is_unreadable(&self) -> bool {
+        const EIO: i32 = 5;
+        match self {
+            ReplicaError::Damaged { .. } => true,
+            ReplicaError::Io { source, .. } => source.raw_os_error() == Some(EIO),
+            _ => false,
+        }
     }
 
     fn entry(&self) -> &'static Entry {

@@ -18,6 +18,7 @@ use crate::epoch::{Epoch, Payload, Write, Writer};
 use crate::error::ReplicaError;
 use crate::fields::blank;
 use crate::history::{OpenSegment, SegmentFile};
+use crate::leaves;
 use crate::ledger::Ledger;
 use crate::log::{Begun, LOG, Record, Sealed};
 use crate::manifest::{Content, DiskHome, DiskRecord, FORMAT, MANIFEST, Manifest, Opener, Place, Spec};
@@ -78,6 +79,7 @@ impl Replica {
             }
         }
         let disks = stores.disks(&spec.disks, open)?;
+        leaves::forget(stores.retention.as_ref())?;
         let ledger = Ledger::create(stores.retention.clone(), spec.item.clone(), spec.lineage)?;
         let manifest = Manifest {
             format: FORMAT,
@@ -351,7 +353,7 @@ impl Replica {
         self.store.close();
     }
 
-    pub(crate) fn store(&self) -> &Store {
+    pub(crate) fn store(&self) -> &Arc<Store> {
         &self.store
     }
 

@@ -6,6 +6,7 @@ use std::sync::Arc;
 
 use crate::disk::{Disk, FileDisk, never_written};
 use crate::error::ReplicaError;
+use crate::leaves::PREFIX;
 use crate::log::LOG;
 use crate::manifest::{DiskHome, DiskRecord, MANIFEST, Manifest, Opener, Place};
 use crate::run::RUN_SUFFIX;
@@ -80,7 +81,8 @@ impl Stores {
         };
         let list = self.retention.list();
         for (name, _) in list.map_err(|e| ReplicaError::io(format!("listing {}", self.retention.describe("")), e))? {
-            if name.ends_with(SUFFIX) || name.ends_with(RUN_SUFFIX) || name.starts_with(LOG) {
+            let ours = [SUFFIX, RUN_SUFFIX].iter().any(|end| name.ends_with(end));
+            if ours || [LOG, PREFIX].iter().any(|start| name.starts_with(start)) {
                 remove(self.retention.as_ref(), &name)?;
             }
         }

@@ -9,6 +9,7 @@ use protocol::id::{Attempt, Lineage};
 use protocol::machine::{Boot, DiskFormat, DiskSource, DiskSpec, Machine, MachineSpec, Power};
 use protocol::order::{Moved, Outcome, Progress, Replication, ReplicationPhase, ReplicationStatus, Sync};
 use protocol::position::{Changes, Delta, Distrust, Position, delta};
+use protocol::verified::Damage;
 use protocol::{BlockMap, DiskKey};
 
 pub const CELLS: usize = 24;
@@ -56,6 +57,8 @@ pub struct Site {
     pub test: Option<(String, Attempt, Cells)>,
     /// Points that are served, by number.
     pub views: BTreeMap<i64, Attempt>,
+    /// What a scrub finds.
+    pub damage: Vec<Damage>,
     pub process_server: bool,
     pub master_target: bool,
 }

@@ -10,6 +10,7 @@ use protocol::id::{Attempt, Lineage};
 use protocol::machine::{Power, Settled};
 use protocol::order::{Moved, Order, Outcome, Replication};
 use protocol::position::{Changes, Distrust, Position};
+use protocol::verified::Verified;
 
 use super::model::{CELLS, Cells, MACHINE, Model, Replica, Vm, disk, fault, now_ms};
 
@@ -227,6 +228,13 @@ impl Model {
                 self.site(at).views.remove(view);
                 Ok(Outcome::Nothing)
             }
+            Order::Verify { .. } => {
+                let damage = self.site(at).damage.clone();
+                let at = self.replica(at)?.points.last().map(|(point, _)| point.attempt);
+                let damage_count = damage.len() as u64;
+                let verified = Verified { at, journal_bytes: 4096, disk_bytes: 65536, damage_count, damage };
+                Ok(Outcome::Verified { verified })
+            }
             Order::DropReplica { .. } => {
                 let site = self.site(at);
                 if site.test.is_some() || !site.views.is_empty() {
@@ -376,5 +384,6 @@ pub fn word(order: &Order) -> &'static str {
         Order::EndView { .. } => "end-view",
         Order::ListPoints { .. } => "list-points",
         Order::DiffPoints { .. } => "diff-points",
+        Order::Verify { .. } => "verify",
     }
 }

@@ -6,6 +6,7 @@ pub mod control;
 pub mod sender;
 pub mod wire;
 
+use std::os::unix::fs::FileExt;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
@@ -15,6 +16,7 @@ use platforms::{Platform, Start};
 use protocol::epoch::{DiskSize, Point};
 use protocol::machine::{Boot, DiskFormat, DiskSource, DiskSpec, MachineSpec};
 use protocol::order::{Grant, Order, Outcome, Replication, ReplicationStatus, Sync};
+use protocol::verified::Verified;
 use protocol::{DiskKey, Fault, Lineage};
 use tokio::sync::oneshot;
 use tokio::task::JoinHandle;
@@ -258,6 +260,24 @@ impl Sites {
             Outcome::Points { points } => points,
             other => panic!("{other:?}"),
         }
+    }
+
+    /// What a scrub of the replica finds.
+    pub async fn verified(&self) -> Verified {
+        let order = Order::Verify { item: NAME.parse().unwrap() };
+        match self.control.order(MASTER_TARGET, order).await.unwrap() {
+            Outcome::Verified { verified } => verified,
+            other => panic!("{other:?}"),
+        }
+    }
+
+    /// Changes a byte of a replica's disk behind everybody's back.
+    pub fn decay(&self, place: usize, offset: u64) {
+        let path = self.dir.path().join("cloud/replicas").join(NAME).join(format!("{}.raw", key(place)));
+        let file = std::fs::File::options().read(true).write(true).open(path).unwrap();
+        let mut byte = [0];
+        file.read_exact_at(&mut byte, offset).unwrap();
+        file.write_all_at(&[byte[0] ^ 1], offset).unwrap();
     }
 
     /// The codes of all faults that the replication ever showed.
