@@ -55,7 +55,8 @@ pub async fn show(
 /// Whose points.
 #[derive(Debug, Deserialize, IntoParams)]
 pub struct At {
-    /// The site that keeps them; the one that receives if none is given.
+    /// The site that keeps them; if none is given, the one that receives, or before a move is committed the one where
+    /// the machine runs.
     site: Option<SiteName>,
 }
 
@@ -66,7 +67,8 @@ pub struct Two {
     from: Attempt,
     /// The other.
     to: Attempt,
-    /// The site that keeps them; the one that receives if none is given.
+    /// The site that keeps them; if none is given, the one that receives, or before a move is committed the one where
+    /// the machine runs.
     site: Option<SiteName>,
 }
 

@@ -188,7 +188,7 @@ pub struct Points {
     /// What two points differ in: extents and bytes of each disk
     #[arg(long, num_args = 2, value_names = ["A", "B"])]
     pub diff: Option<Vec<Attempt>>,
-    /// The site that keeps them (default: the one that receives)
+    /// The site that keeps them (default: the one that receives; before commit the one where the machine runs)
     #[arg(long, value_name = "S")]
     pub at: Option<SiteName>,
 }

@@ -162,7 +162,8 @@ async fn what_is_started_is_what_was_shown() {
     assert_eq!(posted[0]["fingerprint"], "f00d");
     assert_eq!(posted[0]["reason"], "drill");
     assert!(posted[0]["idempotency_key"].as_str().is_some_and(|key| key.len() >= 16));
-    assert_eq!(posted[0]["request"], json!({"item": "web01", "operation": {"operation": "commit"}}));
+    let operation = json!({"operation": "commit", "keep_history": false});
+    assert_eq!(posted[0]["request"], json!({"item": "web01", "operation": operation}));
 }
 
 #[tokio::test]

@@ -47,6 +47,10 @@ fn a_test_runs_on_beside_a_failover_whose_point_is_changed_and_which_comes_home_
         writes_on(&moved)?;
         writes_on(&test).context("the test beside the failover")?;
         ensure!(scene.world.status()?.test.is_some(), "the test is forgotten");
+        let stands = scene.world.left_of(At::Cloud, "-test")?;
+        for part in ["machines/web01-test", "disk1-test.qcow2", "qemu-system-x86_64", "export web01.disk0."] {
+            ensure!(stands.iter().any(|one| one.contains(part)), "{part} of the test is not seen: {stands:?}");
+        }
         scene.done(&["cleanup", MACHINE, "--yes"])?;
         let left = scene.world.left_of(At::Cloud, "-test")?;
         ensure!(left.is_empty(), "the test left {left:?}");
@@ -110,6 +114,15 @@ fn a_point_is_looked_at_and_tried_on_by_plain_qemu_while_epochs_arrive() {
 
         for view in [&looked, &tried] {
             let number = view.number.to_string();
+            let stands = scene.world.left_of(At::Cloud, &format!("-view{number}"))?;
+            let wanted = if view.writable {
+                &["export web01.disk1.", "disk0-view", "qemu-nbd"][..]
+            } else {
+                &["export web01.disk1."]
+            };
+            for part in wanted {
+                ensure!(stands.iter().any(|one| one.contains(part)), "{part} of view {number} is not seen: {stands:?}");
+            }
             scene.done(&["view", MACHINE, "--end", &number, "--yes"])?;
             let left = scene.world.left_of(At::Cloud, &format!("-view{number}"))?;
             ensure!(left.is_empty(), "view {number} left {left:?}");

@@ -133,7 +133,7 @@ pub struct View {
     /// Let it be written; what is written is thrown away when the view is ended
     #[arg(long, conflicts_with = "end")]
     pub writable: bool,
-    /// The site that keeps it (default: the one that receives)
+    /// The site that keeps it (default: the one that receives; before commit the one where the machine runs)
     #[arg(long, value_name = "S", conflicts_with = "end")]
     pub at: Option<SiteName>,
     /// End the view of this number
