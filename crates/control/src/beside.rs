@@ -106,6 +106,8 @@ pub enum Lane {
     Test,
     /// What begins and ends views.
     Views,
+    /// What only reads.
+    Verify,
 }
 
 impl Lane {
@@ -114,6 +116,7 @@ impl Lane {
         match operation {
             Operation::TestFailover { .. } | Operation::Cleanup {} => Lane::Test,
             Operation::View { .. } | Operation::EndView { .. } => Lane::Views,
+            Operation::Verify { .. } => Lane::Verify,
             _ => Lane::Item,
         }
     }
@@ -124,6 +127,7 @@ impl Lane {
             Lane::Item => "item",
             Lane::Test => "test",
             Lane::Views => "views",
+            Lane::Verify => "verify",
         }
     }
 }
@@ -144,7 +148,8 @@ mod tests {
         let view = Operation::EndView { view: 1 };
         assert!(exclude(&test, &Operation::Cleanup {}) && exclude(&view, &view));
         assert!(!exclude(&test, &Operation::Commit { keep_history: false }) && !exclude(&Operation::Cancel {}, &test));
-        assert!(!exclude(&test, &view));
+        let verify = Operation::Verify { site: None };
+        assert!(!exclude(&test, &view) && !exclude(&verify, &Operation::Cancel {}) && exclude(&verify, &verify));
         let forget = Operation::Unprotect { delete: false };
         assert!(
             exclude(&test, &forget)

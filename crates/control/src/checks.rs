@@ -173,7 +173,7 @@ pub(crate) fn beside(fleet: &Fleet, item: &Item, operation: &Operation) -> Vec<C
     let Some(side) = sequence::beside(item, operation) else { return vec![] };
     let (mut checks, site) = (Checks { fleet, done: vec![] }, item.site(side));
     checks.component(site, Role::MasterTarget);
-    if let Operation::View { site: Some(site), .. } = operation {
+    if let Operation::View { site: Some(site), .. } | Operation::Verify { site: Some(site) } = operation {
         checks.note(format!("{site} is a site of {}", item.name), item.keeper_at(Some(site)).map(|_| ()));
     }
     if let Operation::TestFailover { .. } = operation {

@@ -31,9 +31,11 @@ fn event(operation: &Operation) -> Option<Event> {
         Operation::Failback { .. } => Event::Failback,
         Operation::Complete {} => Event::Complete,
         Operation::Cancel {} => Event::Cancel,
-        Operation::TestFailover { .. } | Operation::Cleanup {} | Operation::View { .. } | Operation::EndView { .. } => {
-            return None;
-        }
+        Operation::TestFailover { .. }
+        | Operation::Cleanup {}
+        | Operation::View { .. }
+        | Operation::EndView { .. }
+        | Operation::Verify { .. } => return None,
     })
 }
 
@@ -421,6 +423,7 @@ fn undo_until(operation: &Operation) -> &'static str {
         Operation::Cleanup {} => "it cannot be undone; test again",
         Operation::View { .. } => "at any time: sockeye view --end",
         Operation::EndView { .. } => "it cannot be undone; serve the point again",
+        Operation::Verify { .. } => "it changes nothing",
     }
 }
 

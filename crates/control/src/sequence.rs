@@ -49,6 +49,7 @@ pub fn steps(item: &Item, operation: &Operation) -> Vec<Work> {
             let served = beside(item, operation).map(|at| Work::ServeView { at, point: *point, writable: *writable });
             served.into_iter().collect()
         }
+        Operation::Verify { .. } => beside(item, operation).map(|at| Work::Verify { at }).into_iter().collect(),
         Operation::EndView { view } => end_views(item, |other| other.number == *view, true),
         Operation::Commit { keep_history } => commit(item, *keep_history),
         Operation::Fold {} => vec![
@@ -212,7 +213,9 @@ pub fn beside(item: &Item, operation: &Operation) -> Option<Side> {
     match operation {
         Operation::TestFailover { .. } => Some(item.keeper()),
         // A site that is none of the item's is refused by a check.
-        Operation::View { site, .. } => Some(item.keeper_at(site.as_ref()).unwrap_or(item.keeper())),
+        Operation::View { site, .. } | Operation::Verify { site } => {
+            Some(item.keeper_at(site.as_ref()).unwrap_or(item.keeper()))
+        }
         Operation::Cleanup {} => Some(item.test.as_ref().map_or(item.keeper(), |test| test.side)),
         Operation::EndView { view } => Some(item.view(*view).map_or(item.keeper(), |view| view.side)),
         _ => None,

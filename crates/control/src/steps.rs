@@ -78,7 +78,7 @@ impl<'a> Context<'a> {
             item: row.item.clone(),
             line: match Lane::of(&row.operation) {
                 Lane::Item => row.item.to_string(),
-                Lane::Test | Lane::Views => format!("{} beside {}", row.item, row.id),
+                Lane::Test | Lane::Views | Lane::Verify => format!("{} beside {}", row.item, row.id),
             },
             started_at_ms: row.started_at_ms,
             work: row.steps[index].work.clone(),
@@ -110,6 +110,7 @@ impl<'a> Context<'a> {
             Work::LowerTest { at, required } => self.lower_test(at, required).await,
             Work::ServeView { at, point, writable } => self.serve_view(at, point, writable).await,
             Work::EndView { at, view, required } => self.end_view(at, view, required).await,
+            Work::Verify { at } => self.verify(at).await,
             Work::Authorise { at, generation, raised, planned } => {
                 self.authorise(at, generation, raised, planned).await
             }

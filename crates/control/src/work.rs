@@ -124,6 +124,11 @@ pub enum Work {
         /// Whether the job waits for a master target that is gone.
         required: bool,
     },
+    /// Read a replica and its journal and compare them with what is known of them.
+    Verify {
+        /// Its side.
+        at: Side,
+    },
     /// Throw a raised machine away with everything it wrote. Undone by bringing it up from its point again, without that.
     Discard {
         /// Its side.
@@ -270,6 +275,7 @@ impl Work {
                 let how = if *writable { "on a scratch overlay" } else { "read only" };
                 format!("serve {machine}'s disks at {}{}, {how}", site(*at), from_point(point))
             }
+            Work::Verify { at } => format!("read the replica at {} and its journal, all of it", site(*at)),
             Work::EndView { at, view, .. } => format!("serve view {view} at {} no longer", site(*at)),
             Work::Authorise { at, .. } => format!("authorise {} to run {machine}", site(*at)),
             Work::Release { at } => format!("let {machine} go on at {}", site(*at)),

@@ -4,10 +4,12 @@
 
 mod sites;
 
+use protocol::extent::Extent;
 use protocol::fault::code;
 use protocol::order::Sync;
 use protocol::rest::{JobState, MachineView, Operation, Request, ShutDownFirst, Step, StepState};
 use protocol::stage::{Side, Stage};
+use protocol::verified::Damage;
 use sites::drive::*;
 use std::time::Duration;
 
@@ -208,4 +210,40 @@ async fn an_item_that_is_forgotten_takes_its_test_and_its_views_with_it() {
         assert_eq!(left, (false, 0));
         world.assert_sane();
     }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn verifying_reads_beside_everything_else_and_what_is_damaged_fails_with_a_remedy() {
+    let world = protected().await;
+    let verify = || Operation::Verify { site: None };
+    let job = world.run(verify()).await;
+    assert_eq!(job.steps[0].name, "read the replica at cloud and its journal, all of it");
+    assert_eq!(job.figures.verified.unwrap().disk_bytes, 65536);
+    let damage = |newest| {
+        let map = [Extent::new(65536, 65536)].into_iter().collect();
+        Damage::of("disk0".parse().unwrap(), &map, "the disk does not hold what was written to it".into(), newest)
+    };
+    for (newest, remedy) in [(true, "sockeye unprotect web01 --delete"), (false, "the newest state is whole")] {
+        world.with(|model| model.sites.get_mut("cloud").unwrap().damage = vec![damage(newest), damage(false)]);
+        let job = world.start_job(verify()).await.unwrap();
+        let job = world.end_of(job.id).await;
+        let fault = job.fault.unwrap();
+        assert!(job.state == JobState::Failed && fault.is(code::REPLICA_DAMAGED), "{fault:?}");
+        assert!(
+            fault.cause.starts_with("disk0: the disk does not") && fault.cause.ends_with("and 1 more"),
+            "{fault:?}"
+        );
+        assert!(fault.remedy.contains(remedy), "{fault:?}");
+        assert_eq!(job.figures.verified.unwrap().damage.len(), 2, "what was found is told all the same");
+    }
+    // One that takes long keeps no failover waiting, and can be cancelled.
+    world.with(|model| model.hold = Some("verify"));
+    let job = world.start_job(verify()).await.unwrap();
+    world.run(planned()).await;
+    world.control().cancel_job(job.id).await.unwrap();
+    world.with(|model| model.hold = None);
+    assert_eq!(world.end_of(job.id).await.state, JobState::Cancelled);
+    let nowhere = Operation::Verify { site: Some("nowhere".parse().unwrap()) };
+    assert!(world.start_job(nowhere).await.unwrap_err().is(code::UNKNOWN_SITE));
+    world.assert_sane();
 }

@@ -85,6 +85,7 @@ catalogue! {
     REPLICA_BUSY = "RPL-009", "the replica is in use", "wait for the running operation, or end it";
     DAMAGED = "RPL-010", "the disks are half written and must not be started", "run the failback again: it repairs them";
     NOT_FOLDED = "RPL-011", "the machine cannot be folded into disks of its own", "let it run on its overlay; a failback to where its disks are makes it possible";
+    REPLICA_DAMAGED = "RPL-012", "the replica does not hold what was written to it", "look at the medium of the replica and of its retention volume; then copy afresh while the machine's own side is whole: sockeye unprotect ITEM --delete, and protect it again";
     RETENTION_UNFIT = "RPL-014", "the retention volume is not fit to keep recovery points (R9)", "start the master target with --retention on another volume";
     // PLT: platforms
     HYPERVISOR = "PLT-001", "the hypervisor refused or failed", "look at the hypervisor's own log; then repeat";

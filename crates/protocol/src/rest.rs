@@ -34,6 +34,7 @@ use crate::id::{Attempt, ItemId, SiteName};
 use crate::machine::Machine;
 use crate::order::{Moved, Registration, ReplicationStatus, Sync};
 use crate::stage::{Side, Stage};
+use crate::verified::Verified;
 
 /// An operation on one item, as a person asks for it.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
@@ -89,6 +90,11 @@ pub enum Operation {
         /// The number of the view.
         view: i64,
     },
+    /// Read a replica and its journal and compare them with what is known of them. Changes nothing.
+    Verify {
+        /// The site that keeps it; the one that receives if none is given.
+        site: Option<SiteName>,
+    },
     /// End a failover or failback: it can no longer be cancelled. At home the machine's overlay is folded after it, so
     /// that its owner has the original disks back.
     Commit {
@@ -138,6 +144,7 @@ impl Operation {
             Operation::Cleanup {} => "cleanup",
             Operation::View { .. } => "view",
             Operation::EndView { .. } => "end view",
+            Operation::Verify { .. } => "verify",
             Operation::Commit { .. } => "commit",
             Operation::Fold {} => "fold",
             Operation::Reprotect { .. } => "reprotect",
@@ -346,6 +353,8 @@ pub struct Figures {
     pub point: Option<Point>,
     /// The recovery point that is served.
     pub served: Option<ServedView>,
+    /// What a scrub of the replica read, and what it found.
+    pub verified: Option<Verified>,
     /// Bytes of the old side's unreplicated changes, as far as they are known.
     pub unreplicated_bytes: Option<u64>,
 }

@@ -2,7 +2,7 @@
 //!
 //! ```text
 //!   sockeye [--output json|table] [--server URL | --profile P]  VERB …
-//!            see:   status · item · points · job · component · vm list · explain · events · audit
+//!            see:   status · item · points · verify · job · component · vm list · explain · events · audit
 //!            move:  protect · failover · cleanup · view · change-point · commit · fold · reprotect · failback · complete · cancel
 //!                   · reverse · unprotect
 //!            roles: server · process-server · master-target · up
@@ -102,6 +102,11 @@ pub enum Verb {
     Item(ItemVerb),
     /// The recovery points of an item, newest first; or what two of them differ in
     Points(Points),
+    /// Prove a replica: read it and its journal, and compare them with what is known of them
+    #[command(after_help = "\
+Replication and everything else goes on meanwhile. Exit code 1 when something is damaged: which disk and where is shown, and
+comes with --output json.")]
+    Verify(Verify),
     /// What was started, how it goes, and its figures
     #[command(subcommand)]
     Job(JobVerb),
@@ -191,6 +196,17 @@ pub struct Points {
     /// The site that keeps them (default: the one that receives; before commit the one where the machine runs)
     #[arg(long, value_name = "S")]
     pub at: Option<SiteName>,
+}
+
+#[derive(Debug, Args)]
+pub struct Verify {
+    /// The item
+    pub item: ItemId,
+    /// The site that keeps the replica (default: the one that receives)
+    #[arg(long, value_name = "S")]
+    pub at: Option<SiteName>,
+    #[command(flatten)]
+    pub change: Change,
 }
 
 #[derive(Debug, Args)]

@@ -93,6 +93,7 @@ async fn help_is_given_for_every_verb_without_a_server() {
         "failover",
         "commit",
         "fold",
+        "verify",
         "reprotect",
         "reverse",
         "failback",

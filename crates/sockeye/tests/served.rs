@@ -187,6 +187,10 @@ async fn a_machine_goes_out_to_sea_and_comes_home_by_hand() {
     assert!(ran.stdout.contains("DISK") && ran.stdout.contains("disk0  0"), "a point differs from itself: {ran:?}");
     assert!(up.ends(3, &format!("points web01 --diff {first} 99.1")).await.stderr.contains("RPL-007"));
     up.ends(3, "points web01 --at nowhere").await;
+    let job = up.ends(0, "verify web01 --output json").await.json();
+    let verified = &job["figures"]["verified"];
+    assert!(verified["damage_count"] == 0 && verified["disk_bytes"].as_u64() > Some(0), "{job}");
+    up.ends(3, "verify web01 --at nowhere").await;
     up.ends(0, "status --check").await;
 
     up.ends(0, "failback web01").await; // it is at home already

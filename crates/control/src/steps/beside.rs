@@ -1,8 +1,10 @@
 //! Steps that begin and end what stands beside an item.
 
-use protocol::id::Attempt;
+use protocol::fault::{Fault, code};
+use protocol::id::{Attempt, ItemId};
 use protocol::order::{Order, Outcome};
 use protocol::stage::Side;
+use protocol::verified::Verified;
 
 use super::ordering::{Patience, Undoing, unexpected};
 use super::{Context, Ending, Halt};
@@ -106,6 +108,19 @@ impl Context<'_> {
         .await
     }
 
+    /// What is damaged is this step's fault; what was read is told either way.
+    pub(super) async fn verify(&mut self, at: Side) -> Result<Ending, Halt> {
+        let order = Order::Verify { item: self.item.clone() };
+        match self.order(at, "verify", order, Patience::UntilReported).await? {
+            Outcome::Verified { verified } => {
+                let fault = damaged(&self.item, &verified);
+                self.figures.verified = Some(verified);
+                fault.map_or(Ok(Ending::Done(None)), |fault| Err(Halt::Fault(fault)))
+            }
+            other => Err(unexpected("verify", &other)),
+        }
+    }
+
     /// Has something ended. Where that is not required, a master target that is gone does it when it is back.
     async fn end_beside(&mut self, at: Side, tag: &str, order: Order, required: bool) -> Result<Option<String>, Halt> {
         if required {
@@ -119,4 +134,22 @@ impl Context<'_> {
             left => Ok(left.words()),
         }
     }
+}
+
+/// The fault that a scrub's answer is, if something is damaged.
+fn damaged(item: &ItemId, verified: &Verified) -> Option<Fault> {
+    let first = verified.damage.first()?;
+    let more = match verified.damage_count {
+        0 | 1 => String::new(),
+        count => format!("; and {} more", count - 1),
+    };
+    let cause = format!("{}: {}{more}", first.disk, first.why);
+    let fault = Fault::new(code::REPLICA_DAMAGED, format!("the replica of {item} is damaged"), cause);
+    Some(match verified.damage.iter().any(|damage| damage.newest) {
+        true => crate::item::for_item(fault, item),
+        // What a failover needs is whole.
+        false => fault.with_remedy(
+            "the newest state is whole; look at the medium of the retention volume: older points that need what is damaged are refused when they are asked for",
+        ),
+    })
 }

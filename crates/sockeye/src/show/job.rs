@@ -2,6 +2,7 @@
 
 use protocol::order::Moved;
 use protocol::rest::{Figures, Job, JobState, Step, StepState};
+use protocol::verified::Verified;
 
 use super::table::{facts, table};
 use super::{plan, words};
@@ -137,6 +138,7 @@ fn figures(figures: &Figures, now_ms: i64) -> String {
     facts(&[
         ("point", figures.point.as_ref().map(|point| words::point(point, None, now_ms)).unwrap_or_default()),
         ("view", figures.served.as_ref().map(words::view).unwrap_or_default()),
+        ("verified", figures.verified.as_ref().map(verified).unwrap_or_default()),
         ("sync", how),
         ("first copy", figures.first.as_ref().map(moved).unwrap_or_default()),
         ("last delta", figures.last.as_ref().map(moved).unwrap_or_default()),
@@ -149,6 +151,33 @@ fn figures(figures: &Figures, now_ms: i64) -> String {
                 .unwrap_or_default(),
         ),
     ])
+}
+
+/// Extents of one damage that are shown; more come with `--output json`.
+const SHOWN: usize = 5;
+
+fn verified(found: &Verified) -> String {
+    let disks = match &found.at {
+        Some(at) => format!("{} of disks at point {at}", words::bytes(found.disk_bytes)),
+        None => "no disks: the replica has no hashes to compare them with".into(),
+    };
+    let mut text = format!("{} of journal, {disks}: ", words::bytes(found.journal_bytes));
+    text.push_str(&match found.damage_count {
+        0 => "nothing is damaged".to_string(),
+        count => format!("{count} DAMAGED"),
+    });
+    for damage in &found.damage {
+        let what = if damage.newest { "newest state" } else { "older points" };
+        text.push_str(&format!("\n  {}, {what}: {}", damage.disk, damage.why));
+        for extent in damage.extents.iter().take(SHOWN) {
+            text.push_str(&format!("\n    {:>14} + {}", extent.offset, extent.length));
+        }
+        let shown = damage.extents.len().min(SHOWN) as u64;
+        if damage.extent_count > shown {
+            text.push_str(&format!("\n    and {} more", damage.extent_count - shown));
+        }
+    }
+    text
 }
 
 fn moved(moved: &Moved) -> String {
@@ -168,7 +197,9 @@ fn push_block(text: &mut String, block: &str) {
 mod tests {
     use super::*;
     use crate::show::sample;
+    use protocol::extent::Extent;
     use protocol::order::Sync;
+    use protocol::verified::Damage;
 
     #[test]
     fn a_job_tells_its_steps_figures_and_what_comes_next() {
@@ -201,6 +232,20 @@ mod tests {
             "next: sockeye commit web01",
         ] {
             assert!(shown.contains(part), "{part} in\n{shown}");
+        }
+    }
+
+    #[test]
+    fn what_a_scrub_found_is_told_by_disk_and_place() {
+        let map = (0..7).map(|n| Extent::new(n * 131_072, 65_536)).collect();
+        let one = Damage::of("disk0".parse().unwrap(), &map, "the disk does not hold what was written".into(), true);
+        let at = Some("1.42".parse().unwrap());
+        let mut found = Verified { at, journal_bytes: 1 << 20, disk_bytes: 1 << 30, damage_count: 0, damage: vec![] };
+        assert_eq!(verified(&found), "1.0 MiB of journal, 1.0 GiB of disks at point 1.42: nothing is damaged");
+        (found.damage_count, found.damage) = (1, vec![one]);
+        let text = verified(&found);
+        for part in ["1 DAMAGED", "disk0, newest state: the disk", "        131072 + 65536", "and 2 more"] {
+            assert!(text.contains(part), "{part} in {text}");
         }
     }
 

@@ -61,6 +61,10 @@ pub async fn of(client: &Client, verb: Verb) -> Result<(Request, Change), Troubl
             };
             (view.item, operation, view.change)
         }
+        // It changes nothing: nobody is asked.
+        Verb::Verify(verify) => {
+            (verify.item, Operation::Verify { site: verify.at }, Change { yes: true, ..verify.change })
+        }
         Verb::Reprotect(reprotect) | Verb::Reverse(reprotect) => {
             let operation = Operation::Reprotect { sync: reprotect.sync.into(), shut_down: reprotect.shut_down };
             (reprotect.item, operation, reprotect.change)
@@ -165,6 +169,8 @@ mod tests {
             Operation::View { point, site: Some("home".parse().unwrap()), writable: true }
         );
         assert_eq!(operation("sockeye view web01 --end 7"), Operation::EndView { view: 7 });
+        let site = Some("home".parse().unwrap());
+        assert_eq!(operation("sockeye verify web01 --at home"), Operation::Verify { site });
         assert_eq!(operation("sockeye unprotect web01"), Operation::Unprotect { delete: false });
     }
 }
