@@ -2,15 +2,17 @@
 
 use axum::Json;
 use axum::extract::{Path, Query, State};
+use axum::http::StatusCode;
 use control::Control;
 use protocol::difference::{Difference, Pair};
 use protocol::epoch::Point;
 use protocol::id::{Attempt, ItemId, SiteName};
+use protocol::keeping::{AddPoint, KeptPoint, PinPoint};
 use protocol::rest::{Explanation, ItemView};
 use serde::Deserialize;
 use utoipa::IntoParams;
 
-use crate::problem::{Of, Problem, Refusal};
+use crate::problem::{Body, Of, Problem, Refusal};
 use crate::sign_in::Admin;
 
 /// Which items.
@@ -74,14 +76,42 @@ pub struct Two {
 
 /// The recovery points that are kept for an item, oldest first.
 #[utoipa::path(get, path = "/api/v1/items/{item}/points", tag = "items", params(("item" = ItemId, Path), At), security(("token" = [])),
-    responses((status = 200, body = [Point]), (status = "4XX", body = Problem, content_type = "application/problem+json")))]
+    responses((status = 200, body = [KeptPoint]), (status = "4XX", body = Problem, content_type = "application/problem+json")))]
 pub async fn points(
     _: Admin,
     State(control): State<Control>,
     Of(Path(item)): Of<Path<ItemId>>,
     Of(Query(at)): Of<Query<At>>,
-) -> Result<Json<Vec<Point>>, Refusal> {
+) -> Result<Json<Vec<KeptPoint>>, Refusal> {
     Ok(Json(control.points(&item, at.site.as_ref()).await?))
+}
+
+/// Has a recovery point taken now, where the item is replicated to, and pins it.
+#[utoipa::path(post, path = "/api/v1/items/{item}/points", tag = "items", params(("item" = ItemId, Path)),
+    request_body = AddPoint, security(("token" = [])),
+    responses((status = 200, body = Point), (status = "4XX", body = Problem, content_type = "application/problem+json")))]
+pub async fn add_point(
+    _: Admin,
+    State(control): State<Control>,
+    Of(Path(item)): Of<Path<ItemId>>,
+    Body(wanted): Body<AddPoint>,
+) -> Result<Json<Point>, Refusal> {
+    Ok(Json(control.add_point(&item, wanted).await?))
+}
+
+/// Pins a recovery point, so that retention never takes it, or takes its pin away.
+#[utoipa::path(put, path = "/api/v1/items/{item}/points/{point}/pin", tag = "items",
+    params(("item" = ItemId, Path), ("point" = Attempt, Path), At), request_body = PinPoint, security(("token" = [])),
+    responses((status = 204), (status = "4XX", body = Problem, content_type = "application/problem+json")))]
+pub async fn pin(
+    _: Admin,
+    State(control): State<Control>,
+    Of(Path((item, point))): Of<Path<(ItemId, Attempt)>>,
+    Of(Query(at)): Of<Query<At>>,
+    Body(wanted): Body<PinPoint>,
+) -> Result<StatusCode, Refusal> {
+    control.pin(&item, point, wanted, at.site.as_ref()).await?;
+    Ok(StatusCode::NO_CONTENT)
 }
 
 /// What two recovery points of an item differ in, exactly: both are read where they may differ.

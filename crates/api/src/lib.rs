@@ -16,6 +16,7 @@ mod fleet;
 mod items;
 mod jobs;
 mod metrics;
+mod policies;
 mod problem;
 mod sign_in;
 
@@ -73,9 +74,13 @@ fn described() -> OpenApiRouter<Control> {
         .routes(routes!(items::status))
         .routes(routes!(items::list))
         .routes(routes!(items::show))
-        .routes(routes!(items::points))
+        .routes(routes!(items::points, items::add_point))
+        .routes(routes!(items::pin))
         .routes(routes!(items::difference))
         .routes(routes!(items::explain))
+        .routes(routes!(policies::list))
+        .routes(routes!(policies::set, policies::remove))
+        .routes(routes!(policies::apply))
         .routes(routes!(jobs::plan))
         .routes(routes!(jobs::list, jobs::start))
         .routes(routes!(jobs::show))

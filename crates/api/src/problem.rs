@@ -32,7 +32,14 @@ impl From<Fault> for Refusal {
 
 fn status(fault: &Fault) -> StatusCode {
     let is = |entries: &[&protocol::fault::Entry]| entries.iter().any(|entry| fault.is(entry));
-    if is(&[code::UNKNOWN_ITEM, code::UNKNOWN_JOB, code::UNKNOWN_POINT, code::UNKNOWN_SITE, code::UNKNOWN_VM]) {
+    if is(&[
+        code::UNKNOWN_ITEM,
+        code::UNKNOWN_JOB,
+        code::UNKNOWN_POINT,
+        code::UNKNOWN_SITE,
+        code::UNKNOWN_VM,
+        code::UNKNOWN_POLICY,
+    ]) {
         StatusCode::NOT_FOUND
     } else if is(&[code::BAD_REQUEST]) {
         StatusCode::BAD_REQUEST

@@ -129,7 +129,7 @@ async fn an_exchange_makes_a_component_connected_and_is_held_while_there_is_noth
     assert!(!before[0].connected, "registered is not heard of");
     let exchange = "/api/v1/components/home-process-server/exchange";
     let first: ExchangeReply = server.post(exchange, &token, &ExchangeRequest::default()).await.json().await.unwrap();
-    assert!(first.orders.is_empty() && first.replications.is_empty());
+    assert!(first.orders.is_empty() && first.wishes.replications.is_empty());
     let begun = std::time::Instant::now();
     let wait = ExchangeRequest { wait_ms: 300, seen: first.number, ..Default::default() };
     let second: ExchangeReply = server.post(exchange, &token, &wait).await.json().await.unwrap();

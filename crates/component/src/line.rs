@@ -1,7 +1,7 @@
 //! A component's line to control: it registers, asks for orders, carries them out and reports.
 //!
 //! ```text
-//!   loop:  POST exchange { heartbeat, reports } ──► control holds it open ──► { orders, replications }
+//!   loop:  POST exchange { heartbeat, reports } ──► control holds it open ──► { orders, wishes }
 //!             │                                                                    │
 //!             │   a finished order interrupts the waiting request,                 ├─ new order: carried out in a task
 //!             └── so that its report travels at once                               └─ known order: left alone
@@ -20,10 +20,11 @@ use std::time::Duration;
 use async_trait::async_trait;
 use protocol::Fault;
 use protocol::fault::code;
+use protocol::keeping::KeepingStatus;
 use protocol::machine::Machine;
 use protocol::order::{
-    ExchangeReply, ExchangeRequest, NumberedOrder, Order, Outcome, Registration, Replication, ReplicationStatus,
-    Report, ReportState,
+    ExchangeReply, ExchangeRequest, NumberedOrder, Order, Outcome, Registration, ReplicationStatus, Report,
+    ReportState, Wishes,
 };
 use protocol::rest::Registered;
 use tokio::sync::{Notify, watch};
@@ -53,8 +54,8 @@ pub trait Duty: Send + Sync + 'static {
     /// The fault that becomes the order's report; what was begun is undone.
     async fn carry_out(&self, order: Order, ticket: &Ticket) -> Result<Outcome, Fault>;
 
-    /// Takes over the complete list of replications.
-    async fn replicate(&self, replications: Vec<Replication>);
+    /// Takes over what is wanted of the component from now on.
+    async fn follow(&self, wishes: Wishes);
 
     /// What is to be told about the site now.
     async fn heartbeat(&self) -> Heartbeat;
@@ -69,6 +70,8 @@ pub struct Heartbeat {
     pub fault: Option<Fault>,
     /// How replications stand.
     pub replications: Vec<ReplicationStatus>,
+    /// How the histories that it keeps stand.
+    pub keepings: Vec<KeepingStatus>,
 }
 
 /// An order's way to say how it goes and to hear that it is not wanted any more.
@@ -135,7 +138,7 @@ pub async fn serve(membership: Membership, duty: Arc<dyn Duty>, news: Arc<Notify
             Ok(reply) if reply.status().is_success() => match reply.json::<ExchangeReply>().await {
                 Ok(reply) => {
                     if reply.number != seen {
-                        duty.replicate(reply.replications).await;
+                        duty.follow(reply.wishes).await;
                         seen = reply.number;
                     }
                     take(reply.orders, &reported, &book, &duty, &news);
@@ -182,6 +185,7 @@ fn request(heartbeat: Heartbeat, book: &Book, seen: u64) -> ExchangeRequest {
         machines: heartbeat.machines,
         fault: heartbeat.fault,
         replications: heartbeat.replications,
+        keepings: heartbeat.keepings,
         reports,
         wait_ms: WAIT.as_millis() as u64,
         seen,

@@ -33,7 +33,7 @@ impl Checks<'_> {
 
 /// The checks of `protect` for a machine at `from`.
 pub(crate) fn protect(fleet: &Fleet, items: &[Item], name: &str, operation: &Operation) -> Vec<Check> {
-    let Operation::Protect { machine, from, to, interval_ms } = operation else { return vec![] };
+    let Operation::Protect { machine, from, to, interval_ms, .. } = operation else { return vec![] };
     let mut checks = Checks { fleet, done: vec![] };
     let sites = fleet.sites();
     for site in [from, to] {

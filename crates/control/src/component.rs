@@ -15,6 +15,7 @@ use std::time::{Duration, Instant};
 
 use protocol::fault::{Fault, code};
 use protocol::id::{ItemId, SiteName};
+use protocol::keeping::KeepingStatus;
 use protocol::machine::{Machine, Power};
 use protocol::order::{Registration, ReplicationStatus, Role};
 use protocol::rest::ComponentView;
@@ -37,11 +38,13 @@ pub struct Component {
     pub fault: Option<Fault>,
     /// Its replications, as last told.
     pub statuses: Vec<ReplicationStatus>,
-    /// The list of replications that it said it has taken over.
+    /// The histories that it keeps, as last told.
+    pub keepings: Vec<KeepingStatus>,
+    /// The number of the wishes that it said it has taken over.
     pub seen_list: u64,
-    /// The number of the last list that was made for it.
+    /// The number of the last wishes that were made for it.
     pub list_number: u64,
-    /// What identifies that list.
+    /// What identifies them.
     pub list_digest: String,
     /// Orders that it was given, and when last.
     pub handed: HashMap<(String, bool), Instant>,
@@ -71,6 +74,7 @@ impl Component {
             machines: vec![],
             fault: None,
             statuses: vec![],
+            keepings: vec![],
             seen_list: 0,
             list_number: 0,
             list_digest: String::new(),
@@ -172,6 +176,14 @@ impl Fleet {
         statuses.iter().find(|status| status.item == *item).map(|status| (status, fresh))
     }
 
+    /// How an item's history stands at `site`, as a master target there that is connected last told.
+    pub fn keeping(&self, site: &SiteName, item: &ItemId) -> Option<&KeepingStatus> {
+        let names = self.all_at(site, Role::MasterTarget).into_iter().filter(|name| self.connected(name));
+        let told = names.filter_map(|name| self.components.get(&name)).flat_map(|component| &component.keepings);
+        let mut told = told.filter(|keeping| keeping.item == *item);
+        told.next()
+    }
+
     /// Every site that has a component, in order.
     pub fn sites(&self) -> Vec<SiteName> {
         let all: std::collections::BTreeSet<&SiteName> =
@@ -257,7 +269,7 @@ impl Saved {
     }
 }
 
-/// Writes a component's row, unless a newer list of replications was made for it meanwhile.
+/// Writes a component's row, unless newer wishes were made for it meanwhile.
 pub async fn save_text(on: &mut SqliteConnection, saved: &Saved) -> Result<(), Fault> {
     sqlx::query(
         "insert into component (name, registration, seen_at_ms, list_number, list_digest, statuses, machines)

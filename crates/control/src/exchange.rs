@@ -3,18 +3,22 @@
 //! ```text
 //!   request ──► statuses, machines into the fleet ──► reports into the order book ──► engine is woken
 //!                                                                                        │
-//!   reply   ◄── oldest open order of each item + the whole list of replications  ◄───────┘ or wait_ms
+//!   reply   ◄── oldest open order of each item + all that is wanted from now on   ◄───────┘ or wait_ms
 //! ```
 //!
 //! # Always true
-//! - The list of replications is computed from the item rows each time; its number rises exactly when it differs from
-//!   the last one that was made for this component, also across restarts.
+//! - The wishes are computed from the item rows each time; their number rises exactly when they differ from the last
+//!   ones that were made for this component, also across restarts.
 //! - An order that the component did not confirm is handed out again; one that it works on does not keep it busy.
 
 use std::time::{Duration, Instant};
 
 use protocol::fault::{Fault, code};
-use protocol::order::{ExchangeReply, ExchangeRequest, NumberedOrder, Registration, Replication, ReportState, Role};
+use protocol::id::SiteName;
+use protocol::keeping::Keeping;
+use protocol::order::{
+    ExchangeReply, ExchangeRequest, NumberedOrder, Registration, Replication, ReportState, Role, Wishes,
+};
 use protocol::rest::Registered;
 
 use crate::clock::now_ms;
@@ -111,6 +115,7 @@ impl Control {
         if component.registration.role == Role::ProcessServer {
             component.statuses.clone_from(&request.replications);
         }
+        component.keepings.clone_from(&request.keepings);
         for report in &request.reports {
             match &report.state {
                 ReportState::Running { step, percent } => {
@@ -146,22 +151,17 @@ impl Control {
         loop {
             work.mark_unchanged();
             let orders = order_book::open_for(self.database(), name).await?;
-            let (number, replications) = self.list_for(name).await?;
+            let (number, wishes) = self.wishes_for(name).await?;
             let fresh = self.has_fresh_order(name, &orders);
-            let other_list = number != seen && self.is_process_server(name);
-            if other_list || fresh || tokio::time::Instant::now() >= until || self.stopped() {
+            if number != seen || fresh || tokio::time::Instant::now() >= until || self.stopped() {
                 self.handed_out(name, &orders);
-                return Ok(ExchangeReply { orders, replications, number });
+                return Ok(ExchangeReply { orders, wishes, number });
             }
             tokio::select! {
                 _ = work.changed() => {}
                 () = tokio::time::sleep_until(until) => {}
             }
         }
-    }
-
-    fn is_process_server(&self, name: &str) -> bool {
-        self.fleet().components.get(name).is_some_and(|component| component.registration.role == Role::ProcessServer)
     }
 
     fn has_fresh_order(&self, name: &str, orders: &[NumberedOrder]) -> bool {
@@ -182,29 +182,46 @@ impl Control {
         }
     }
 
-    /// What the component should replicate now, with the number of that list.
-    pub(crate) async fn list_for(&self, name: &str) -> Result<(u64, Vec<Replication>), Fault> {
+    /// What is wanted of the component now, with the number of these wishes.
+    pub(crate) async fn wishes_for(&self, name: &str) -> Result<(u64, Wishes), Fault> {
         let items = item::all(self.database()).await?;
-        let (number, list, saved) = {
+        let (number, wishes, saved) = {
             let mut fleet = self.fleet();
-            let list: Vec<Replication> = items.iter().filter_map(|item| replication(&fleet, item, name)).collect();
-            let digest = blake3::hash(to_text(&list)?.as_bytes()).to_hex().to_string();
-            let Some(component) = fleet.components.get_mut(name) else { return Ok((0, vec![])) };
+            let Some(component) = fleet.components.get(name) else { return Ok((0, Wishes::default())) };
+            let wishes = match component.registration.role {
+                Role::ProcessServer => {
+                    let replications = items.iter().filter_map(|item| replication(&fleet, item, name)).collect();
+                    Wishes { replications, keepings: vec![] }
+                }
+                Role::MasterTarget => {
+                    let site = &component.registration.site;
+                    let keepings = items.iter().filter_map(|item| keeping(item, site)).collect();
+                    Wishes { replications: vec![], keepings }
+                }
+            };
+            let digest = blake3::hash(to_text(&wishes)?.as_bytes()).to_hex().to_string();
+            let Some(component) = fleet.components.get_mut(name) else { return Ok((0, Wishes::default())) };
             let mut saved = None;
             if component.list_digest != digest {
                 component.list_digest = digest;
                 component.list_number += 1;
                 saved = Some(Saved::of(component)?);
             }
-            (component.list_number, list, saved)
+            (component.list_number, wishes, saved)
         };
         if let Some(saved) = saved {
             let mut change = self.database().change().await?;
             save_text(&mut change, &saved).await?;
             commit(change).await?;
         }
-        Ok((number, list))
+        Ok((number, wishes))
     }
+}
+
+/// What a master target at `site` is to keep of `item`.
+fn keeping(item: &Item, site: &SiteName) -> Option<Keeping> {
+    let (lineage, retention) = (item.lineage, item.retention.clone());
+    (item.home == *site || item.away == *site).then(|| Keeping { item: item.name.clone(), lineage, retention })
 }
 
 /// What `component` has to do with `item` in the way of replication.

@@ -9,10 +9,11 @@
 //! which asks the table.
 
 use protocol::fault::{Fault, code};
-use protocol::id::{Attempt, ItemId, Lineage, SiteName};
+use protocol::id::{Attempt, ItemId, Lineage, PolicyName, SiteName};
 use protocol::machine::{MachineSpec, Settled};
 use protocol::order::{Role, Sync};
 use protocol::position::Position;
+use protocol::retention::Retention;
 use protocol::stage::{Side, Stage};
 use serde::{Deserialize, Serialize};
 use sqlx::{Row, SqliteConnection};
@@ -20,9 +21,6 @@ use sqlx::{Row, SqliteConnection};
 use crate::beside::{Test, View};
 use crate::database::{Database, commit, failed, from_text, to_text};
 use crate::stage_table::{Decision, Event, decide};
-
-/// R12: the limit from the reference's policy.
-pub const RPO_LIMIT_MS: u64 = 15 * 60 * 1000;
 
 /// What is known of the copy at one side.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
@@ -93,8 +91,14 @@ pub struct Item {
     pub stage: Stage,
     /// Time between epochs, in ms.
     pub interval_ms: u64,
-    /// The policy's limit, in ms.
+    /// The policy whose limits follow.
+    #[serde(default = "PolicyName::standard")]
+    pub policy: PolicyName,
+    /// How old the newest recovery point may be, in ms.
     pub rpo_limit_ms: u64,
+    /// Which recovery points are kept.
+    #[serde(default)]
+    pub retention: Retention,
     /// The copy at home.
     pub home_copy: Copy,
     /// The copy away.
@@ -200,6 +204,12 @@ pub async fn all(database: &Database) -> Result<Vec<Item>, Fault> {
         .await
         .map_err(failed)?;
     bodies.iter().map(|body| from_text(body)).collect()
+}
+
+/// The same with their versions, to be changed.
+pub async fn all_on(on: &mut SqliteConnection) -> Result<Vec<(Item, i64)>, Fault> {
+    let rows = sqlx::query("select body, version from item order by name").fetch_all(on).await.map_err(failed)?;
+    rows.iter().map(|row| Ok((from_text(&row.get::<String, _>(0))?, row.get(1)))).collect()
 }
 
 /// Puts a new item into the database; one that is there already stays as it is.

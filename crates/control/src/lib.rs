@@ -34,6 +34,7 @@ mod item;
 mod job;
 mod order_book;
 mod plan;
+mod policy;
 mod questions;
 mod sequence;
 mod settings;

@@ -231,7 +231,7 @@ impl Control {
         };
         let mut sketch =
             Sketch { item: found, job, stage, already, checks: vec![], steps: vec![], deletes: vec![], point: None };
-        if let Operation::Protect { machine, from, to, .. } = &request.operation {
+        if let Operation::Protect { machine, from, to, policy, .. } = &request.operation {
             if let Some(item) = &sketch.item
                 && (item.home != *from || item.away != *to || item.spec.name != *machine)
             {
@@ -247,6 +247,8 @@ impl Control {
             if sketch.item.is_none() {
                 let items = item::all(self.database()).await?;
                 sketch.checks = checks::protect(&self.fleet(), &items, request.item.as_str(), &request.operation);
+                let known = self.policy(policy).await.err();
+                sketch.checks.push(Check { what: format!("there is a policy {policy}"), fault: known });
                 let site = |side| if side == Side::Home { from.to_string() } else { to.to_string() };
                 sketch.steps = named(sequence::protect(&request.operation), machine, site);
             }

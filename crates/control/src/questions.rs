@@ -1,29 +1,95 @@
-//! Questions: orders that only ask, for a person who waits. They are not durable.
+//! Questions, and other small things that a person waits for: orders that are not durable. What is not answered in time
+//! is asked again.
+//!
+//! Such an order changes no machine and no disk; at most a point is pinned, which can be repeated.
 
+use std::collections::BTreeSet;
 use std::time::Duration;
 
 use protocol::difference::{Difference, Pair};
 use protocol::epoch::Point;
 use protocol::fault::{Fault, code};
-use protocol::id::{ItemId, SiteName};
+use protocol::id::{Attempt, ItemId, SiteName};
+use protocol::keeping::{AddPoint, KeptPoint, PinPoint};
 use protocol::order::{Order, Outcome, Role};
 use protocol::stage::Side;
 
+use crate::database::commit;
 use crate::item::Item;
 use crate::order_book::{self, Standing};
-use crate::{Control, item, token};
+use crate::{Control, audit, item, token};
 
 /// How long a person waits for an answer from a site.
 const PATIENCE: Duration = Duration::from_secs(10);
+/// The same for one that waits for the next epochs: at least so long, and for three of them.
+const LEAST_POINT_PATIENCE: Duration = Duration::from_secs(60);
 /// The same for a question that is answered by reading disks.
 const LONG_PATIENCE: Duration = Duration::from_secs(600);
 
 impl Control {
     /// The recovery points that are kept for an item at a site (where none is given: the one of [`Item::keeper`]), oldest
     /// first, as its master target tells now.
-    pub async fn points(&self, name: &ItemId, site: Option<&SiteName>) -> Result<Vec<Point>, Fault> {
+    pub async fn points(&self, name: &ItemId, site: Option<&SiteName>) -> Result<Vec<KeptPoint>, Fault> {
         let item = item::load(self.database(), name).await?;
-        self.points_at(&item, item.keeper_at(site)?, PATIENCE).await
+        let (points, pins) = self.kept_points(&item, site).await?;
+        let pins: BTreeSet<Attempt> = pins.into_iter().collect();
+        let kept = points.into_iter().map(|point| KeptPoint { pinned: pins.contains(&point.attempt), point });
+        Ok(kept.collect())
+    }
+
+    /// The same in two lists: the points, and which of them are pinned.
+    pub(crate) async fn kept_points(
+        &self,
+        item: &Item,
+        site: Option<&SiteName>,
+    ) -> Result<(Vec<Point>, Vec<Attempt>), Fault> {
+        self.ask_points(item, item.keeper_at(site)?, PATIENCE).await
+    }
+
+    /// Pins a point, or takes its pin away. For `site` see [`Control::points`].
+    pub async fn pin(
+        &self,
+        name: &ItemId,
+        point: Attempt,
+        wanted: PinPoint,
+        site: Option<&SiteName>,
+    ) -> Result<(), Fault> {
+        let PinPoint { pinned, reason } = wanted;
+        let item = item::load(self.database(), name).await?;
+        let order = Order::PinPoint { item: item.name.clone(), point, pinned };
+        let side = item.keeper_at(site)?;
+        self.ask_keeper(&item, side, order, PATIENCE).await?;
+        let what = if pinned { "pinned" } else { "unpinned" };
+        let what = format!("point {point} {what} at {}", item.site(side));
+        self.audited(&item.name, &what, reason.as_deref()).await
+    }
+
+    /// Has a recovery point taken now, where the item is replicated to, and pins it.
+    pub async fn add_point(&self, name: &ItemId, wanted: AddPoint) -> Result<Point, Fault> {
+        let item = item::load(self.database(), name).await?;
+        if item.active_wish().is_none_or(|wish| wish.quiesced) {
+            let message = format!("no point of {name} can be taken now");
+            let cause = format!("its machine is not being replicated: {}", item.stage.words(None));
+            return Err(Fault::new(code::STAGE_REFUSES, message, cause)
+                .with_remedy(format!("look at it: sockeye status {name}")));
+        }
+        let patience = Duration::from_millis(item.interval_ms.saturating_mul(3)).max(LEAST_POINT_PATIENCE);
+        let order = Order::AddPoint { item: item.name.clone() };
+        let side = item.stage.runs_at().other();
+        match self.ask_keeper(&item, side, order, patience).await? {
+            Outcome::Added { point } => {
+                let what = format!("point {} added at {}", point.attempt, item.site(side));
+                self.audited(&item.name, &what, wanted.reason.as_deref()).await?;
+                Ok(point)
+            }
+            other => Err(unasked(&other)),
+        }
+    }
+
+    async fn audited(&self, item: &ItemId, what: &str, reason: Option<&str>) -> Result<(), Fault> {
+        let mut change = self.database().change().await?;
+        audit::note(&mut change, Some(item), what, reason).await?;
+        commit(change).await
     }
 
     /// What two points differ in, as their master target reads them now. For `site` see [`Control::points`].
@@ -37,8 +103,17 @@ impl Control {
     }
 
     pub(crate) async fn points_at(&self, item: &Item, side: Side, patience: Duration) -> Result<Vec<Point>, Fault> {
+        Ok(self.ask_points(item, side, patience).await?.0)
+    }
+
+    async fn ask_points(
+        &self,
+        item: &Item,
+        side: Side,
+        patience: Duration,
+    ) -> Result<(Vec<Point>, Vec<Attempt>), Fault> {
         match self.ask_keeper(item, side, Order::ListPoints { item: item.name.clone() }, patience).await? {
-            Outcome::Points { points } => Ok(points),
+            Outcome::Points { points, pins } => Ok((points, pins)),
             other => Err(unasked(&other)),
         }
     }

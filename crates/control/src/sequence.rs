@@ -26,9 +26,10 @@ pub const SHUT_DOWN_MS: u64 = 60_000;
 
 /// The steps of `protect`; the item does not exist yet.
 pub fn protect(operation: &Operation) -> Vec<Work> {
-    let Operation::Protect { machine, from, to, interval_ms } = operation else { return vec![] };
+    let Operation::Protect { machine, from, to, interval_ms, policy } = operation else { return vec![] };
+    let (machine, from, to) = (machine.clone(), from.clone(), to.clone());
     vec![
-        Work::CreateItem { machine: machine.clone(), from: from.clone(), to: to.clone(), interval_ms: *interval_ms },
+        Work::CreateItem { machine, from, to, interval_ms: *interval_ms, policy: policy.clone() },
         Work::PrepareReplica { at: Side::Away },
         Work::Replicate { from: Side::Home, sync: Sync::Full, offline: false },
         Work::AwaitFirst { from: Side::Home, then: Some(Event::FirstPoint) },

@@ -92,8 +92,8 @@ impl<'a> Context<'a> {
     /// Does the step.
     pub(crate) async fn perform(&mut self) -> Result<Ending, Halt> {
         match self.work.clone() {
-            Work::CreateItem { machine, from, to, interval_ms } => {
-                self.create_item(&machine, &from, &to, interval_ms).await
+            Work::CreateItem { machine, from, to, interval_ms, policy } => {
+                self.create_item(&machine, &from, &to, interval_ms, &policy).await
             }
             Work::Stage { event, .. } => self.stage(event).await,
             Work::PrepareReplica { at } => self.prepare_replica(at).await,

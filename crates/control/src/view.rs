@@ -5,6 +5,7 @@ use protocol::id::{ItemId, SiteName};
 use protocol::machine::Power;
 use protocol::order::{ReplicationPhase, ReplicationStatus, Role};
 use protocol::rest::{Allowed, AuditEntry, ComponentView, Explanation, Health, ItemView, Job, JobState, MachineView};
+use protocol::retention::Space;
 use protocol::stage::{MovePhase, Side, Stage};
 
 use crate::beside::Lane;
@@ -157,6 +158,8 @@ pub(crate) fn item_view(fleet: &Fleet, item: &Item, job: Option<&JobRow>) -> Ite
         away: item.away.clone(),
         rpo_ms,
         rpo_limit_ms: item.rpo_limit_ms,
+        policy: item.policy.clone(),
+        history: fleet.keeping(item.site(side.other()), &item.name).cloned(),
         newest,
         failback: failback(fleet, item),
         next: fence_command(fleet, item, job).or_else(|| next_command(item, job)),
@@ -216,9 +219,30 @@ fn health(
         return (Health::Warning, Some(words));
     }
     match (&status.fault, status.phase) {
+        // The guest writes on, and nothing of it is protected until there is room.
+        (Some(fault), ReplicationPhase::Waiting) if fault.is(code::NO_SPACE) => {
+            (Health::Critical, Some(format!("replication is paused: {fault}")))
+        }
         (Some(fault), ReplicationPhase::Waiting) => (Health::Warning, Some(fault.to_string())),
-        _ => (Health::Ok, None),
+        _ => history(fleet, item),
     }
+}
+
+/// What is to be said of the history where the item is replicated to.
+fn history(fleet: &Fleet, item: &Item) -> (Health, Option<String>) {
+    let site = item.site(item.stage.runs_at().other());
+    let Some(keeping) = fleet.keeping(site, &item.name) else { return (Health::Ok, None) };
+    if let Some(fault) = &keeping.fault {
+        let health = if fault.is(code::NO_SPACE) { Health::Critical } else { Health::Warning };
+        return (health, Some(fault.to_string()));
+    }
+    let taken = match keeping.space {
+        Space::Enough => return (Health::Ok, None),
+        Space::Alarm => "fills",
+        Space::Exceeded => "is full, points go before their time",
+    };
+    let (journal, budget) = (keeping.journal_bytes >> 20, keeping.budget_bytes >> 20);
+    (Health::Warning, Some(format!("the space for history at {site} {taken}: {journal} of {budget} MiB")))
 }
 
 /// How a protected machine stands, if it does not run where it should (shut down by its owner, or left off by a move that

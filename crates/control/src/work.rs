@@ -4,7 +4,7 @@
 //! database does what was planned, not what it would plan today.
 
 use protocol::beside::test_name;
-use protocol::id::{Attempt, SiteName};
+use protocol::id::{Attempt, PolicyName, SiteName};
 use protocol::order::Sync;
 use protocol::rest::ShutDownFirst;
 use protocol::stage::Side;
@@ -26,6 +26,9 @@ pub enum Work {
         to: SiteName,
         /// Time between epochs, in ms.
         interval_ms: u64,
+        /// The limits that it is kept to.
+        #[serde(default = "PolicyName::standard")]
+        policy: PolicyName,
     },
     /// Take an event to the table; undone by another one.
     Stage {

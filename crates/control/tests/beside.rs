@@ -27,7 +27,7 @@ const COMMIT: Operation = Operation::Commit { keep_history: false };
 
 async fn world_points(world: &World, site: Option<&protocol::SiteName>) -> Vec<protocol::Attempt> {
     let points = world.control().points(&item(), site).await.unwrap();
-    points.iter().map(|point| point.attempt).collect()
+    points.iter().map(|kept| kept.point.attempt).collect()
 }
 
 fn tested(world: &World, site: &str) -> bool {
@@ -53,7 +53,7 @@ async fn a_test_runs_under_its_own_name_while_replication_goes_on_and_cleanup_le
     world.new_point().await;
 
     assert!(world.run(test_failover()).await.steps.is_empty(), "it is so already");
-    let newest = world.control().points(&item(), None).await.unwrap().pop().unwrap().attempt;
+    let newest = world.control().points(&item(), None).await.unwrap().pop().unwrap().point.attempt;
     let refused = world.start_job(Operation::TestFailover { point: Some(newest) }).await.unwrap_err();
     assert!(refused.is(code::TEST_PENDING) && refused.remedy.contains("sockeye cleanup web01"), "{refused:?}");
     // What a site lists is not offered for protection.
@@ -71,6 +71,7 @@ async fn a_test_runs_under_its_own_name_while_replication_goes_on_and_cleanup_le
         from: "cloud".parse().unwrap(),
         to: "home".parse().unwrap(),
         interval_ms: 1000,
+        policy: protocol::PolicyName::standard(),
     };
     let plan = world.control().plan(Request { item: "web01-test".parse().unwrap(), operation }).await.unwrap();
     assert!(plan.checks.iter().any(|check| check.fault.as_ref().is_some_and(|fault| fault.is(code::TEST_MACHINE))));

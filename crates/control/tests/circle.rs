@@ -201,8 +201,8 @@ async fn a_failover_to_an_older_point_starts_from_it_and_comes_home_tracked() {
         world.new_point().await;
     }
     let points = world.control().points(&item(), None).await.unwrap();
-    let old = points[points.len() - 3].clone();
-    let newest = points[points.len() - 1].attempt;
+    let old = points[points.len() - 3].point.clone();
+    let newest = points[points.len() - 1].point.attempt;
     let pair = Pair { from: old.attempt, to: newest };
     let told = world.control().difference(&item(), pair, None).await.unwrap();
     assert_eq!((told.from.attempt, told.to.attempt), (old.attempt, newest));
@@ -281,13 +281,14 @@ async fn the_point_is_changed_any_number_of_times_and_it_still_comes_home_tracke
     let points = world.control().points(&item(), None).await.unwrap();
     let generation = world.view().await.unwrap().generation;
     let change = |point| Operation::ChangePoint { point: Some(point) };
-    let plan = world.control().plan(Request { item: item(), operation: change(points[1].attempt) }).await.unwrap();
+    let plan =
+        world.control().plan(Request { item: item(), operation: change(points[1].point.attempt) }).await.unwrap();
     assert!(plan.deletes[0].contains("everything it wrote since the failover"), "{:?}", plan.deletes);
     assert_eq!((plan.source.as_str(), plan.target.as_str()), ("cloud", "cloud"));
     for (changed, old) in [1, 0, 2].into_iter().enumerate() {
         world.new_point_free_rest().await;
-        let job = world.run(change(points[old].attempt)).await;
-        assert_eq!(job.figures.point.unwrap().attempt, points[old].attempt);
+        let job = world.run(change(points[old].point.attempt)).await;
+        assert_eq!(job.figures.point.unwrap().attempt, points[old].point.attempt);
         assert!(job.figures.downtime_ms.is_some());
         let view = world.view().await.unwrap();
         assert_eq!(view.stage, Stage::CommitPending { runs_at: AWAY });
@@ -295,12 +296,12 @@ async fn the_point_is_changed_any_number_of_times_and_it_still_comes_home_tracke
         assert_eq!(world.with(|model| model.running()), ["cloud"]);
     }
     world.run(Operation::Commit { keep_history: false }).await;
-    let refused = world.start_job(change(points[0].attempt)).await.unwrap_err();
+    let refused = world.start_job(change(points[0].point.attempt)).await.unwrap_err();
     assert!(refused.is(code::STAGE_REFUSES), "{refused:?}");
     let job = world.run(reprotect(Sync::Tracked, false)).await;
     assert_eq!(job.figures.sync, Some(Sync::Tracked), "all three sets of changes are known");
     world.run(failback(Sync::Tracked, false, true)).await;
-    let planned = world.start_job(change(points[0].attempt)).await.unwrap_err();
+    let planned = world.start_job(change(points[0].point.attempt)).await.unwrap_err();
     assert!(planned.is(code::STAGE_REFUSES) && planned.cause.contains("planned"), "{planned:?}");
     world.assert_sane();
 }
@@ -314,7 +315,7 @@ async fn a_failover_whose_point_was_changed_can_be_taken_back() {
     }
     world.run(unplanned(ShutDownFirst::Require)).await;
     let points = world.control().points(&item(), None).await.unwrap();
-    world.run(Operation::ChangePoint { point: Some(points[0].attempt) }).await;
+    world.run(Operation::ChangePoint { point: Some(points[0].point.attempt) }).await;
     world.run(Operation::Cancel {}).await;
     assert_eq!(world.stage().await, Stage::Protected { runs_at: HOME });
     assert_eq!(world.with(|model| model.running()), ["home"]);

@@ -7,7 +7,7 @@ use component::{Duty, Heartbeat, Ticket};
 use protocol::epoch::{DiskSize, PointKind};
 use protocol::fault::code;
 use protocol::machine::Power;
-use protocol::order::{Grant, Order, Outcome, Replication};
+use protocol::order::{Grant, Order, Outcome, Wishes};
 use protocol::{Attempt, Fault, ItemId, Lineage};
 use replica::{Content, DiskHome, DiskRecord, Replica, Spec};
 
@@ -98,6 +98,20 @@ impl MasterTarget {
         Ok(Outcome::Closed { newest: item.replica.newest() })
     }
 
+    /// Waits for a fresh point, beside whatever else is done with the item, and pins it.
+    async fn add_point(&self, id: &ItemId, ticket: &Ticket) -> Result<Outcome, Fault> {
+        let item = self.shelf.must(id)?;
+        ticket.step("waiting for the next recovery point", None);
+        let point = tokio::select! {
+            point = item.next_point() => point,
+            () = ticket.cancelled() => None,
+        };
+        let nobody = || Fault::new(code::CANCELLED, format!("no point of {id} was added"), "control asks no longer");
+        let point = point.ok_or_else(nobody)?;
+        pin(&item, point.attempt, true).await?;
+        Ok(Outcome::Added { point })
+    }
+
     async fn drop_replica(&self, id: &ItemId) -> Result<Outcome, Fault> {
         let Some(item) = self.shelf.get(id) else {
             self.shelf.forget_folded(id)?;
@@ -126,6 +140,19 @@ impl MasterTarget {
     }
 }
 
+/// Pins a point, or takes its pin away; what is not pinned any more may go at once.
+async fn pin(item: &Arc<Item>, point: Attempt, pinned: bool) -> Result<Outcome, Fault> {
+    let of = item.clone();
+    blocking(move || {
+        let replica = &of.replica;
+        let done = if pinned { replica.pin(point) } else { replica.unpin(point) };
+        done.map_err(|error| of.fault(&error))
+    })
+    .await?;
+    item.tend();
+    Ok(Outcome::Nothing)
+}
+
 fn in_use(item: &ItemId) -> Fault {
     Fault::new(
         code::REPLICA_BUSY,
@@ -146,6 +173,7 @@ impl Duty for MasterTarget {
             | Order::Absorb { item, .. }
             | Order::Standpoint { item }
             | Order::GiveBack { item }
+            | Order::PinPoint { item, .. }
             | Order::ListPoints { item } => Some(shelf.must(item)?),
             // Once its replica is gone there is only the record.
             Order::Fold { item } => shelf.get(item),
@@ -226,7 +254,11 @@ impl Duty for MasterTarget {
             }
             // Without a turn: nothing waits for it.
             (Order::Verify { item }, _) => verify(&shelf.must(&item)?, ticket).await,
-            (Order::ListPoints { .. }, Some(item)) => Ok(Outcome::Points { points: item.replica.points() }),
+            (Order::ListPoints { .. }, Some(item)) => {
+                Ok(Outcome::Points { points: item.replica.points(), pins: item.replica.pins() })
+            }
+            (Order::PinPoint { point, pinned, .. }, Some(item)) => pin(&item, point, pinned).await,
+            (Order::AddPoint { item }, _) => self.add_point(&item, ticket).await,
             (other, _) => Err(Fault::new(
                 code::INTERNAL,
                 "a master target cannot carry out this order",
@@ -235,16 +267,25 @@ impl Duty for MasterTarget {
         }
     }
 
-    async fn replicate(&self, replications: Vec<Replication>) {
-        if !replications.is_empty() {
-            tracing::warn!("a master target was given replications; it has no use for them");
+    async fn follow(&self, wishes: Wishes) {
+        let Wishes { replications: _, keepings } = wishes;
+        let shelf = self.shelf.clone();
+        let kept = blocking(move || {
+            shelf.keep_by(keepings);
+            Ok(())
+        });
+        if let Err(fault) = kept.await {
+            tracing::warn!(%fault, "which points are to be kept could not be taken over");
         }
     }
 
     async fn heartbeat(&self) -> Heartbeat {
+        let items = self.shelf.all();
+        let keepings =
+            blocking(move || Ok(items.iter().map(|item| item.keeping()).collect())).await.unwrap_or_default();
         match self.shelf.platform.inventory().await {
-            Ok(machines) => Heartbeat { machines: Some(machines), ..Heartbeat::default() },
-            Err(fault) => Heartbeat { fault: Some(fault), ..Heartbeat::default() },
+            Ok(machines) => Heartbeat { machines: Some(machines), keepings, ..Heartbeat::default() },
+            Err(fault) => Heartbeat { fault: Some(fault), keepings, ..Heartbeat::default() },
         }
     }
 }

@@ -10,9 +10,11 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use component::clock::now_ms;
 use protocol::epoch::{DiskSize, EpochHeader, EpochTotals, Point};
 use protocol::fault::code;
+use protocol::keeping::KeepingStatus;
 use protocol::order::Grant;
-use protocol::{Attempt, Changes, Fault, ItemId, Position};
+use protocol::{Attempt, Changes, Fault, ItemId, Position, Retention};
 use replica::{Ahead, Batch, Epoch, Leaves, Replica, ReplicaError, Write};
+use tokio::sync::watch;
 use tokio::task::AbortHandle;
 
 use crate::hashing::Hashing;
@@ -30,6 +32,8 @@ pub(crate) struct Item {
     session: Mutex<Option<AbortHandle>>,
     tending: Tending,
     hashing: Arc<Hashing>,
+    /// How many epochs were sealed in this process's life.
+    sealed: watch::Sender<u64>,
     /// Orders for one item are carried out one after the other.
     pub(crate) gate: tokio::sync::Mutex<()>,
     /// The same for orders about what stands beside it.
@@ -41,6 +45,8 @@ struct OpenEpoch {
     header: EpochHeader,
     taken: u64,
     totals: EpochTotals,
+    /// What the journal took before it (bytes).
+    journal_before: u64,
 }
 
 /// What prepares batches of the open epoch.
@@ -74,7 +80,8 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 }
 
 impl Item {
-    pub(crate) fn new(replica: Replica, record: Record, file: PathBuf) -> Item {
+    /// `journal`: its directory on the retention volume.
+    pub(crate) fn new(replica: Replica, record: Record, file: PathBuf, journal: PathBuf) -> Item {
         Item {
             replica: Arc::new(replica),
             file,
@@ -82,8 +89,9 @@ impl Item {
             open: Mutex::default(),
             ahead: Mutex::default(),
             session: Mutex::default(),
-            tending: Tending::default(),
+            tending: Tending::new(journal),
             hashing: Arc::default(),
+            sealed: watch::Sender::default(),
             gate: tokio::sync::Mutex::default(),
             beside: tokio::sync::Mutex::default(),
         }
@@ -176,12 +184,13 @@ impl Item {
             Some(other) => other.epoch.roll_back().map_err(|error| self.fault(&error))?,
             None => {}
         }
-        let epoch = self.replica.begin(header).map_err(|error| self.fault(&error))?;
+        let epoch = self.replica.begin(header).map_err(|error| self.not_taken(&error, header))?;
         let disks = self.replica.disks();
         let order = header.disks.iter().filter_map(|disk| disks.iter().position(|here| here.key == disk.disk));
         let order = order.map(|index| index as u16).collect();
         *lock(&self.ahead) = Some(Preparing { attempt: header.attempt, ahead: epoch.ahead(), order });
-        *open = Some(OpenEpoch { epoch, header: header.clone(), taken: 0, totals: EpochTotals::default() });
+        let (journal_before, header) = (self.replica.journal_bytes(), header.clone());
+        *open = Some(OpenEpoch { epoch, header, taken: 0, totals: EpochTotals::default(), journal_before });
         Ok(0)
     }
 
@@ -222,12 +231,11 @@ impl Item {
         if let Err(error) = applied {
             // What was counted as taken is not there: the epoch cannot be continued by anybody.
             lock(&self.ahead).take();
-            if let Some(open) = guard.take()
-                && let Err(error) = open.epoch.roll_back()
-            {
+            let Some(open) = guard.take() else { return Err(self.fault(&error)) };
+            if let Err(error) = open.epoch.roll_back() {
                 tracing::error!(%error, "an epoch that failed could not be rolled back; the next start does it");
             }
-            return Err(self.fault(&error));
+            return Err(self.not_taken(&error, &open.header));
         }
         Ok(taken)
     }
@@ -246,8 +254,21 @@ impl Item {
             open.epoch.roll_back().map_err(|error| self.fault(&error))?;
             return Err(Fault::new(code::TOTALS, format!("epoch {attempt} of {} is incomplete", self.id()), cause));
         }
-        let point = open.epoch.seal(now_ms()).map_err(|error| self.fault(&error))?;
+        let grown = self.replica.journal_bytes().saturating_sub(open.journal_before);
+        let point = open.epoch.seal(now_ms()).map_err(|error| self.not_taken(&error, &open.header))?;
+        self.tending.taken(grown);
+        self.sealed.send_modify(|count| *count += 1);
         Ok(point)
+    }
+
+    /// Why an epoch was not taken. Where it did not fit, history makes room for it.
+    fn not_taken(&self, error: &ReplicaError, header: &EpochHeader) -> Fault {
+        let fault = self.fault(error);
+        if fault.is(code::NO_SPACE) {
+            self.tending.starved(header.expected_bytes, fault.clone());
+            self.tend();
+        }
+        fault
     }
 
     /// Rolls the open epoch back, if it is this attempt (or whichever it is).
@@ -281,13 +302,44 @@ impl Item {
         self.hashing.leaves(&self.replica)
     }
 
-    /// Lets go of points that are not kept any more and hashes what is new, aside: nobody waits for it. Nothing new is begun
-    /// while it goes on.
+    /// Lets go of points that are not kept any more and hashes what is new, aside: nobody waits for it. To be called inside
+    /// the runtime.
     pub(crate) fn tend(&self) {
         let record = self.record();
         self.hashing.begin(record.item.clone(), &self.replica);
         let keep = record.stood_on().into_iter().chain(record.kept.as_ref().map(|kept| kept.at)).collect();
-        self.tending.begin(record.item, &self.replica, keep);
+        self.tending.begin(record.item, &self.replica, record.retention, keep);
+    }
+
+    /// Goes by `retention` from now on.
+    pub(crate) fn keep_by(&self, retention: &Retention) -> Result<(), Fault> {
+        if self.record().retention != *retention {
+            self.change(|record| record.retention = retention.clone())?;
+            self.tend();
+        }
+        Ok(())
+    }
+
+    /// How the history stands.
+    pub(crate) fn keeping(&self) -> KeepingStatus {
+        self.tending.status(self.id(), &self.replica)
+    }
+
+    /// Waits until a point is sealed that was cut after this call began, and gives it.
+    ///
+    /// The epoch that is on its way may have been cut before; the one after it is cut only when this one was acknowledged.
+    pub(crate) async fn next_point(&self) -> Option<Point> {
+        let mut sealed = self.sealed.subscribe();
+        let before = *sealed.borrow_and_update();
+        // The sender lives as long as `self`.
+        sealed.wait_for(|count| *count >= before + 2).await.ok()?;
+        self.replica.newest()
+    }
+
+    /// Waits until nothing is left of what [`Item::tend`] began.
+    #[cfg(test)]
+    pub(crate) async fn tended(&self) {
+        self.tending.done().await;
     }
 
     /// Ends what [`Item::tend`] began, and waits for it.

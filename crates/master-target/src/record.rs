@@ -9,7 +9,7 @@ use std::path::{Path, PathBuf};
 
 use protocol::machine::MachineSpec;
 use protocol::order::Grant;
-use protocol::{Attempt, DiskKey, ItemId, Lineage, Position};
+use protocol::{Attempt, DiskKey, ItemId, Lineage, Position, Retention};
 use serde::{Deserialize, Serialize};
 
 /// The record of one item.
@@ -34,6 +34,9 @@ pub(crate) struct Record {
     /// There is no replica any more: the machine that stood on it is being folded, or was.
     #[serde(default)]
     pub(crate) folded: Option<Folded>,
+    /// Which points stay; as control last said.
+    #[serde(default)]
+    pub(crate) retention: Retention,
 }
 
 /// A machine that is folded into its own disks.
@@ -96,6 +99,7 @@ impl Record {
             test: None,
             views: BTreeMap::new(),
             folded: None,
+            retention: Retention::default(),
         }
     }
 

@@ -10,6 +10,21 @@ use protocol::Fault;
 use protocol::fault::code;
 use rustix::fs::StatVfsMountFlags;
 
+/// How much space a volume has.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Room {
+    /// What may still be written by this process.
+    pub(crate) free_bytes: u64,
+    pub(crate) capacity_bytes: u64,
+}
+
+/// The room on the volume under `directory`.
+pub(crate) fn room(directory: &Path) -> std::io::Result<Room> {
+    let told = rustix::fs::statvfs(directory)?;
+    let bytes = |blocks: u64| blocks.saturating_mul(told.f_frsize);
+    Ok(Room { free_bytes: bytes(told.f_bavail), capacity_bytes: bytes(told.f_blocks) })
+}
+
 /// What the kernel tells of the volume under a directory.
 #[derive(Debug, Clone, PartialEq, Eq)]
 struct Volume {

@@ -8,6 +8,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
 use nbd::{Address, QemuNbd, Server, Uri};
 use platforms::Platform;
 use protocol::fault::code;
+use protocol::keeping::Keeping;
 use protocol::{Attempt, Fault, ItemId};
 use replica::{Disk, DiskHome, DiskRecord, Place, Replica, ReplicaError, Spec};
 use tokio::runtime::Handle;
@@ -31,6 +32,8 @@ pub(crate) struct Shelf {
     folded: Mutex<BTreeMap<ItemId, Record>>,
     /// The programs that serve writable views, by item and number.
     scratch: Mutex<BTreeMap<(ItemId, i64), Vec<QemuNbd>>>,
+    /// What control last said is to be kept, also of items that are not here yet.
+    keepings: Mutex<Vec<Keeping>>,
 }
 
 impl Shelf {
@@ -54,6 +57,7 @@ impl Shelf {
             items: RwLock::default(),
             folded: Mutex::default(),
             scratch: Mutex::default(),
+            keepings: Mutex::default(),
         };
         let records = data_dir.join("items");
         for entry in std::fs::read_dir(&records).map_err(failed(&records))? {
@@ -73,8 +77,9 @@ impl Shelf {
             return Ok(());
         }
         let place = self.place(&id);
+        let journal = place.retention.clone();
         let replica = self.on_disk(&id, move |open| Replica::open(&place, open)).await?;
-        let item = Arc::new(Item::new(replica, record, file));
+        let item = Arc::new(Item::new(replica, record, file, journal));
         if let Some(raised) = item.record().raised {
             self.serve_view(&item, raised.point, Use::Raised).await?;
         }
@@ -91,14 +96,16 @@ impl Shelf {
     pub(crate) async fn create(&self, spec: Spec, record: Record) -> Result<Arc<Item>, Fault> {
         let id = record.item.clone();
         let place = self.place(&id);
+        let journal = place.retention.clone();
         let replica = self.on_disk(&id, move |open| Replica::create(&place, &spec, open)).await?;
         let file = self.record_file(&id);
         record.save(&file).map_err(|error| {
             Fault::new(code::REPLICA_IO, format!("the record of {id} could not be written"), error.to_string())
         })?;
-        let item = Arc::new(Item::new(replica, record, file));
+        let item = Arc::new(Item::new(replica, record, file, journal));
         self.write_folded().remove(&id);
         self.write_items().insert(id, item.clone());
+        self.apply_keeping(&item);
         Ok(item)
     }
 
@@ -157,6 +164,34 @@ impl Shelf {
     /// The item, if it is kept here.
     pub(crate) fn get(&self, item: &ItemId) -> Option<Arc<Item>> {
         self.items.read().unwrap_or_else(PoisonError::into_inner).get(item).cloned()
+    }
+
+    /// Goes by these from now on. An item that is not named stays as it is.
+    pub(crate) fn keep_by(&self, keepings: Vec<Keeping>) {
+        // Written down first: an item that is being made looks here once it can be found.
+        *self.keepings.lock().unwrap_or_else(PoisonError::into_inner) = keepings;
+        let items = self.all();
+        items.iter().for_each(|item| self.apply_keeping(item));
+    }
+
+    /// Has an item go by what control last said of it.
+    fn apply_keeping(&self, item: &Item) {
+        let (id, lineage) = (item.id(), item.record().lineage);
+        let found = {
+            let keepings = self.keepings.lock().unwrap_or_else(PoisonError::into_inner);
+            let found = keepings.iter().find(|keeping| keeping.item == id && keeping.lineage == lineage);
+            found.map(|keeping| keeping.retention.clone())
+        };
+        if let Some(retention) = found
+            && let Err(fault) = item.keep_by(&retention)
+        {
+            tracing::warn!(item = %id, %fault, "which points are to be kept could not be written down");
+        }
+    }
+
+    /// All items whose replicas are kept here.
+    pub(crate) fn all(&self) -> Vec<Arc<Item>> {
+        self.items.read().unwrap_or_else(PoisonError::into_inner).values().cloned().collect()
     }
 
     /// The item.

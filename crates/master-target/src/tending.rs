@@ -1,41 +1,168 @@
 //! Tends a replica's history after each point, aside: which points stay, and the indexes over them.
 //!
 //! ```text
-//!   seal ─► acknowledge ─► begin ─► step, step, … until nothing is left to do    (a blocking thread, one at a time)
+//!   seal ─► acknowledge ─┐
+//!   another policy ──────┼─► begin ─► step, step, … until nothing is left to do    (a blocking thread, one at a time)
+//!   an epoch did not fit ┘
 //! ```
 //! A step that fails is tried again after the next point: nothing depends on it but space and speed.
+//!
+//! # When space runs short
+//! The journal may take what the policy's budget says, and never so much that the volume has less left than a reserve
+//! for the epoch that is open. Beyond that, points go (the order is [`protocol::retention`]'s), until only the newest and
+//! pinned ones are left. An epoch that does not fit even so is not taken: replication waits until history has made room for
+//! it. What epochs took lately, or wanted, is part of the reserve.
 
+use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use component::clock::now_ms;
-use protocol::retention::Space;
-use protocol::{Attempt, ItemId, Retention};
+use protocol::keeping::KeepingStatus;
+use protocol::retention::{Budget, Space};
+use protocol::{Attempt, Fault, ItemId, Retention};
 use replica::{Did, Replica};
 use tokio::task::JoinHandle;
 
+use crate::retention;
+
+/// The part of a volume that is kept free for open epochs, unless [`LARGEST_RESERVE`] is less (percent).
+const RESERVE_PERCENT: u64 = 5;
+const LARGEST_RESERVE: u64 = 1 << 30;
+/// From which part of what there is on people are told, where the policy has no budget of its own.
+const ALARM_PERCENT: u8 = 80;
+
 /// What is going on for one item.
-#[derive(Default)]
 pub(crate) struct Tending {
+    /// The directory on the retention volume whose journal it is.
+    journal: PathBuf,
     task: Mutex<Option<JoinHandle<()>>>,
-    ended: Arc<AtomicBool>,
+    shared: Arc<Shared>,
+}
+
+#[derive(Default)]
+struct Shared {
+    ended: AtomicBool,
+    turn: Mutex<Turn>,
+    wanted: Mutex<Wanted>,
+    told: Mutex<Told>,
+}
+
+/// Whether a round is going on, and whether another one follows because something changed meanwhile.
+#[derive(Default)]
+struct Turn {
+    running: bool,
+    again: bool,
+}
+
+/// What a round goes by.
+#[derive(Debug, Clone, Default)]
+struct Wanted {
+    policy: Retention,
+    /// Points that stay whatever the policy says.
+    keep: Vec<Attempt>,
+    /// So much must be left free (bytes), for epochs like those that came or did not fit.
+    room_for: u64,
+}
+
+/// How it went last.
+#[derive(Default)]
+struct Told {
+    budget_bytes: u64,
+    space: Option<Space>,
+    /// Why the last round failed.
+    failed: Option<Fault>,
+    /// Why the last epoch was not taken.
+    refused: Option<Fault>,
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 impl Tending {
-    /// Begins, unless it is going on already or was ended for good. `keep` stays whatever the policy says.
-    pub(crate) fn begin(&self, item: ItemId, replica: &Arc<Replica>, keep: Vec<Attempt>) {
-        let mut task = self.task.lock().unwrap_or_else(PoisonError::into_inner);
-        if task.as_ref().is_some_and(|task| !task.is_finished()) || self.ended.load(Ordering::Acquire) {
+    /// Of a replica whose journal is in the directory `journal`.
+    pub(crate) fn new(journal: PathBuf) -> Tending {
+        Tending { journal, task: Mutex::default(), shared: Arc::default() }
+    }
+
+    /// Begins a round, or has one follow the one that is going on; nothing once it was ended for good. `keep` stays
+    /// whatever the policy says. To be called inside the runtime.
+    pub(crate) fn begin(&self, item: ItemId, replica: &Arc<Replica>, policy: Retention, keep: Vec<Attempt>) {
+        {
+            let mut wanted = lock(&self.shared.wanted);
+            (wanted.policy, wanted.keep) = (policy, keep);
+        }
+        let mut task = lock(&self.task);
+        if self.shared.ended.load(Ordering::Acquire) {
             return;
         }
-        let (replica, ended) = (replica.clone(), self.ended.clone());
-        *task = Some(tokio::task::spawn_blocking(move || run(&item, &replica, &keep, &ended)));
+        let mut turn = lock(&self.shared.turn);
+        if turn.running && task.as_ref().is_some_and(|task| !task.is_finished()) {
+            turn.again = true;
+            return;
+        }
+        *turn = Turn { running: true, again: false };
+        let (replica, shared, journal) = (replica.clone(), self.shared.clone(), self.journal.clone());
+        *task = Some(tokio::task::spawn_blocking(move || {
+            loop {
+                round(&item, &replica, &journal, &shared);
+                let mut turn = lock(&shared.turn);
+                if !std::mem::take(&mut turn.again) {
+                    turn.running = false;
+                    return;
+                }
+            }
+        }));
+    }
+
+    /// An epoch of `bytes` did not fit on the volume: room is made for its before-images from the next round on.
+    pub(crate) fn starved(&self, bytes: u64, why: Fault) {
+        let mut wanted = lock(&self.shared.wanted);
+        wanted.room_for = wanted.room_for.max(before_images(bytes));
+        lock(&self.shared.told).refused = Some(why);
+    }
+
+    /// An epoch was taken by which the journal grew by `bytes`: the next ones may be as large, less and less probably so.
+    pub(crate) fn taken(&self, bytes: u64) {
+        let mut wanted = lock(&self.shared.wanted);
+        wanted.room_for = (wanted.room_for / 8 * 7).max(before_images(bytes));
+        lock(&self.shared.told).refused = None;
+    }
+
+    /// How the history of `replica` stands.
+    pub(crate) fn status(&self, item: ItemId, replica: &Replica) -> KeepingStatus {
+        let (points, oldest) = replica.reach();
+        let journal_bytes = replica.journal_bytes();
+        let told = lock(&self.shared.told);
+        let policy = lock(&self.shared.wanted).clone();
+        // Before the first round nothing was told yet.
+        let bounded = told.space.is_none().then(|| within(&policy, journal_bytes, &self.journal).ok()).flatten();
+        let budget = bounded.as_ref().and_then(|policy| policy.budget).map_or(told.budget_bytes, |budget| budget.bytes);
+        KeepingStatus {
+            item,
+            points,
+            oldest_cut_at_ms: oldest.map(|point| point.cut_at_ms),
+            journal_bytes,
+            budget_bytes: budget,
+            space: told.space.unwrap_or_else(|| bounded.map_or(Space::Enough, |policy| policy.space(journal_bytes))),
+            fault: told.refused.clone().or_else(|| told.failed.clone()),
+        }
+    }
+
+    /// Waits until nothing is going on.
+    #[cfg(test)]
+    pub(crate) async fn done(&self) {
+        let task = lock(&self.task).take();
+        if let Some(task) = task {
+            task.await.unwrap();
+        }
     }
 
     /// Lets nothing begin any more, and waits for what is going on: it uses the replica no longer then.
     pub(crate) async fn end(&self) {
-        self.ended.store(true, Ordering::Release);
-        let task = self.task.lock().unwrap_or_else(PoisonError::into_inner).take();
+        self.shared.ended.store(true, Ordering::Release);
+        let task = lock(&self.task).take();
         if let Some(task) = task
             && task.await.is_err()
         {
@@ -44,14 +171,37 @@ impl Tending {
     }
 }
 
-fn run(item: &ItemId, replica: &Replica, keep: &[Attempt], ended: &AtomicBool) {
-    let policy = Retention::default();
-    while !ended.load(Ordering::Acquire) {
-        match replica.tend(&policy, now_ms(), keep) {
+/// What the before-images of an epoch of `bytes` may take, with their index.
+fn before_images(bytes: u64) -> u64 {
+    bytes.saturating_add(bytes / 8).saturating_add(1 << 20)
+}
+
+/// The policy with the budget that it has on this volume now.
+fn within(wanted: &Wanted, journal_bytes: u64, journal: &Path) -> std::io::Result<Retention> {
+    let room = retention::room(journal)?;
+    let reserve = (room.capacity_bytes / 100 * RESERVE_PERCENT).min(LARGEST_RESERVE).max(wanted.room_for);
+    let there = journal_bytes.saturating_add(room.free_bytes).saturating_sub(reserve);
+    let budget = wanted.policy.budget.unwrap_or(Budget { bytes: u64::MAX, alarm_percent: ALARM_PERCENT });
+    let budget = Some(Budget { bytes: budget.bytes.min(there), ..budget });
+    Ok(Retention { budget, ..wanted.policy.clone() })
+}
+
+/// Steps until nothing is left to do.
+fn round(item: &ItemId, replica: &Replica, journal: &Path, shared: &Shared) {
+    while !shared.ended.load(Ordering::Acquire) {
+        let wanted = lock(&shared.wanted).clone();
+        let policy = within(&wanted, replica.journal_bytes(), journal).unwrap_or_else(|error| {
+            tracing::warn!(%item, %error, "the retention volume does not tell what room it has");
+            wanted.policy.clone()
+        });
+        match replica.tend(&policy, now_ms(), &wanted.keep) {
             Ok(tended) => {
-                if tended.space != Space::Enough {
+                let mut told = lock(&shared.told);
+                if told.space != Some(tended.space) && tended.space != Space::Enough {
                     tracing::warn!(%item, tended.journal_bytes, ?tended.space, "the history's space runs short");
                 }
+                (told.space, told.failed) = (Some(tended.space), None);
+                told.budget_bytes = policy.budget.map_or(0, |budget| budget.bytes);
                 if tended.did == Did::Nothing {
                     return;
                 }
@@ -59,6 +209,7 @@ fn run(item: &ItemId, replica: &Replica, keep: &[Attempt], ended: &AtomicBool) {
             }
             Err(error) => {
                 tracing::warn!(%item, %error, "the history of a replica could not be tended");
+                lock(&shared.told).failed = Some(error.fault(item));
                 return;
             }
         }
@@ -66,46 +217,4 @@ fn run(item: &ItemId, replica: &Replica, keep: &[Attempt], ended: &AtomicBool) {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-    use bytes::Bytes;
-    use protocol::epoch::{Basis, DiskSize};
-    use protocol::{EpochHeader, Lineage, PointKind};
-    use replica::{Content, DiskHome, DiskRecord, Payload, Place, Spec, Write, open_inside};
-
-    #[tokio::test]
-    async fn after_a_point_old_ones_go_aside_but_those_that_are_needed() {
-        let directory = tempfile::tempdir().unwrap();
-        let (lineage, item): (Lineage, ItemId) = (Lineage::fresh(), "web01".parse().unwrap());
-        let disk = DiskRecord { key: "disk0".parse().unwrap(), size: 1 << 20, home: DiskHome::Inside };
-        let place = Place { directory: directory.path().join("r"), retention: directory.path().join("j") };
-        let disks = vec![DiskSize { disk: disk.key.clone(), size: disk.size }];
-        let spec = Spec { item: item.clone(), lineage, disks: vec![disk], content: Content::Empty };
-        let replica = Arc::new(Replica::create(&place, &spec, &open_inside).unwrap());
-        let at = |number| Attempt { generation: 1, number };
-        let now = now_ms();
-        // One every ten minutes, up to now: 48 hours of them.
-        for number in 1..=288u64 {
-            let base = replica.newest().map(|point| point.attempt);
-            let (basis, kind) = (Basis::Tracked, PointKind::CrashConsistent);
-            let (attempt, disks) = (at(number), disks.clone());
-            let header = EpochHeader { lineage, attempt, base, basis, cut_at_ms: 0, disks, kind, expected_bytes: 0 };
-            let mut epoch = replica.begin(&header).unwrap();
-            let payload = Payload::Data(Bytes::from(vec![number as u8; 4096]));
-            epoch.apply(&[Write { disk: 0, offset: 0, payload }]).unwrap();
-            epoch.seal(now - (288 - number) * 600_000).unwrap();
-        }
-        let tending = Tending::default();
-        tending.begin(item, &replica, vec![at(5)]);
-        let task = tending.task.lock().unwrap().take().unwrap();
-        task.await.unwrap();
-        let points = replica.points();
-        assert_eq!(points[0].attempt, at(5), "what a machine was raised from stays");
-        assert_eq!(points[1..].iter().map(|p| p.attempt.number).collect::<Vec<_>>(), (145..=288).collect::<Vec<_>>());
-        let mut read = vec![0; 4096];
-        replica.view(at(5)).unwrap().read(0, 0, &mut read).unwrap();
-        assert_eq!(read, [5; 4096]);
-        tending.end().await;
-        assert_eq!(Arc::strong_count(&replica), 1);
-    }
-}
+mod tests;

@@ -10,7 +10,7 @@ use component::{Duty, Heartbeat, Ticket};
 use platforms::{Platform, Start, Stopped};
 use protocol::fault::code;
 use protocol::machine::Power;
-use protocol::order::{Order, Outcome, Replication};
+use protocol::order::{Order, Outcome, Replication, Wishes};
 use protocol::{Attempt, Fault, ItemId, Lineage};
 use tokio::sync::{Mutex, Notify};
 
@@ -218,7 +218,8 @@ impl Duty for ProcessServer {
         }
     }
 
-    async fn replicate(&self, replications: Vec<Replication>) {
+    async fn follow(&self, wishes: Wishes) {
+        let Wishes { replications, keepings: _ } = wishes;
         if let Err(error) = self.keep.set_replications(&replications) {
             tracing::warn!(%error, "the list of replications could not be kept; a restart would wait for control");
         }
@@ -231,6 +232,6 @@ impl Duty for ProcessServer {
             Err(fault) => (None, Some(fault)),
         };
         let replications = self.running.lock().await.values().map(Running::status).collect();
-        Heartbeat { machines, fault, replications }
+        Heartbeat { machines, fault, replications, keepings: vec![] }
     }
 }

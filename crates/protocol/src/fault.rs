@@ -66,6 +66,9 @@ catalogue! {
     WORLD_CHANGED = "CTL-018", "what the operation was planned on has changed", "ask for the plan again and look at it";
     TEST_PENDING = "CTL-019", "a test of the item is under way", "end it: sockeye cleanup ITEM";
     TEST_MACHINE = "CTL-020", "the machine is a test of another item", "protect the machine itself, not a test of it";
+    UNKNOWN_POLICY = "CTL-021", "there is no policy of that name", "list them: sockeye policy list";
+    POLICY_IN_USE = "CTL-022", "the policy is in use, or is the one that is always there", "give its items another one first: sockeye policy apply NAME ITEM";
+    POLICY_EXISTS = "CTL-023", "there is another policy of that name", "choose another name, or change it for all its items with --replace";
     // MOV: movement between sites
     LINK = "MOV-001", "the connection between the movers failed", "none needed: it is repeated by itself; if it stays, see whether both sides are connected (sockeye component list) and whether a firewall closes the master target's port";
     BASE_MISMATCH = "MOV-002", "an epoch does not build on the newest point of the replica", "none needed: the sender compares and repeats";

@@ -79,6 +79,18 @@ name!(
     DiskKey,
     "disk key"
 );
+name!(
+    /// A policy's name.
+    PolicyName,
+    "policy name"
+);
+
+impl PolicyName {
+    /// The name of the policy that is there from the start.
+    pub fn standard() -> PolicyName {
+        PolicyName("standard".into())
+    }
+}
 
 /// In REST documents each of these is a string.
 macro_rules! written_as_text {
@@ -91,7 +103,7 @@ macro_rules! written_as_text {
         impl utoipa::ToSchema for $type {}
     )*};
 }
-written_as_text!(ItemId, SiteName, DiskKey, Lineage, Attempt);
+written_as_text!(ItemId, SiteName, DiskKey, PolicyName, Lineage, Attempt);
 
 /// The identity of a disk content's history: every copy that descends from one protected machine carries it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]

@@ -3,13 +3,14 @@
 //! ```text
 //!   component ── POST /api/v1/components/{name}/exchange ──►  control
 //!                { heartbeat, reports }                         │   held open until there is something to do
-//!             ◄── { orders, replications } ─────────────────────┘
+//!             ◄── { orders, wishes } ───────────────────────────┘
 //! ```
 //!
 //! Control never calls into a site: components ask. Two kinds of work exist. An **order** is finite: it is handed out
 //! again on every exchange until its outcome was reported, so it must be safe to repeat, and a component that already
-//! runs it ignores the repetition. A **replication** is a wish about the future: the complete list of what a process
-//! server should be replicating; the component keeps it on its own disk and goes on with it while control is away.
+//! runs it ignores the repetition. A **wish** is about the future: the complete list of what a process server should be
+//! replicating, and of what a master target should be keeping; the component writes it down on its own disk and goes by it
+//! while control is away.
 
 use std::collections::BTreeMap;
 
@@ -21,6 +22,7 @@ use crate::difference::{Difference, Pair};
 use crate::epoch::{DiskSize, Point};
 use crate::fault::Fault;
 use crate::id::{Attempt, DiskKey, ItemId, Lineage, SiteName};
+use crate::keeping::{Keeping, KeepingStatus};
 use crate::machine::{Machine, MachineSpec, Settled};
 use crate::position::{Changes, Distrust, Position};
 pub use crate::replication::{Moved, Progress, Replication, ReplicationPhase, ReplicationStatus, Sync};
@@ -71,11 +73,13 @@ pub struct ExchangeRequest {
     pub fault: Option<Fault>,
     /// How each of its replications stands.
     pub replications: Vec<ReplicationStatus>,
+    /// How the history of each item that it keeps stands.
+    pub keepings: Vec<KeepingStatus>,
     /// What became of orders since the last exchange that control answered.
     pub reports: Vec<Report>,
     /// How long control may hold the request open while there is nothing to do, in ms.
     pub wait_ms: u64,
-    /// The number of the last list of replications that the component has taken over.
+    /// The number of the last wishes that the component has taken over.
     pub seen: u64,
 }
 
@@ -84,10 +88,19 @@ pub struct ExchangeRequest {
 pub struct ExchangeReply {
     /// Everything that is to be done and whose outcome control does not know yet.
     pub orders: Vec<NumberedOrder>,
-    /// The complete list of what a process server should be replicating.
-    pub replications: Vec<Replication>,
-    /// The number of this list; it rises when the list changes.
+    /// What is wanted of the component from now on.
+    pub wishes: Wishes,
+    /// The number of these wishes; it rises when they change.
     pub number: u64,
+}
+
+/// What is wanted of a component from now on: always all of it.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+pub struct Wishes {
+    /// What a process server should be replicating.
+    pub replications: Vec<Replication>,
+    /// What a master target should be keeping. An item that is not named stays as it is.
+    pub keepings: Vec<Keeping>,
 }
 
 /// An order with the number under which its outcome is reported.
@@ -293,6 +306,20 @@ pub enum Order {
         /// The item.
         item: ItemId,
     },
+    /// Pin a point, so that retention never takes it, or take its pin away. Outcome: `Nothing`.
+    PinPoint {
+        /// The item.
+        item: ItemId,
+        /// The point.
+        point: Attempt,
+        /// Whether it is to be pinned.
+        pinned: bool,
+    },
+    /// Wait for a point that is cut after this order was given, and pin it. Outcome: `Added`.
+    AddPoint {
+        /// The item.
+        item: ItemId,
+    },
     /// What two points differ in. Outcome: `Differ`.
     DiffPoints {
         /// The item.
@@ -402,6 +429,13 @@ pub enum Outcome {
     Points {
         /// Oldest first.
         points: Vec<Point>,
+        /// Those of them that are pinned.
+        pins: Vec<Attempt>,
+    },
+    /// A point was taken and pinned.
+    Added {
+        /// The point.
+        point: Point,
     },
     /// What the two points differ in.
     Differ {

@@ -5,9 +5,15 @@
 //!   GET  /api/v1/openapi.json
 //!   GET  /api/v1/status?item=                        [ItemView]
 //!   GET  /api/v1/items           GET /items/{item}   ItemView
-//!   GET  /api/v1/items/{item}/points                 [Point]                     (?site=)
+//!   GET  /api/v1/items/{item}/points                 [KeptPoint]                 (?site=)
+//!   POST /api/v1/items/{item}/points                 AddPoint     → Point        (the next one, pinned)
+//!   PUT  /api/v1/items/{item}/points/{point}/pin     PinPoint                    (?site=)
 //!   GET  /api/v1/items/{item}/points/difference      Difference                  (?from=&to=&site=)
 //!   GET  /api/v1/items/{item}/explain                Explanation
+//!   PUT  /api/v1/items/{item}/policy                 ApplyPolicy  → PolicyEffect
+//!   GET  /api/v1/policies                            [Policy]
+//!   PUT  /api/v1/policies/{name}                     SetPolicy    → PolicyEffect
+//!   DELETE /api/v1/policies/{name}
 //!   POST /api/v1/plans                               Request      → Plan        (shows; changes nothing)
 //!   POST /api/v1/jobs                                Start        → Job         (starts what was shown)
 //!   GET  /api/v1/jobs            GET /jobs/{id}      Job
@@ -30,7 +36,8 @@ use utoipa::ToSchema;
 use crate::beside::{ServedView, TestMachine};
 use crate::epoch::Point;
 use crate::fault::Fault;
-use crate::id::{Attempt, ItemId, SiteName};
+use crate::id::{Attempt, ItemId, PolicyName, SiteName};
+use crate::keeping::KeepingStatus;
 use crate::machine::Machine;
 use crate::order::{Moved, Registration, ReplicationStatus, Sync};
 use crate::stage::{Side, Stage};
@@ -50,6 +57,9 @@ pub enum Operation {
         to: SiteName,
         /// Time between epochs, in ms.
         interval_ms: u64,
+        /// The limits that it is kept to.
+        #[serde(default = "PolicyName::standard")]
+        policy: PolicyName,
     },
     /// Stop replicating and forget the item; its machine runs on.
     Unprotect {
@@ -384,6 +394,10 @@ pub struct ItemView {
     pub rpo_ms: Option<u64>,
     /// The policy's limit for it, in ms.
     pub rpo_limit_ms: u64,
+    /// The policy's name.
+    pub policy: PolicyName,
+    /// How its history stands where the machine does not run, as the master target there last told.
+    pub history: Option<KeepingStatus>,
     /// The newest recovery point at the side where the machine does not run.
     pub newest: Option<Point>,
     /// Whether a failback is possible, in words.

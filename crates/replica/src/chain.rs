@@ -104,6 +104,13 @@ impl Chain {
         self.read().kept().map(|step| (step.number, step.point.clone())).collect()
     }
 
+    /// How many points are kept, and the oldest of them.
+    pub fn reach(&self) -> (u64, Option<Point>) {
+        let inner = self.read();
+        let oldest = inner.kept().next().map(|step| step.point.clone());
+        (inner.kept().count() as u64, oldest)
+    }
+
     /// The number of the oldest point that is kept.
     pub fn first(&self) -> u64 {
         self.read().oldest

@@ -162,6 +162,11 @@ impl Replica {
         self.store.chain.points().into_iter().map(|(_, point)| point).collect()
     }
 
+    /// How many points are kept, and the oldest of them.
+    pub fn reach(&self) -> (u64, Option<Point>) {
+        self.store.chain.reach()
+    }
+
     /// The newest point.
     pub fn newest(&self) -> Option<Point> {
         self.store.chain.newest().map(|step| step.point.clone())

@@ -2,7 +2,7 @@
 //!
 //! ```text
 //!   sockeye [--output json|table] [--server URL | --profile P]  VERB …
-//!            see:   status · item · points · verify · job · component · vm list · explain · events · audit
+//!            see:   status · item · points · point · policy · verify · job · component · vm list · explain · events · audit
 //!            move:  protect · failover · cleanup · view · change-point · commit · fold · reprotect · failback · complete · cancel
 //!                   · reverse · unprotect
 //!            roles: server · process-server · master-target · up
@@ -11,6 +11,7 @@
 //! This page only says what can be typed; `verb/` and `roles/` do it. Names are checked here, before anything is sent:
 //! what cannot be understood ends with exit code 2 and nothing has happened.
 
+mod history;
 mod machine;
 mod moves;
 mod role;
@@ -21,6 +22,7 @@ use std::time::Duration;
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use protocol::id::{Attempt, ItemId, SiteName};
 
+pub use history::{AddPolicy, OnPoint, PointVerb, PolicyVerb, Sure};
 pub use machine::{Disk, VmDefine, VmLocal, VmStop};
 pub use moves::{ChangePoint, Commit, Failback, Failover, Protect, Reprotect, Then, Unprotect, View, Which};
 pub use role::{Demo, MasterTarget, Mover, PlatformName, Server, Up};
@@ -102,6 +104,12 @@ pub enum Verb {
     Item(ItemVerb),
     /// The recovery points of an item, newest first; or what two of them differ in
     Points(Points),
+    /// Pin recovery points, or take one now
+    #[command(subcommand)]
+    Point(PointVerb),
+    /// Which recovery points are kept, and how old the newest may be
+    #[command(subcommand)]
+    Policy(PolicyVerb),
     /// Prove a replica: read it and its journal, and compare them with what is known of them
     #[command(after_help = "\
 Replication and everything else goes on meanwhile. Exit code 1 when something is damaged: which disk and where is shown, and

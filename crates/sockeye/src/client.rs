@@ -16,7 +16,8 @@ use std::time::Duration;
 use protocol::Fault;
 use protocol::difference::Difference;
 use protocol::epoch::Point;
-use protocol::id::{Attempt, ItemId, SiteName};
+use protocol::id::{Attempt, ItemId, PolicyName, SiteName};
+use protocol::keeping::{AddPoint, ApplyPolicy, KeptPoint, PinPoint, Policy, PolicyEffect, SetPolicy};
 use protocol::rest::{AuditEntry, ComponentView, Explanation, ItemView, Job, MachineView, Plan, Request, Start};
 use reqwest::{Method, Response};
 use serde::Serialize;
@@ -92,9 +93,50 @@ impl Client {
     }
 
     /// An item's recovery points, in the order in which they were sealed.
-    pub async fn points(&self, item: &ItemId, site: Option<&SiteName>) -> Result<Answer<Vec<Point>>, Trouble> {
+    pub async fn points(&self, item: &ItemId, site: Option<&SiteName>) -> Result<Answer<Vec<KeptPoint>>, Trouble> {
         let query: Vec<_> = site.iter().map(|site| ("site", site.as_str())).collect();
         self.get(&format!("/api/v1/items/{item}/points"), &query).await
+    }
+
+    /// Pins a recovery point, or takes its pin away.
+    pub async fn pin(
+        &self,
+        item: &ItemId,
+        point: Attempt,
+        site: Option<&SiteName>,
+        wanted: &PinPoint,
+    ) -> Result<(), Trouble> {
+        let query: Vec<_> = site.iter().map(|site| ("site", site.as_str())).collect();
+        let path = format!("/api/v1/items/{item}/points/{point}/pin");
+        self.exchange(Method::PUT, &path, &query, Some(wanted)).await.map(drop)
+    }
+
+    /// Has a recovery point taken now.
+    pub async fn add_point(&self, item: &ItemId, wanted: &AddPoint) -> Result<Answer<Point>, Trouble> {
+        let patient = Client { time: READING_TIME, ..self.clone() };
+        patient.post(&format!("/api/v1/items/{item}/points"), Some(wanted)).await
+    }
+
+    /// All policies.
+    pub async fn policies(&self) -> Result<Answer<Vec<Policy>>, Trouble> {
+        self.get("/api/v1/policies", &[]).await
+    }
+
+    /// Makes or changes a policy.
+    pub async fn set_policy(&self, wanted: &SetPolicy) -> Result<Answer<PolicyEffect>, Trouble> {
+        self.put(&format!("/api/v1/policies/{}", wanted.policy.name), wanted).await
+    }
+
+    /// Gives an item another policy.
+    pub async fn apply_policy(&self, item: &ItemId, wanted: &ApplyPolicy) -> Result<Answer<PolicyEffect>, Trouble> {
+        self.put(&format!("/api/v1/items/{item}/policy"), wanted).await
+    }
+
+    /// Removes a policy.
+    pub async fn remove_policy(&self, name: &PolicyName, reason: Option<&str>) -> Result<(), Trouble> {
+        let query: Vec<_> = reason.iter().map(|reason| ("reason", *reason)).collect();
+        let path = format!("/api/v1/policies/{name}");
+        self.exchange(Method::DELETE, &path, &query, None::<&()>).await.map(drop)
     }
 
     /// What two of its recovery points differ in.
@@ -187,6 +229,11 @@ impl Client {
         body: Option<&B>,
     ) -> Result<Answer<T>, Trouble> {
         let document = self.json(Method::POST, path, &[], body).await?;
+        self.shaped(document)
+    }
+
+    async fn put<B: Serialize, T: DeserializeOwned>(&self, path: &str, body: &B) -> Result<Answer<T>, Trouble> {
+        let document = self.json(Method::PUT, path, &[], Some(body)).await?;
         self.shaped(document)
     }
 

@@ -11,6 +11,7 @@
 //! - A reader that goes away (`| head`) ends the output, not the command.
 
 pub mod difference;
+pub mod history;
 pub mod item;
 pub mod job;
 pub mod list;

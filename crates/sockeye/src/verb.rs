@@ -8,6 +8,7 @@
 pub mod change;
 pub mod confirm;
 pub mod follow;
+pub mod history;
 pub mod job;
 pub mod login;
 pub mod machine;
@@ -57,6 +58,8 @@ pub async fn run(global: &Global, verb: Verb) -> Result<Ending, Trouble> {
         Verb::Status(status) => see::status(&desk()?, &status).await,
         Verb::Item(verb) => see::item(&desk()?, verb).await,
         Verb::Points(points) => see::points(&desk()?, points).await,
+        Verb::Point(verb) => history::point(&desk()?, verb).await,
+        Verb::Policy(verb) => history::policy(&desk()?, verb).await,
         Verb::Component(verb) => see::component(&desk()?, verb).await,
         Verb::Explain { what } => see::explain(global, &what).await,
         Verb::Audit => see::audit(&desk()?).await,

@@ -13,6 +13,10 @@ use tokio::io::{AsyncBufReadExt, BufReader};
 use tokio::process::Child;
 use typed::Ran;
 
+fn attempt(point: &Value) -> String {
+    point["attempt"].as_str().unwrap().to_string()
+}
+
 /// A role that runs until the test ends, and the QEMUs that it leaves behind.
 struct Role {
     child: Child,
@@ -55,6 +59,38 @@ impl Role {
         let ran = self.run(line).await;
         assert_eq!(ran.code, code, "sockeye {line}\n{}{}", ran.stdout, ran.stderr);
         ran
+    }
+
+    /// Pins `first`, takes another point, and gives the item a policy that lets all others go.
+    async fn keeps_what_it_is_told_to(&self, first: &str) {
+        let points = async || self.ends(0, "points web01 --output json").await.json().as_array().unwrap().clone();
+        self.ends(0, &format!("point pin web01 --point {first} --yes --reason audit")).await;
+        self.ends(3, "point pin web01 --point 99.1 --yes").await;
+        let added = self.ends(0, "point add web01 --yes --output json").await.json();
+        let added = added["attempt"].as_str().unwrap().to_string();
+        let kept: Vec<String> = points().await.iter().filter(|point| point["pinned"] == true).map(attempt).collect();
+        assert_eq!(kept, [first, &added]);
+
+        let short = "policy add short --rpo-limit 1h --all-for 2s --then-none --app-none --budget 50MiB";
+        self.ends(2, short).await;
+        self.ends(0, &format!("{short} --yes")).await;
+        self.ends(3, "policy add short --yes").await;
+        let told = self.ends(0, "policy apply short web01 --dry-run --output json").await.json();
+        assert!(told["items"][0]["go"].is_u64(), "{told}");
+        self.ends(0, "policy apply short web01 --yes").await;
+        self.ends(3, "policy remove short --yes").await;
+        let since = std::time::Instant::now();
+        // At most those of the last two seconds, the pinned ones, and what came while this was asked.
+        while points().await.len() > 8 {
+            assert!(since.elapsed() < Duration::from_secs(60), "{:?}", points().await);
+            tokio::time::sleep(Duration::from_millis(500)).await;
+        }
+        let left: Vec<String> = points().await.iter().map(attempt).collect();
+        assert!(left.contains(&first.to_string()), "{left:?}");
+        let page = self.ends(0, "item show web01").await.stdout;
+        assert!(page.contains("short") && page.contains("of 50.0 MiB"), "{page}");
+        self.ends(0, "policy apply standard web01 --yes").await;
+        self.ends(0, "policy remove short --yes").await;
     }
 
     /// Makes `web01` run at home: 16 MiB of content, and no system on it, so QEMU's firmware looks for one for ever.
@@ -191,6 +227,7 @@ async fn a_machine_goes_out_to_sea_and_comes_home_by_hand() {
     let verified = &job["figures"]["verified"];
     assert!(verified["damage_count"] == 0 && verified["disk_bytes"].as_u64() > Some(0), "{job}");
     up.ends(3, "verify web01 --at nowhere").await;
+    up.keeps_what_it_is_told_to(&first).await;
     up.ends(0, "status --check").await;
 
     up.ends(0, "failback web01").await; // it is at home already

@@ -1,16 +1,17 @@
 //! Steps that remember an item, turn its replication on and off, and wait for the first copy.
 
 use protocol::fault::{Fault, code};
-use protocol::id::{Attempt, Lineage, SiteName};
+use protocol::id::{Attempt, Lineage, PolicyName, SiteName};
 use protocol::order::{Order, Role, Sync};
+use protocol::retention::Retention;
 use protocol::stage::{Side, Stage};
 
 use super::ordering::Undoing;
 use super::{Context, Ending, Halt};
 use crate::database::commit;
-use crate::item::{self, Copy, Item, RPO_LIMIT_MS};
-use crate::job;
+use crate::item::{self, Copy, Item};
 use crate::stage_table::Event;
+use crate::{job, policy};
 
 impl Context<'_> {
     pub(super) async fn create_item(
@@ -19,6 +20,7 @@ impl Context<'_> {
         from: &SiteName,
         to: &SiteName,
         interval_ms: u64,
+        policy: &PolicyName,
     ) -> Result<Ending, Halt> {
         let spec = self.control.fleet().machine(from, machine).map(|(machine, _)| machine.spec.clone());
         let spec = spec.ok_or_else(|| {
@@ -37,7 +39,9 @@ impl Context<'_> {
             generation: 1,
             stage: Stage::Unprotected,
             interval_ms,
-            rpo_limit_ms: RPO_LIMIT_MS,
+            policy: policy.clone(),
+            rpo_limit_ms: 0,
+            retention: Retention::default(),
             home_copy: Copy { authored: Some(1), ..Copy::default() },
             away_copy: Copy { at_rest: true, ..Copy::default() },
             wish: None,
@@ -48,6 +52,7 @@ impl Context<'_> {
         item.hear(Event::Protect)?;
         self.control.tick()?;
         let mut change = self.control.database().change().await?;
+        policy::limit(&mut item, &policy::need(&mut change, policy).await?);
         item::insert(&mut change, &item).await?;
         commit(change).await?;
         self.control.tick()?;
@@ -131,7 +136,7 @@ impl Context<'_> {
 
     async fn first_is_durable(&mut self, item: &Item, from: Side, generation: u64) -> Result<Option<String>, Halt> {
         let component = self.component(from, Role::ProcessServer).await?;
-        let (number, _) = self.control.list_for(&component).await?;
+        let (number, _) = self.control.wishes_for(&component).await?;
         let (told, connected, current) = {
             let fleet = self.control.fleet();
             let known = fleet.components.get(&component);

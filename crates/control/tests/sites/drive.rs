@@ -259,15 +259,18 @@ async fn component(
             (model.machines(site), statuses)
         };
         let machines = (role == Role::ProcessServer).then_some(machines);
+        let tells = role == Role::MasterTarget && site == "cloud";
+        let keepings = if tells { model.lock().unwrap().keepings.clone() } else { vec![] };
+        let reports_now = reports.clone();
         let request =
-            ExchangeRequest { machines, fault: None, replications, reports: reports.clone(), wait_ms: 15, seen };
+            ExchangeRequest { machines, replications, keepings, reports: reports_now, wait_ms: 15, seen, fault: None };
         let Ok(reply) = current.exchange(name, request).await else {
             tokio::time::sleep(Duration::from_millis(5)).await;
             continue;
         };
         reports.clear();
         seen = reply.number;
-        wishes = reply.replications;
+        wishes = reply.wishes.replications;
         let mut model = model.lock().unwrap();
         for order in reply.orders {
             let held = model.hold == Some(word(&order.order)) && !model.acted.contains_key(&order.id);
@@ -294,6 +297,7 @@ pub fn protect() -> Operation {
         from: "home".parse().unwrap(),
         to: "cloud".parse().unwrap(),
         interval_ms: 1000,
+        policy: protocol::PolicyName::standard(),
     }
 }
 

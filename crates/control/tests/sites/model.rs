@@ -6,6 +6,7 @@ use protocol::epoch::{Point, PointKind};
 use protocol::extent::Extent;
 use protocol::fault::{Fault, code};
 use protocol::id::{Attempt, Lineage};
+use protocol::keeping::KeepingStatus;
 use protocol::machine::{Boot, DiskFormat, DiskSource, DiskSpec, Machine, MachineSpec, Power};
 use protocol::order::{Moved, Outcome, Progress, Replication, ReplicationPhase, ReplicationStatus, Sync};
 use protocol::position::{Changes, Delta, Distrust, Position, delta};
@@ -42,6 +43,7 @@ pub struct Replica {
     pub cells: Cells,
     pub position: Option<Position>,
     pub points: Vec<(Point, Cells)>,
+    pub pins: std::collections::BTreeSet<Attempt>,
     pub grant: Option<(u64, String)>,
     /// What it was before it was taken over.
     pub before: Option<Box<(Option<Vm>, Option<Replica>)>>,
@@ -80,6 +82,8 @@ pub struct Model {
     /// Every order that was carried out, in order.
     pub history: Vec<String>,
     pub now: u64,
+    /// How the histories at the cloud stand, as told.
+    pub keepings: Vec<KeepingStatus>,
 }
 
 pub(super) fn fault(entry: &protocol::fault::Entry, why: &str) -> Fault {
@@ -110,6 +114,7 @@ impl Model {
             attempts: BTreeSet::new(),
             history: vec![],
             now: 1,
+            keepings: vec![],
         }
     }
 

@@ -26,7 +26,10 @@ impl Model {
         } else {
             self.carry_out(at, order, wishes)
         };
-        if !matches!(order, Order::ListPoints { .. } | Order::DiffPoints { .. }) {
+        if !matches!(
+            order,
+            Order::ListPoints { .. } | Order::DiffPoints { .. } | Order::PinPoint { .. } | Order::AddPoint { .. }
+        ) {
             self.history.push(format!("{at} {word} {}", if result.is_ok() { "ok" } else { "failed" }));
         }
         self.acted.insert(id.into(), result.clone());
@@ -96,6 +99,7 @@ impl Model {
                     }
                     None => {
                         site.replica = Some(Replica {
+                            pins: Default::default(),
                             lineage: *lineage,
                             cells: [0; CELLS],
                             position: None,
@@ -244,8 +248,29 @@ impl Model {
                 Ok(Outcome::Nothing)
             }
             Order::ListPoints { .. } => {
-                let points = self.replica(at)?.points.iter().map(|(point, _)| point.clone()).collect();
-                Ok(Outcome::Points { points })
+                let replica = self.replica(at)?;
+                let points = replica.points.iter().map(|(point, _)| point.clone()).collect();
+                Ok(Outcome::Points { points, pins: replica.pins.iter().copied().collect() })
+            }
+            Order::PinPoint { point, pinned, .. } => {
+                let replica = self.replica(at)?;
+                if !replica.points.iter().any(|(kept, _)| kept.attempt == *point) {
+                    return Err(fault(code::POINT_GONE, "not kept"));
+                }
+                if *pinned {
+                    replica.pins.insert(*point)
+                } else {
+                    replica.pins.remove(point)
+                };
+                Ok(Outcome::Nothing)
+            }
+            Order::AddPoint { .. } => {
+                let replica = self.replica(at)?;
+                let Some((point, _)) = replica.points.last().cloned() else {
+                    return Err(fault(code::POINT_GONE, "none yet"));
+                };
+                replica.pins.insert(point.attempt);
+                Ok(Outcome::Added { point })
             }
             Order::DiffPoints { points, .. } => {
                 let kept = &self.replica(at)?.points;
@@ -313,6 +338,7 @@ impl Model {
         points.push((kept.clone(), cells));
         let changed_bytes = changes.bytes();
         site.replica = Some(Replica {
+            pins: Default::default(),
             lineage,
             cells,
             position: Some(Position { lineage, base, authored, changes }),
@@ -383,6 +409,8 @@ pub fn word(order: &Order) -> &'static str {
         Order::ServeView { .. } => "serve",
         Order::EndView { .. } => "end-view",
         Order::ListPoints { .. } => "list-points",
+        Order::PinPoint { .. } => "pin-point",
+        Order::AddPoint { .. } => "add-point",
         Order::DiffPoints { .. } => "diff-points",
         Order::Verify { .. } => "verify",
     }

@@ -10,7 +10,7 @@ use axum::{Json, Router};
 use protocol::Fault;
 use protocol::order::{
     ExchangeReply, ExchangeRequest, NumberedOrder, Order, Outcome, Registration, Replication, ReplicationStatus,
-    ReportState,
+    ReportState, Wishes,
 };
 use protocol::rest::Registered;
 
@@ -164,5 +164,6 @@ async fn exchange(
     }
     let desks = lock(&desks);
     let desk = &desks[&name];
-    Json(ExchangeReply { orders: desk.orders.clone(), replications: desk.replications.clone(), number: desk.number })
+    let wishes = Wishes { replications: desk.replications.clone(), keepings: vec![] };
+    Json(ExchangeReply { orders: desk.orders.clone(), wishes, number: desk.number })
 }

@@ -257,7 +257,7 @@ impl Sites {
     pub async fn points(&self) -> Vec<Point> {
         let order = Order::ListPoints { item: NAME.parse().unwrap() };
         match self.control.order(MASTER_TARGET, order).await.unwrap() {
-            Outcome::Points { points } => points,
+            Outcome::Points { points, .. } => points,
             other => panic!("{other:?}"),
         }
     }

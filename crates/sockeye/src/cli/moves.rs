@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use clap::{Args, ValueEnum};
-use protocol::id::{Attempt, ItemId, SiteName};
+use protocol::id::{Attempt, ItemId, PolicyName, SiteName};
 use protocol::order::Sync;
 use protocol::rest::ShutDownFirst;
 
@@ -23,6 +23,9 @@ pub struct Protect {
     /// Time between two epochs
     #[arg(long, value_name = "TIME", default_value = "1s", value_parser = duration)]
     pub interval: Duration,
+    /// Which recovery points are kept, and how old the newest may be: one of `sockeye policy list`
+    #[arg(long, value_name = "P", default_value = "standard")]
+    pub policy: PolicyName,
     #[command(flatten)]
     pub change: Change,
 }

@@ -5,16 +5,39 @@ use std::time::Duration;
 
 use protocol::id::SiteName;
 use protocol::machine::DiskFormat;
+use protocol::retention::Spacing;
 
 use super::{Disk, Which};
 
 /// `500ms`, `1s`, `5m`, `1h30m`.
 pub(super) fn duration(text: &str) -> Result<Duration, String> {
     let wrong = || format!("{text:?} is no time above zero; write it like 500ms, 1s, 5m or 1h30m");
-    let given: jiff::SignedDuration = text.parse().map_err(|_| wrong())?;
+    let given: jiff::Span = text.parse().map_err(|_| wrong())?;
+    let given = given.to_duration(jiff::SpanRelativeTo::days_are_24_hours()).map_err(|_| wrong())?;
     let given = Duration::try_from(given).map_err(|_| wrong())?;
     // A year bounds what is added to clocks later on.
     if given < Duration::from_millis(1) || given > Duration::from_secs(366 * 86_400) { Err(wrong()) } else { Ok(given) }
+}
+
+/// `1m:24h`: one every minute until they are a day old. Whole seconds.
+pub(super) fn spacing(text: &str) -> Result<Spacing, String> {
+    let wrong =
+        || format!("{text:?} is no EVERY:UNTIL; write it like 1m:24h (one every minute until they are a day old)");
+    let (every, until) = text.split_once(':').ok_or_else(wrong)?;
+    let seconds = |text| duration(text).map(|time| time.as_secs());
+    let spacing = Spacing { one_every_seconds: seconds(every)?, until_seconds: seconds(until)? };
+    if spacing.one_every_seconds == 0 { Err(wrong()) } else { Ok(spacing) }
+}
+
+/// `500MiB`, `50GiB`, `2TiB`; a plain number is bytes.
+pub(super) fn size(text: &str) -> Result<u64, String> {
+    let wrong = || format!("{text:?} is no size above zero; write it like 500MiB, 50GiB or 2TiB");
+    let digits = text.find(|c: char| !c.is_ascii_digit()).unwrap_or(text.len());
+    let (number, unit) = text.split_at(digits);
+    let shift = ["", "KiB", "MiB", "GiB", "TiB", "PiB"].iter().position(|known| unit.eq_ignore_ascii_case(known));
+    let factor = 1u64 << (10 * shift.ok_or_else(wrong)?);
+    let bytes = number.parse::<u64>().ok().and_then(|number| number.checked_mul(factor));
+    bytes.filter(|bytes| *bytes > 0).ok_or_else(wrong)
 }
 
 pub(super) fn point(text: &str) -> Result<Which, String> {
@@ -64,7 +87,9 @@ mod tests {
 
     #[test]
     fn times_are_read_as_people_write_them() {
-        for (text, millis) in [("500ms", 500), ("1s", 1000), ("5m", 300_000), ("1h30m", 5_400_000)] {
+        for (text, millis) in
+            [("500ms", 500), ("1s", 1000), ("30d", 30 * 86_400_000), ("5m", 300_000), ("1h30m", 5_400_000)]
+        {
             assert_eq!(duration(text).unwrap(), Duration::from_millis(millis), "{text}");
         }
         for bad in ["", "0s", "-1s", "5", "soon", "99999999h"] {
@@ -82,6 +107,21 @@ mod tests {
         assert!(matches!(point("2026-11-22 13:29:52"), Ok(Which::By(_))));
         for bad in ["", "1", "1.x", "yesterday", "2026-11-22", "2026-13-22T13:29:52Z", "1960-01-01T00:00:00Z"] {
             assert!(point(bad).is_err(), "{bad:?} was taken as {:?}", point(bad));
+        }
+    }
+
+    #[test]
+    fn spacings_and_sizes_are_read_and_nonsense_is_not() {
+        assert_eq!(spacing("1m:24h").unwrap(), Spacing { one_every_seconds: 60, until_seconds: 86_400 });
+        assert_eq!(spacing("1h:30d").unwrap().until_seconds, 30 * 86_400);
+        for bad in ["", "1m", "1m:", ":24h", "0s:1h", "500ms:1h", "1m:24h:3"] {
+            assert!(spacing(bad).is_err(), "{bad:?} was taken");
+        }
+        for (text, bytes) in [("1", 1), ("500MiB", 500 << 20), ("50gib", 50 << 30), ("2TiB", 2 << 40)] {
+            assert_eq!(size(text).unwrap(), bytes, "{text}");
+        }
+        for bad in ["", "0", "GiB", "-1GiB", "1.5GiB", "5GB", "99999999999PiB"] {
+            assert!(size(bad).is_err(), "{bad:?} was taken");
         }
     }
 

@@ -1,11 +1,12 @@
 //! Items: the table of `status` and the page of one item.
 
 use protocol::epoch::Point;
+use protocol::keeping::KeptPoint;
 use protocol::rest::{Explanation, Health, ItemView};
 use protocol::stage::{Side, Stage};
 
 use super::table::{facts, table};
-use super::words;
+use super::{history, words};
 
 const HEADINGS: [&str; 9] =
     ["ITEM", "STAGE", "HEALTH", "RUNS-AT", "DIRECTION", "RPO/LIMIT", "NEWEST-POINT", "FAILBACK", "NEXT"];
@@ -51,6 +52,8 @@ pub fn page(item: &ItemView, now_ms: i64) -> String {
         ("replicates", direction(item)),
         ("RPO / limit", rpo(item)),
         ("newest point", item.newest.as_ref().map(|point| words::point(point, None, now_ms)).unwrap_or_default()),
+        ("policy", item.policy.to_string()),
+        ("history", item.history.as_ref().map(|kept| history::keeping(kept, now_ms)).unwrap_or_default()),
         ("failback", item.failback.clone()),
         ("generation", item.generation.to_string()),
         (
@@ -83,17 +86,18 @@ pub fn page(item: &ItemView, now_ms: i64) -> String {
 }
 
 /// The table of recovery points, newest first.
-pub fn points(points: &[Point], now_ms: i64) -> String {
-    let rows = points.iter().rev().map(|point| {
+pub fn points(points: &[KeptPoint], now_ms: i64) -> String {
+    let rows = points.iter().rev().map(|KeptPoint { point, pinned }| {
         vec![
             point.attempt.to_string(),
             words::instant_u(point.cut_at_ms),
             words::ago_u(now_ms, point.cut_at_ms),
             words::kind(point.kind).into(),
             words::bytes(point.changed_bytes),
+            if *pinned { "pinned".into() } else { String::new() },
         ]
     });
-    table(&["POINT", "CUT-AT", "AGE", "KIND", "CHANGED"], rows.collect(), "there is no recovery point yet")
+    table(&["POINT", "CUT-AT", "AGE", "KIND", "CHANGED", "KEPT"], rows.collect(), "there is no recovery point yet")
 }
 
 /// What is allowed on an item, and why not the rest.

@@ -71,7 +71,9 @@ fn options(operation: &Operation) -> String {
         format!("the guest may take {} to shut down, {then}", words::span(timeout_ms))
     };
     match operation {
-        Operation::Protect { interval_ms, .. } => format!("an epoch every {}", words::span(*interval_ms)),
+        Operation::Protect { interval_ms, policy, .. } => {
+            format!("an epoch every {}, policy {policy}", words::span(*interval_ms))
+        }
         Operation::Failover { kind: FailoverKind::Planned { shut_down_timeout_ms, then_power_off }, .. } => {
             stopping(*shut_down_timeout_ms, *then_power_off)
         }

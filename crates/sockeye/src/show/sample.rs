@@ -3,7 +3,9 @@
 use protocol::beside::{ServedDisk, ServedView, TestMachine};
 use protocol::epoch::{Point, PointKind};
 use protocol::id::Attempt;
+use protocol::keeping::KeepingStatus;
 use protocol::rest::*;
+use protocol::retention::Space;
 use protocol::stage::{Side, Stage};
 
 /// The instant at which the samples are looked at, ms since 1970.
@@ -36,6 +38,8 @@ pub fn item(name: &str, stage: Stage) -> ItemView {
         away: "cloud".parse().unwrap(),
         rpo_ms: Some(1200),
         rpo_limit_ms: 900_000,
+        policy: "standard".parse().unwrap(),
+        history: Some(keeping()),
         newest: Some(point()),
         failback: "possible".into(),
         next: None,
@@ -61,6 +65,19 @@ pub fn test() -> TestMachine {
 pub fn view() -> ServedView {
     let disks = vec![ServedDisk { disk: "disk0".parse().unwrap(), uri: "nbd+unix:///disk0?socket=/v".into() }];
     ServedView { number: 7, site: "cloud".parse().unwrap(), point: point().attempt, writable: true, disks }
+}
+
+/// A history of an hour.
+pub fn keeping() -> KeepingStatus {
+    KeepingStatus {
+        item: "web01".parse().unwrap(),
+        points: 3600,
+        oldest_cut_at_ms: Some(1_789_996_401_200),
+        journal_bytes: 2 << 30,
+        budget_bytes: 5 << 30,
+        space: Space::Enough,
+        fault: None,
+    }
 }
 
 /// The plan of an unplanned failover.

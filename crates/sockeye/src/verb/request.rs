@@ -20,7 +20,8 @@ pub async fn of(client: &Client, verb: Verb) -> Result<(Request, Change), Troubl
         Verb::Protect(protect) => {
             let machine = protect.vm.to_string();
             let interval_ms = millis(protect.interval);
-            let operation = Operation::Protect { machine, from: protect.from, to: protect.to, interval_ms };
+            let (from, to, policy) = (protect.from, protect.to, protect.policy);
+            let operation = Operation::Protect { machine, from, to, interval_ms, policy };
             (protect.vm, operation, protect.change)
         }
         Verb::Unprotect(unprotect) => {
@@ -102,9 +103,10 @@ async fn which(
         Which::By(ms) => ms,
     };
     let points = client.points(item, site).await?.read;
-    let found = points.iter().filter(|point| point.cut_at_ms <= by).max_by_key(|point| point.cut_at_ms);
+    let found =
+        points.iter().map(|kept| &kept.point).filter(|point| point.cut_at_ms <= by).max_by_key(|point| point.cut_at_ms);
     found.map(|point| Some(point.attempt)).ok_or_else(|| {
-        let oldest = points.iter().map(|point| point.cut_at_ms).min();
+        let oldest = points.iter().map(|kept| &kept.point).map(|point| point.cut_at_ms).min();
         let cause = oldest.map_or_else(
             || "there is no recovery point".into(),
             |oldest| format!("the oldest was cut {}", words::instant_u(oldest)),

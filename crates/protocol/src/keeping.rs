@@ -1,0 +1,140 @@
+//! What a master target is to keep of an item's history, and how that stands.
+//!
+//! ```text
+//!   control: policy ─► item ── Keeping ──► master target: prunes and thins after each point
+//!   control: health, status ◄── KeepingStatus ──┘
+//! ```
+//! A keeping is a wish, like a replication: the list is complete each time, and the master target goes by what it last
+//! heard of an item while control is away.
+
+use serde::{Deserialize, Serialize};
+use utoipa::ToSchema;
+
+use crate::epoch::Point;
+use crate::fault::Fault;
+use crate::id::{ItemId, Lineage, PolicyName};
+use crate::retention::{Retention, Space};
+
+/// The limits that one or more items are kept to.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct Policy {
+    /// Its name.
+    pub name: PolicyName,
+    /// An item is critical when its newest recovery point is older than this (ms).
+    pub rpo_limit_ms: u64,
+    /// Which recovery points are kept, at both sites.
+    pub retention: Retention,
+}
+
+/// R12: the limit from the reference's policy.
+const RPO_LIMIT_MS: u64 = 15 * 60 * 1000;
+
+impl Policy {
+    /// The policy that every item has for which no other was chosen (R12); it is there from the start.
+    pub fn standard() -> Policy {
+        Policy { name: PolicyName::standard(), rpo_limit_ms: RPO_LIMIT_MS, retention: Retention::default() }
+    }
+}
+
+/// Sets a policy, for all items that have it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct SetPolicy {
+    /// The policy; one of that name is replaced.
+    pub policy: Policy,
+    /// Only tells what it would do.
+    #[serde(default)]
+    pub preview: bool,
+    /// For the audit log.
+    pub reason: Option<String>,
+}
+
+/// Gives an item another policy.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct ApplyPolicy {
+    /// The policy's name.
+    pub policy: PolicyName,
+    /// Only tells what it would do.
+    #[serde(default)]
+    pub preview: bool,
+    /// For the audit log.
+    pub reason: Option<String>,
+}
+
+/// What another policy means for the items that get it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct PolicyEffect {
+    /// The policy.
+    pub policy: Policy,
+    /// Whether nothing changes, because it is so already.
+    pub already: bool,
+    /// The items that it is for.
+    pub items: Vec<ItemEffect>,
+}
+
+/// What another policy means for one item.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct ItemEffect {
+    /// The item.
+    pub item: ItemId,
+    /// How many recovery points it has where it is replicated to; none when that site does not answer.
+    pub points: Option<u64>,
+    /// How many of them go at once, by age (those that a full budget costs are not counted).
+    pub go: Option<u64>,
+}
+
+/// A recovery point, and what keeps it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct KeptPoint {
+    /// The point.
+    #[serde(flatten)]
+    pub point: Point,
+    /// Whether retention never takes it.
+    pub pinned: bool,
+}
+
+/// Pins a point, or takes its pin away.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct PinPoint {
+    /// Whether it is to be pinned.
+    pub pinned: bool,
+    /// For the audit log.
+    pub reason: Option<String>,
+}
+
+/// Takes a recovery point now and pins it.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct AddPoint {
+    /// For the audit log.
+    pub reason: Option<String>,
+}
+
+/// What is to be kept of one item.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Keeping {
+    /// The item.
+    pub item: ItemId,
+    /// Its history: a replica of another one is not meant.
+    pub lineage: Lineage,
+    /// Which points stay.
+    pub retention: Retention,
+}
+
+/// How the history of one item stands at a master target.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct KeepingStatus {
+    /// The item.
+    pub item: ItemId,
+    /// How many recovery points are kept.
+    pub points: u64,
+    /// When the oldest of them was cut, ms since 1970.
+    pub oldest_cut_at_ms: Option<u64>,
+    /// What the journal takes (bytes).
+    pub journal_bytes: u64,
+    /// What it may take: the policy's budget, or less when the retention volume has less (bytes).
+    pub budget_bytes: u64,
+    /// How it stands against that. `exceeded`: points go before the policy lets them.
+    pub space: Space,
+    /// Why the history cannot be tended, or why no epoch can be taken (`RPL-003`).
+    pub fault: Option<Fault>,
+}
