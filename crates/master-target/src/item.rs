@@ -82,6 +82,8 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 impl Item {
     /// `journal`: its directory on the retention volume.
     pub(crate) fn new(replica: Replica, record: Record, file: PathBuf, journal: PathBuf) -> Item {
+        let tending = Tending::new(journal);
+        tending.keep(record.needed());
         Item {
             replica: Arc::new(replica),
             file,
@@ -89,7 +91,7 @@ impl Item {
             open: Mutex::default(),
             ahead: Mutex::default(),
             session: Mutex::default(),
-            tending: Tending::new(journal),
+            tending,
             hashing: Arc::default(),
             sealed: watch::Sender::default(),
             gate: tokio::sync::Mutex::default(),
@@ -110,6 +112,7 @@ impl Item {
             let message = format!("the record of {} could not be written", record.item);
             Fault::new(code::REPLICA_IO, message, error.to_string())
         })?;
+        self.tending.keep(changed.needed());
         *record = changed;
         Ok(())
     }
@@ -307,8 +310,7 @@ impl Item {
     pub(crate) fn tend(&self) {
         let record = self.record();
         self.hashing.begin(record.item.clone(), &self.replica);
-        let keep = record.stood_on().into_iter().chain(record.kept.as_ref().map(|kept| kept.at)).collect();
-        self.tending.begin(record.item, &self.replica, record.retention, keep);
+        self.tending.begin(record.item, &self.replica, record.retention);
     }
 
     /// Goes by `retention` from now on.

@@ -110,6 +110,11 @@ impl Record {
         raised.chain(test).chain(self.views.values().map(|view| view.point)).collect()
     }
 
+    /// The points that stay whatever the policy says.
+    pub(crate) fn needed(&self) -> Vec<Attempt> {
+        self.stood_on().into_iter().chain(self.kept.as_ref().map(|kept| kept.at)).collect()
+    }
+
     pub(crate) fn load(file: &Path) -> std::io::Result<Record> {
         Ok(serde_json::from_slice(&std::fs::read(file)?)?)
     }

@@ -86,13 +86,10 @@ impl Tending {
         Tending { journal, task: Mutex::default(), shared: Arc::default() }
     }
 
-    /// Begins a round, or has one follow the one that is going on; nothing once it was ended for good. `keep` stays
-    /// whatever the policy says. To be called inside the runtime.
-    pub(crate) fn begin(&self, item: ItemId, replica: &Arc<Replica>, policy: Retention, keep: Vec<Attempt>) {
-        {
-            let mut wanted = lock(&self.shared.wanted);
-            (wanted.policy, wanted.keep) = (policy, keep);
-        }
+    /// Begins a round, or has one follow the one that is going on; nothing once it was ended for good. To be called inside
+    /// the runtime.
+    pub(crate) fn begin(&self, item: ItemId, replica: &Arc<Replica>, policy: Retention) {
+        lock(&self.shared.wanted).policy = policy;
         let mut task = lock(&self.task);
         if self.shared.ended.load(Ordering::Acquire) {
             return;
@@ -114,6 +111,11 @@ impl Tending {
                 }
             }
         }));
+    }
+
+    /// These points stay whatever the policy says, from the next step on.
+    pub(crate) fn keep(&self, points: Vec<Attempt>) {
+        lock(&self.shared.wanted).keep = points;
     }
 
     /// An epoch of `bytes` did not fit on the volume: room is made for its before-images from the next round on.
