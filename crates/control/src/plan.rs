@@ -412,6 +412,9 @@ fn undo_until(operation: &Operation) -> &'static str {
         Operation::Protect { .. } => "at any time: sockeye cancel while it runs, sockeye unprotect after it",
         Operation::Unprotect { delete: false } => "it cannot be undone; protect again copies anew",
         Operation::Unprotect { delete: true } => "it cannot be undone",
+        Operation::Reprotect { no_way_back: true, .. } | Operation::Failback { no_way_back: true, .. } => {
+            "until the first data arrives; given up after that, the disks there are damaged until it is run again"
+        }
         Operation::Failover { .. } | Operation::Failback { .. } => "until commit: sockeye cancel",
         Operation::ChangePoint { .. } => {
             "until the machine goes on: sockeye cancel; then change it again, until commit"

@@ -57,9 +57,9 @@ pub fn steps(item: &Item, operation: &Operation) -> Vec<Work> {
             Work::Stage { event: Event::Fold, undo: None },
             Work::Fold { at: item.stage.runs_at(), required: true },
         ],
-        Operation::Reprotect { sync, shut_down } => {
+        Operation::Reprotect { sync, shut_down, no_way_back } => {
             let mut steps = vec![Work::Stage { event: Event::Reprotect, undo: Some(Event::UndoneUnprotected) }];
-            steps.extend(reverse(here, *sync, *shut_down, false));
+            steps.extend(reverse(here, *sync, *shut_down, false, *no_way_back));
             steps.push(Work::AwaitFirst { from: here, then: Some(Event::FirstPoint) });
             steps
         }
@@ -124,17 +124,18 @@ fn completing(item: &Item) -> Vec<Work> {
 }
 
 /// From nothing being replicated to epochs on their way to the other side.
-fn reverse(from: Side, sync: Sync, shut_down: bool, offline: bool) -> Vec<Work> {
+fn reverse(from: Side, sync: Sync, shut_down: bool, offline: bool, no_way_back: bool) -> Vec<Work> {
     vec![
         Work::Settle { at: from.other(), shut_down },
-        Work::TakeOver { at: from.other() },
+        Work::TakeOver { at: from.other(), no_way_back },
         Work::Standpoint { at: from },
         Work::Replicate { from, sync, offline },
     ]
 }
 
 fn failback(item: &Item, operation: &Operation) -> Vec<Work> {
-    let &Operation::Failback { sync, offline, complete, shut_down, shut_down_timeout_ms, then_power_off } = operation
+    let &Operation::Failback { sync, offline, complete, shut_down, shut_down_timeout_ms, then_power_off, no_way_back } =
+        operation
     else {
         return vec![];
     };
@@ -149,7 +150,7 @@ fn failback(item: &Item, operation: &Operation) -> Vec<Work> {
         steps.push(stop.clone());
     }
     if !protected {
-        steps.extend(reverse(from, sync, shut_down, offline));
+        steps.extend(reverse(from, sync, shut_down, offline, no_way_back));
         steps.push(Work::AwaitFirst { from, then: None });
     }
     steps.push(Work::Stage { event: Event::Converged, undo: None });
@@ -204,7 +205,7 @@ fn take_back(item: &Item) -> Vec<Work> {
         Work::Stage { event: Event::Reprotect, undo: Some(Event::UndoneUnprotected) },
     ];
     // Both copies went on since they were equal, one of them perhaps unseen: nothing less than a compare is honest.
-    steps.extend(reverse(back, Sync::Compare, false, false));
+    steps.extend(reverse(back, Sync::Compare, false, false, false));
     steps.push(Work::AwaitFirst { from: back, then: Some(Event::FirstPoint) });
     steps
 }

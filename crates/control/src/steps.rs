@@ -121,7 +121,7 @@ impl<'a> Context<'a> {
             Work::Fold { at, required } => self.fold(at, required).await,
             Work::Lower { at } => self.lower(at).await,
             Work::Settle { at, shut_down } => self.settle(at, shut_down).await,
-            Work::TakeOver { at } => self.take_over(at).await,
+            Work::TakeOver { at, no_way_back } => self.take_over(at, no_way_back).await,
             Work::Standpoint { at } => self.standpoint(at).await,
             Work::WaitForComplete => self.wait_for_complete().await,
             Work::DropReplica { at } => self.drop_replica(at).await,
@@ -144,7 +144,7 @@ impl<'a> Context<'a> {
             Work::Discard { at, generation, point } => self.undo_discard(at, generation, point).await,
             Work::RaiseTest { at, .. } => self.undo_raise_test(at).await,
             Work::ServeView { at, .. } => self.undo_serve_view(at).await,
-            Work::TakeOver { at } => self.undo_take_over(at).await,
+            Work::TakeOver { at, .. } => self.undo_take_over(at).await,
             _ => Ok(None),
         }
     }

@@ -197,6 +197,9 @@ pub enum Work {
     TakeOver {
         /// The receiving side.
         at: Side,
+        /// Whether they may be overwritten without a way back.
+        #[serde(default)]
+        no_way_back: bool,
     },
     /// Ask where the running machine's disks stood when it was started.
     Standpoint {
@@ -290,7 +293,10 @@ impl Work {
             }
             Work::Lower { at } => format!("remove the machine at {}, keep its writes as a point", site(*at)),
             Work::Settle { at, .. } => format!("look how the disks at {} were left", site(*at)),
-            Work::TakeOver { at } => format!("take the disks at {} over as a replica", site(*at)),
+            Work::TakeOver { at, no_way_back: false } => format!("take the disks at {} over as a replica", site(*at)),
+            Work::TakeOver { at, no_way_back: true } => {
+                format!("take the disks at {} over as a replica, WITHOUT keeping what they hold", site(*at))
+            }
             Work::Standpoint { at } => format!("ask {} where its disks stood", site(*at)),
             Work::WaitForComplete => "wait for Complete".into(),
             Work::DropReplica { at } => format!("delete the replica at {}", site(*at)),

@@ -196,6 +196,36 @@ async fn disks_that_cannot_be_given_back_are_damaged_and_a_rerun_repairs_them() 
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_failback_whose_way_back_was_given_up_leaves_damaged_disks_when_it_is_cancelled_and_is_run_again() {
+    let world = World::new().await;
+    world.run(protect()).await;
+    world.run(planned()).await;
+    world.run(Operation::Commit { keep_history: false }).await;
+    world.with(|model| model.hold = Some("standpoint"));
+    let failback = |no_way_back| Operation::Failback {
+        sync: Sync::Full,
+        offline: false,
+        complete: true,
+        shut_down: false,
+        shut_down_timeout_ms: 5000,
+        then_power_off: true,
+        no_way_back,
+    };
+    let job = world.start_job(failback(true)).await.unwrap();
+    world.reach(job.id, |job| job.steps.iter().any(|step| step.percent == Some(7))).await;
+    assert!(job.steps.iter().any(|step| step.name.contains("WITHOUT keeping")), "{job:#?}");
+    world.control().cancel_job(job.id).await.unwrap();
+    assert_eq!(world.end_of(job.id).await.state, JobState::Cancelled);
+    assert_eq!(world.stage().await, Stage::Damaged { runs_at: AWAY });
+    let refused = world.start_job(planned()).await.unwrap_err();
+    assert!(refused.remedy.contains("sockeye"), "{refused:?}");
+    world.with(|model| model.hold = None);
+    world.run(failback(false)).await;
+    assert_eq!(world.stage().await, Stage::CommitPending { runs_at: HOME });
+    world.assert_sane();
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_machine_that_cannot_go_on_at_its_new_side_can_be_taken_back() {
     let world = World::new().await;
     world.run(protect()).await;

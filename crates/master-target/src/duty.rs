@@ -85,6 +85,10 @@ impl MasterTarget {
     async fn give_back(&self, item: &Arc<Item>) -> Result<Outcome, Fault> {
         let closed = item.clone();
         blocking(move || closed.close()).await?;
+        if item.has_lost_its_way_back() {
+            item.change(|record| record.damaged = true)?;
+            return Err(item.damaged("their way back was given up, and something was written to them"));
+        }
         let newest = item.replica.newest();
         if let (Some(kept), Some(newest)) = (item.record().kept, &newest)
             && newest.attempt != kept.at
@@ -188,9 +192,9 @@ impl Duty for MasterTarget {
             (Order::PrepareReplica { item, lineage, disks, grant }, _) => {
                 self.prepare(item, lineage, disks, grant).await
             }
-            (Order::TakeOver { item, lineage, machine, settled, authored, grant }, _) => {
+            (Order::TakeOver { item, lineage, machine, settled, authored, grant, no_way_back }, _) => {
                 ticket.step("keeping the present state as a recovery point", None);
-                let what = Takeover { item, lineage, machine, settled, authored, grant };
+                let what = Takeover { item, lineage, machine, settled, authored, grant, no_way_back };
                 take_over(shelf, what).await
             }
             // Not behind the item's own orders: what stands beside it neither waits for a move nor keeps one waiting.

@@ -56,6 +56,8 @@ struct Preparing {
     ahead: Ahead,
     /// The sender's order of disks, as indexes into the replica's.
     order: Arc<[u16]>,
+    /// What the epoch builds on, if its way back was given up: the replica has no points meanwhile.
+    base: Option<Attempt>,
 }
 
 /// A numbered write of an epoch with the checksum of its frame; disks are in the sender's order.
@@ -131,6 +133,9 @@ impl Item {
 
     /// The point that was asked for, the newest if none was.
     pub(crate) fn chosen(&self, wanted: Option<Attempt>) -> Result<Point, Fault> {
+        if self.is_damaged() {
+            return Err(self.damaged("what was to be copied over them did not all arrive"));
+        }
         let wanted = wanted.or(self.replica.newest().map(|point| point.attempt));
         wanted.and_then(|wanted| self.replica.point(wanted)).ok_or_else(|| {
             let what = wanted.map_or("a point".into(), |point| format!("point {point}"));
@@ -139,9 +144,31 @@ impl Item {
         })
     }
 
+    /// Whether nothing may be started from the copy (H14).
+    pub(crate) fn is_damaged(&self) -> bool {
+        self.replica.is_half_written() || self.record().damaged
+    }
+
+    /// Whether what the copy was when it was taken over cannot be had any more.
+    pub(crate) fn has_lost_its_way_back(&self) -> bool {
+        let kept = self.record().kept;
+        self.is_damaged() || kept.is_some_and(|kept| self.replica.point(kept.at).is_none())
+    }
+
+    /// The refusal to use disks that are damaged.
+    pub(crate) fn damaged(&self, cause: &str) -> Fault {
+        Fault::new(code::DAMAGED, format!("the disks of {} are damaged", self.id()), cause)
+    }
+
+    /// What the next epoch builds on, or the open one did, as senders see it.
+    pub(crate) fn newest(&self) -> Option<Attempt> {
+        let base = lock(&self.ahead).as_ref().and_then(|open| open.base);
+        base.or_else(|| self.replica.newest().map(|point| point.attempt))
+    }
+
     /// Where the copy stands; none while it has no point.
     pub(crate) fn position(&self) -> Option<Position> {
-        let newest = self.replica.newest()?.attempt;
+        let newest = self.newest()?;
         let record = self.record();
         match record.standing {
             Some(Standing { at, position }) if at == newest => Some(position),
@@ -187,11 +214,19 @@ impl Item {
             Some(other) => other.epoch.roll_back().map_err(|error| self.fault(&error))?,
             None => {}
         }
-        let epoch = self.replica.begin(header).map_err(|error| self.not_taken(&error, header))?;
+        lock(&self.ahead).take();
+        // The first epoch of a grant overwrites what was taken over: without a way back, if that was given up.
+        let newest = self.replica.newest().map(|point| point.attempt);
+        let first = newest.is_some_and(|newest| newest.generation != header.attempt.generation);
+        let (begun, base) = match first && self.record().no_way_back {
+            true => (self.replica.begin_without_way_back(header), newest),
+            false => (self.replica.begin(header), None),
+        };
+        let epoch = begun.map_err(|error| self.not_taken(&error, header))?;
         let disks = self.replica.disks();
         let order = header.disks.iter().filter_map(|disk| disks.iter().position(|here| here.key == disk.disk));
         let order = order.map(|index| index as u16).collect();
-        *lock(&self.ahead) = Some(Preparing { attempt: header.attempt, ahead: epoch.ahead(), order });
+        *lock(&self.ahead) = Some(Preparing { attempt: header.attempt, ahead: epoch.ahead(), order, base });
         let (journal_before, header) = (self.replica.journal_bytes(), header.clone());
         *open = Some(OpenEpoch { epoch, header, taken: 0, totals: EpochTotals::default(), journal_before });
         Ok(0)
@@ -199,7 +234,7 @@ impl Item {
 
     /// Reads what a batch of the open epoch will replace, while the one before may still be applied.
     pub(crate) fn prepare(&self, numbered: Vec<Numbered>) -> Result<Ready, Fault> {
-        let Preparing { attempt, ahead, order } = lock(&self.ahead).clone().ok_or_else(no_epoch)?;
+        let Preparing { attempt, ahead, order, .. } = lock(&self.ahead).clone().ok_or_else(no_epoch)?;
         let mut frames = Vec::with_capacity(numbered.len());
         let mut writes = Vec::with_capacity(numbered.len());
         for one in numbered {
@@ -261,6 +296,9 @@ impl Item {
         let point = open.epoch.seal(now_ms()).map_err(|error| self.not_taken(&error, &open.header))?;
         self.tending.taken(grown);
         self.sealed.send_modify(|count| *count += 1);
+        if self.record().damaged {
+            self.change(|record| record.damaged = false)?;
+        }
         Ok(point)
     }
 

@@ -23,6 +23,12 @@ pub(crate) struct Record {
     pub(crate) standing: Option<Standing>,
     /// The point that `GiveBack` returns to: the copy as it was when it was taken over.
     pub(crate) kept: Option<Standing>,
+    /// The first epoch of the grant may overwrite the copy without keeping what was there (H14).
+    #[serde(default)]
+    pub(crate) no_way_back: bool,
+    /// It did, and was given up: nothing may be started from the copy before it was taken over again.
+    #[serde(default)]
+    pub(crate) damaged: bool,
     /// The machine that stands on a view of this replica.
     pub(crate) raised: Option<Raised>,
     /// The test machine that stands on another view.
@@ -95,6 +101,8 @@ impl Record {
             grant,
             standing: None,
             kept: None,
+            no_way_back: false,
+            damaged: false,
             raised: None,
             test: None,
             views: BTreeMap::new(),

@@ -87,7 +87,7 @@ async fn serve(incoming: Incoming, mut outgoing: Outgoing, item: Arc<Item>) -> R
         .say(Message::Welcome {
             version: VERSION,
             position: item.position(),
-            newest: item.replica.newest().map(|point| point.attempt),
+            newest: item.newest(),
             disks: item.disks(),
             has_content: item.replica.has_content(),
             leaf_key: leaves.key(),
@@ -205,23 +205,33 @@ fn hash(item: &Item, disk: u16, offset: u64, length: u64) -> Result<(Vec<Leaf>, 
     }
     let failed = |error: replica::ReplicaError| item.fault(&error);
     // The newest point, not what the open epoch has made of it: the same question then always has the same answer, also
-    // when a link broke and a stretch is asked for again.
-    let newest =
-        item.replica.newest().ok_or_else(|| protocol_fault("hashes were asked of a replica without a point"))?;
-    let kept = item.leaves().map_err(failed)?;
+    // when a link broke and a stretch is asked for again. Without a way back there is no point; but nothing of a stretch
+    // is written before its hashes were told.
+    let (replica, kept) = (&item.replica, item.leaves().map_err(failed)?);
+    let newest = replica.newest();
+    if newest.is_none() && item.newest().is_none() {
+        return Err(protocol_fault("hashes were asked of a replica without a point"));
+    }
     let mut read = 0;
     // Only what is inside nobody else writes. Another disk may have been put back from a backup: that is what a compare is for.
     let inside = disks.get(usize::from(disk)).is_some_and(|disk| disk.home == DiskHome::Inside);
-    if inside && kept.at().is_some_and(|at| at != newest.attempt) {
-        // What changed in the last minute or so. Where it is more than that, the sender is not kept waiting for it.
-        let begun = Instant::now();
-        read = kept.update(&|| begun.elapsed() > CATCHING_UP).map_err(failed)?.read;
+    if let Some(newest) = newest.as_ref().filter(|_| inside) {
+        if kept.at().is_some_and(|at| at != newest.attempt) {
+            // What changed in the last minute or so. Where it is more than that, the sender is not kept waiting for it.
+            let begun = Instant::now();
+            read = kept.update(&|| begun.elapsed() > CATCHING_UP).map_err(failed)?.read;
+        }
+        if let Some(leaves) = kept.kept(newest.attempt, usize::from(disk), offset, length) {
+            return Ok((leaves, read));
+        }
     }
-    if inside && let Some(leaves) = kept.kept(newest.attempt, usize::from(disk), offset, length) {
-        return Ok((leaves, read));
-    }
-    let view = item.replica.view(newest.attempt).map_err(failed)?;
-    let data = view.data(usize::from(disk), offset, length).map_err(failed)?;
+    let disk = usize::from(disk);
+    let view = newest.map(|newest| replica.view(newest.attempt)).transpose().map_err(failed)?;
+    let data = match &view {
+        Some(view) => view.data(disk, offset, length),
+        None => replica.data_present(disk, offset, length),
+    };
+    let data = data.map_err(failed)?;
     let mut buffer = vec![0; BLOCK as usize];
     let mut leaves = Vec::with_capacity(length.div_ceil(BLOCK) as usize);
     for at in (offset..offset + length).step_by(BLOCK as usize) {
@@ -232,7 +242,11 @@ fn hash(item: &Item, disk: u16, offset: u64, length: u64) -> Result<(Vec<Leaf>, 
             continue;
         }
         let bytes = &mut buffer[..block.length as usize];
-        view.read(usize::from(disk), at, bytes).map_err(failed)?;
+        match &view {
+            Some(view) => view.read(disk, at, bytes),
+            None => replica.read_present(disk, at, bytes),
+        }
+        .map_err(failed)?;
         read += block.length;
         leaves.push(leaf(&kept.key(), bytes));
     }

@@ -7,6 +7,7 @@
 //!   the platform's own disks (home, first time)   ─► replica around them, present state kept as a point
 //!   an overlay over our replica (it ran here)      ─► absorbed as a point
 //!   a replica at rest                              ─► as it is
+//!   a damaged one                                  ─► as it is; it has no position, so the first epoch brings everything
 //! ```
 
 use std::sync::Arc;
@@ -35,6 +36,8 @@ pub(crate) struct Takeover {
     pub(crate) settled: Settled,
     pub(crate) authored: Option<u64>,
     pub(crate) grant: Grant,
+    /// The copy may be overwritten without a way back.
+    pub(crate) no_way_back: bool,
 }
 
 /// Takes the copy over and opens it for the granted sender.
@@ -57,14 +60,15 @@ pub(crate) async fn take_over(shelf: &Shelf, what: Takeover) -> Result<Outcome, 
             (item, Some(kept))
         }
     };
-    let kept = kept.ok_or_else(|| {
-        let message = format!("the replica of {} holds no point", what.item);
-        Fault::new(code::DAMAGED, message, "its first copy was never finished")
-    })?;
+    if kept.is_none() && !(item.record().damaged || item.record().no_way_back) {
+        return Err(item.damaged("the first copy was never finished"));
+    }
     let position = item.position();
     item.change(|record| {
         record.grant = Some(what.grant.clone());
-        record.kept = position.clone().map(|position| Standing { at: kept.attempt, position });
+        record.no_way_back = what.no_way_back;
+        let standing = kept.as_ref().zip(position.clone());
+        record.kept = standing.map(|(kept, position)| Standing { at: kept.attempt, position });
     })?;
     let changes = position.map_or(Changes::Unknown(Distrust::NoCommonBase), |position| position.changes);
     let distrust = match &changes {

@@ -79,14 +79,14 @@ catalogue! {
     // RPL: replicas
     REPLICA_ABSENT = "RPL-001", "the master target keeps no replica of the item", "protect the item again";
     REPLICA_EXISTS = "RPL-002", "the master target keeps a replica of that name already", "unprotect the old item first, or choose another name";
-    NO_SPACE = "RPL-003", "the replica or its retention volume is full", "free space or enlarge the volume; replication goes on by itself";
+    NO_SPACE = "RPL-003", "the replica or its retention volume is full", "free space or enlarge the volume; replication goes on by itself. Where a failback cannot get the space: cancel it, then: sockeye failback ITEM --no-way-back";
     JOURNAL_DAMAGED = "RPL-004", "the journal of a replica is damaged", "check the retention volume's health, then copy afresh: sockeye unprotect ITEM --delete, and protect it again; its points are lost";
     REPLICA_IO = "RPL-005", "a replica disk or its journal could not be read or written", "check the health of the volume and of the hypervisor's disk, then: sockeye job retry JOB";
     REPLICA_CLOSED = "RPL-006", "the replica takes no epochs: its machine was failed over", "none needed; reprotect when the machine shall be replicated again";
     POINT_GONE = "RPL-007", "the recovery point is no longer kept", "choose one of: sockeye points ITEM";
     DISK_MISMATCH = "RPL-008", "the disks of source and replica are not the same", "look at both machines' disks; if the machine's were changed: sockeye unprotect ITEM --delete, and protect it again";
     REPLICA_BUSY = "RPL-009", "the replica is in use", "wait for the running operation, or end it";
-    DAMAGED = "RPL-010", "the disks are half written and must not be started", "run the failback again: it repairs them";
+    DAMAGED = "RPL-010", "the disks are damaged: half written, or overwritten without a way back; they must not be started", "run it again, it repairs them: sockeye failback ITEM, or sockeye reprotect ITEM";
     NOT_FOLDED = "RPL-011", "the machine cannot be folded into disks of its own", "let it run on its overlay; a failback to where its disks are makes it possible";
     REPLICA_DAMAGED = "RPL-012", "the replica does not hold what was written to it", "look at the medium of the replica and of its retention volume; then copy afresh while the machine's own side is whole: sockeye unprotect ITEM --delete, and protect it again";
     RETENTION_UNFIT = "RPL-014", "the retention volume is not fit to keep recovery points (R9)", "start the master target with --retention on another volume";

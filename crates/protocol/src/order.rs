@@ -207,6 +207,10 @@ pub enum Order {
         authored: Option<u64>,
         /// Who may send.
         grant: Grant,
+        /// Whether the first epoch may overwrite the copy without keeping what was there: until it is sealed the copy is
+        /// half written, and it cannot be given back (H14).
+        #[serde(default)]
+        no_way_back: bool,
     },
     /// Take no more epochs; an unfinished one is rolled back. Outcome: `Closed`.
     CloseReplica {
@@ -291,7 +295,8 @@ pub enum Order {
         /// The item.
         item: ItemId,
     },
-    /// Undo what the direction of `grant` wrote: the replica becomes what it was when it was taken over. Outcome: `Closed`.
+    /// Undo what the direction of `grant` wrote: the replica becomes what it was when it was taken over. Outcome: `Closed`;
+    /// RPL-010 when there is no way back: the copy is damaged then, and taken over again to be repaired.
     GiveBack {
         /// The item.
         item: ItemId,
@@ -386,8 +391,8 @@ pub enum Outcome {
     },
     /// The copy is a replica now.
     Taken {
-        /// The point that keeps its state.
-        kept: Point,
+        /// The point that keeps its state; none for a copy that was damaged, which the first epoch repairs.
+        kept: Option<Point>,
         /// Why its changes are not known, if so: the first epoch will be a compare.
         distrust: Option<Distrust>,
         /// How many bytes its own map says have changed, if known.

@@ -120,6 +120,10 @@ pub enum Operation {
         sync: Sync,
         /// Whether a machine that still runs at the other side is shut down (R26).
         shut_down: bool,
+        /// Whether what the other side's disks hold is overwritten without being kept, for want of retention space: given up
+        /// half-way, they are damaged (H14).
+        #[serde(default)]
+        no_way_back: bool,
     },
     /// Bring the machine home: reprotect as far as that is not done yet (H16), wait for *Complete*, move.
     Failback {
@@ -135,6 +139,9 @@ pub enum Operation {
         shut_down_timeout_ms: u64,
         /// Whether its power is taken after that time.
         then_power_off: bool,
+        /// Whether what the disks at home hold is overwritten without being kept, as for `reprotect` (H14).
+        #[serde(default)]
+        no_way_back: bool,
     },
     /// *Complete failover* (H10): the answer that a waiting failback waits for.
     Complete {},

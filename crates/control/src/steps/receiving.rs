@@ -122,7 +122,7 @@ impl Context<'_> {
         }
     }
 
-    pub(super) async fn take_over(&mut self, at: Side) -> Result<Ending, Halt> {
+    pub(super) async fn take_over(&mut self, at: Side, no_way_back: bool) -> Result<Ending, Halt> {
         let (item, grant) = self.new_grant(at).await?;
         let copy = item.copy(at);
         let settled = self.notes.settled.clone().or_else(|| copy.settled.clone()).unwrap_or_else(nothing_known);
@@ -133,12 +133,19 @@ impl Context<'_> {
             settled,
             authored: copy.authored,
             grant,
+            no_way_back,
         };
         match self.order(at, "take-over", order, Patience::UntilReported).await? {
             Outcome::Taken { kept, distrust, changed_bytes } => {
                 self.figures.unreplicated_bytes = changed_bytes;
                 self.figures.distrust = distrust.map(|why| why.to_string());
-                Ok(Ending::Done(Some(format!("its state is kept as point {}", kept.attempt))))
+                Ok(Ending::Done(Some(match kept {
+                    Some(kept) if no_way_back => {
+                        format!("its state is point {}, which goes when the first data arrives", kept.attempt)
+                    }
+                    Some(kept) => format!("its state is kept as point {}", kept.attempt),
+                    None => "its disks are damaged; the first copy repairs them".into(),
+                })))
             }
             other => Err(unexpected("take over", &other)),
         }

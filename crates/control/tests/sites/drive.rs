@@ -321,9 +321,17 @@ pub fn view() -> Operation {
 }
 
 pub fn reprotect(sync: protocol::order::Sync, shut_down: bool) -> Operation {
-    Operation::Reprotect { sync, shut_down }
+    Operation::Reprotect { sync, shut_down, no_way_back: false }
 }
 
 pub fn failback(sync: protocol::order::Sync, offline: bool, complete: bool) -> Operation {
-    Operation::Failback { sync, offline, complete, shut_down: false, shut_down_timeout_ms: 5000, then_power_off: true }
+    Operation::Failback {
+        sync,
+        offline,
+        complete,
+        shut_down: false,
+        shut_down_timeout_ms: 5000,
+        then_power_off: true,
+        no_way_back: false,
+    }
 }

@@ -47,6 +47,8 @@ pub struct Replica {
     pub grant: Option<(u64, String)>,
     /// What it was before it was taken over.
     pub before: Option<Box<(Option<Vm>, Option<Replica>)>>,
+    /// What it was is not kept.
+    pub no_way_back: bool,
 }
 
 #[derive(Debug, Clone, Default)]

@@ -106,13 +106,15 @@ impl Model {
                             points: vec![],
                             grant: Some((grant.generation, grant.token.clone())),
                             before: None,
+                            no_way_back: false,
                         });
                         Ok(Outcome::Nothing)
                     }
                 }
             }
-            Order::TakeOver { lineage, settled, authored, grant, .. } => {
-                self.take_over(at, *lineage, settled, *authored, (grant.generation, grant.token.clone()))
+            Order::TakeOver { lineage, settled, authored, grant, no_way_back, .. } => {
+                let grant = (grant.generation, grant.token.clone());
+                self.take_over(at, *lineage, settled, *authored, grant, *no_way_back)
             }
             Order::CloseReplica { .. } => {
                 let replica = self.replica(at)?;
@@ -201,6 +203,9 @@ impl Model {
             }
             Order::GiveBack { .. } => {
                 let site = self.site(at);
+                if site.replica.as_ref().is_some_and(|replica| replica.no_way_back) {
+                    return Err(fault(code::DAMAGED, "half of it was overwritten"));
+                }
                 if let Some(before) = site.replica.as_mut().and_then(|replica| replica.before.take()) {
                     (site.vm, site.replica) = *before;
                 }
@@ -304,6 +309,7 @@ impl Model {
         settled: &Settled,
         authored: Option<u64>,
         grant: (u64, String),
+        no_way_back: bool,
     ) -> Result<Outcome, Fault> {
         let stamps = self.stamps(at);
         let site = self.site(at);
@@ -345,9 +351,10 @@ impl Model {
             points,
             grant: Some(grant),
             before: Some(before),
+            no_way_back,
         });
         (site.vm, site.under) = (None, None);
-        Ok(Outcome::Taken { kept, distrust, changed_bytes })
+        Ok(Outcome::Taken { kept: Some(kept), distrust, changed_bytes })
     }
 
     fn raise(&mut self, at: &str, point: Option<Attempt>, generation: u64) -> Result<Outcome, Fault> {

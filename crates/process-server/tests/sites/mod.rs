@@ -31,7 +31,7 @@ pub const GENERATION: u64 = 3;
 pub const SIZES: [u64; 2] = [4 << 20, (2 << 20) + 12288];
 pub const PATIENCE: Duration = Duration::from_secs(60);
 const PROCESS_SERVER: &str = "home-process-server";
-const MASTER_TARGET: &str = "cloud-master-target";
+pub const MASTER_TARGET: &str = "cloud-master-target";
 
 /// Numbers that are the same in every run.
 pub struct Dice(pub u64);

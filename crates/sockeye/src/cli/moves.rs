@@ -187,6 +187,9 @@ pub struct Reprotect {
     /// If the old machine still runs at the site to replicate to: shut it down; its writes are kept as a recovery point
     #[arg(long)]
     pub shut_down: bool,
+    /// Without retention space: do not keep what the disks there hold. Given up half-way, they are damaged until it is run again
+    #[arg(long)]
+    pub no_way_back: bool,
     #[command(flatten)]
     pub change: Change,
 }
@@ -207,6 +210,9 @@ pub struct Failback {
     /// If the old machine still runs at home: shut it down; its writes are kept as a recovery point
     #[arg(long)]
     pub shut_down: bool,
+    /// Without retention space: do not keep what the disks at home hold. Given up half-way, they are damaged until it is run again
+    #[arg(long)]
+    pub no_way_back: bool,
     #[command(flatten)]
     pub stopping: Stopping,
     #[command(flatten)]

@@ -77,12 +77,22 @@ fn options(operation: &Operation) -> String {
         Operation::Failover { kind: FailoverKind::Planned { shut_down_timeout_ms, then_power_off }, .. } => {
             stopping(*shut_down_timeout_ms, *then_power_off)
         }
-        Operation::Reprotect { sync, shut_down } => format!("first copy: {sync}{}", old_machine(*shut_down)),
-        Operation::Failback { sync, offline, complete, shut_down, shut_down_timeout_ms, then_power_off } => {
+        Operation::Reprotect { sync, shut_down, no_way_back } => {
+            format!("first copy: {sync}{}{}", old_machine(*shut_down), way_back(*no_way_back))
+        }
+        Operation::Failback {
+            sync,
+            offline,
+            complete,
+            shut_down,
+            shut_down_timeout_ms,
+            then_power_off,
+            no_way_back,
+        } => {
             let when = if *offline { "with the machine off" } else { "while the machine runs" };
             let wait = if *complete { "runs through" } else { "waits for: sockeye complete" };
             let stopping = stopping(*shut_down_timeout_ms, *then_power_off);
-            format!("{sync}, {when}; {wait}\n{stopping}{}", old_machine(*shut_down))
+            format!("{sync}, {when}; {wait}\n{stopping}{}{}", old_machine(*shut_down), way_back(*no_way_back))
         }
         _ => String::new(),
     }
@@ -91,6 +101,15 @@ fn options(operation: &Operation) -> String {
 /// What happens to a machine that still runs at the side to replicate to (R26).
 fn old_machine(shut_down: bool) -> &'static str {
     if shut_down { "\nif the machine still runs at the target, it is shut down there" } else { "" }
+}
+
+/// What is given up for want of retention space (H14).
+fn way_back(given_up: bool) -> &'static str {
+    if given_up {
+        "\nwhat the disks at the target hold is NOT KEPT: given up half-way, they are damaged until it is run again"
+    } else {
+        ""
+    }
 }
 
 /// The expected downtime, for what makes one.

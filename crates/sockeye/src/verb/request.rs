@@ -67,7 +67,11 @@ pub async fn of(client: &Client, verb: Verb) -> Result<(Request, Change), Troubl
             (verify.item, Operation::Verify { site: verify.at }, Change { yes: true, ..verify.change })
         }
         Verb::Reprotect(reprotect) | Verb::Reverse(reprotect) => {
-            let operation = Operation::Reprotect { sync: reprotect.sync.into(), shut_down: reprotect.shut_down };
+            let operation = Operation::Reprotect {
+                sync: reprotect.sync.into(),
+                shut_down: reprotect.shut_down,
+                no_way_back: reprotect.no_way_back,
+            };
             (reprotect.item, operation, reprotect.change)
         }
         Verb::Failback(failback) => {
@@ -78,6 +82,7 @@ pub async fn of(client: &Client, verb: Verb) -> Result<(Request, Change), Troubl
                 shut_down: failback.shut_down,
                 shut_down_timeout_ms: millis(failback.stopping.shut_down_timeout),
                 then_power_off: failback.stopping.then == Some(Then::PowerOff),
+                no_way_back: failback.no_way_back,
             };
             (failback.item, operation, failback.change)
         }
@@ -156,10 +161,11 @@ mod tests {
                 complete: false,
                 shut_down: false,
                 shut_down_timeout_ms: 300_000,
-                then_power_off: false
+                then_power_off: false,
+                no_way_back: false,
             }
         );
-        let reprotect = Operation::Reprotect { sync: Sync::Tracked, shut_down: true };
+        let reprotect = Operation::Reprotect { sync: Sync::Tracked, shut_down: true, no_way_back: false };
         assert_eq!(operation("sockeye reverse web01 --shut-down"), reprotect);
         assert_eq!(operation("sockeye reprotect web01 --shut-down"), reprotect);
         assert_eq!(operation("sockeye failover web01 --test --point 1.42"), Operation::TestFailover { point });
@@ -173,6 +179,8 @@ mod tests {
         assert_eq!(operation("sockeye view web01 --end 7"), Operation::EndView { view: 7 });
         let site = Some("home".parse().unwrap());
         assert_eq!(operation("sockeye verify web01 --at home"), Operation::Verify { site });
+        let reprotect = Operation::Reprotect { sync: Sync::Tracked, shut_down: false, no_way_back: true };
+        assert_eq!(operation("sockeye reprotect web01 --no-way-back"), reprotect);
         assert_eq!(operation("sockeye unprotect web01"), Operation::Unprotect { delete: false });
     }
 }
