@@ -219,7 +219,11 @@ impl Item {
         let newest = self.replica.newest().map(|point| point.attempt);
         let first = newest.is_some_and(|newest| newest.generation != header.attempt.generation);
         let (begun, base) = match first && self.record().no_way_back {
-            true => (self.replica.begin_without_way_back(header), newest),
+            true => {
+                // The kept hashes hold a point, and no point can be held.
+                self.leaves().map_err(|error| self.fault(&error))?.let_go();
+                (self.replica.begin_without_way_back(header), newest)
+            }
             false => (self.replica.begin(header), None),
         };
         let epoch = begun.map_err(|error| self.not_taken(&error, header))?;
