@@ -84,7 +84,7 @@ async fn copy(sites: &Sites, generation: u64, base: Option<Attempt>, value: u8) 
 }
 
 async fn seal(mut sender: Sender, generation: u64) {
-    let totals = sender.totals.clone();
+    let totals = sender.totals;
     sender.seal(at(generation), totals).await.unwrap();
 }
 

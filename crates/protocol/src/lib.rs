@@ -22,6 +22,7 @@ pub mod id;
 pub mod keeping;
 pub mod leaf;
 pub mod machine;
+pub mod operation;
 pub mod order;
 pub mod position;
 pub mod replication;

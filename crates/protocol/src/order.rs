@@ -74,6 +74,7 @@ pub struct ExchangeRequest {
     /// How each of its replications stands.
     pub replications: Vec<ReplicationStatus>,
     /// How the history of each item that it keeps stands.
+    #[serde(default)]
     pub keepings: Vec<KeepingStatus>,
     /// What became of orders since the last exchange that control answered.
     pub reports: Vec<Report>,

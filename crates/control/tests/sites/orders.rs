@@ -203,7 +203,12 @@ impl Model {
             }
             Order::GiveBack { .. } => {
                 let site = self.site(at);
-                if site.replica.as_ref().is_some_and(|replica| replica.no_way_back) {
+                if let Some(replica) = site.replica.as_mut().filter(|replica| replica.no_way_back) {
+                    // The machine is still described there, on disks that are half one thing and half another.
+                    site.vm = replica.before.as_ref().and_then(|before| before.0.clone());
+                    if let Some(vm) = &mut site.vm {
+                        (vm.map, vm.power) = (None, Power::Off);
+                    }
                     return Err(fault(code::DAMAGED, "half of it was overwritten"));
                 }
                 if let Some(before) = site.replica.as_mut().and_then(|replica| replica.before.take()) {

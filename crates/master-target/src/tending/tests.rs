@@ -116,8 +116,8 @@ fn first_noise(number: u64) -> u8 {
 
 #[tokio::test]
 async fn after_a_point_old_ones_go_aside_but_those_that_are_needed() {
-    let directory = tempfile::tempdir().unwrap();
-    let bench = Bench::new(directory.path(), directory.path(), 1 << 20);
+    let (disks, volume) = (tempfile::tempdir().unwrap(), Volume::of_mib(64));
+    let bench = Bench::new(disks.path(), volume.0.path(), 1 << 20);
     let now = now_ms();
     // One every ten minutes, up to now: 48 hours of them.
     for number in 1..=288u64 {
@@ -147,8 +147,8 @@ async fn after_a_point_old_ones_go_aside_but_those_that_are_needed() {
 
 #[tokio::test]
 async fn a_budget_is_kept_and_told_of_and_a_pinned_point_stays_whatever_it_costs() {
-    let directory = tempfile::tempdir().unwrap();
-    let bench = Bench::new(directory.path(), directory.path(), 4 << 20);
+    let (disks, volume) = (tempfile::tempdir().unwrap(), Volume::of_mib(64));
+    let bench = Bench::new(disks.path(), volume.0.path(), 4 << 20);
     let budget = Some(Budget { bytes: 6 << 20, alarm_percent: 50 });
     bench.item.keep_by(&Retention { budget, ..Retention::default() }).unwrap();
     let mut seen = Vec::new();
