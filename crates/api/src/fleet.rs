@@ -13,6 +13,7 @@ use crate::sign_in::Admin;
 
 /// Which site.
 #[derive(Debug, Deserialize, IntoParams)]
+#[into_params(parameter_in = Query)]
 pub struct Where {
     /// Only this one.
     site: Option<SiteName>,

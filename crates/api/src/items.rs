@@ -17,6 +17,7 @@ use crate::sign_in::Admin;
 
 /// Which items.
 #[derive(Debug, Deserialize, IntoParams)]
+#[into_params(parameter_in = Query)]
 pub struct Which {
     /// Only this one.
     item: Option<ItemId>,
@@ -56,6 +57,7 @@ pub async fn show(
 
 /// Whose points.
 #[derive(Debug, Deserialize, IntoParams)]
+#[into_params(parameter_in = Query)]
 pub struct At {
     /// The site that keeps them; if none is given, the one that receives, or before a move is committed the one where
     /// the machine runs.
@@ -64,6 +66,7 @@ pub struct At {
 
 /// Which two points.
 #[derive(Debug, Deserialize, IntoParams)]
+#[into_params(parameter_in = Query)]
 pub struct Two {
     /// One point.
     from: Attempt,

@@ -40,6 +40,7 @@ pub async fn set(
 
 /// For the audit log.
 #[derive(Debug, Deserialize, IntoParams)]
+#[into_params(parameter_in = Query)]
 pub struct Why {
     /// Why, as the user gave it.
     reason: Option<String>,

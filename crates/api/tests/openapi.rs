@@ -24,3 +24,21 @@ fn every_route_but_the_health_check_wants_a_token() {
         }
     }
 }
+
+#[test]
+fn what_is_said_to_stand_in_a_path_stands_there() {
+    let document = serde_json::to_value(api::openapi()).unwrap();
+    let mut seen = 0;
+    for (path, methods) in document["paths"].as_object().unwrap() {
+        for (method, operation) in methods.as_object().unwrap() {
+            for parameter in operation["parameters"].as_array().into_iter().flatten() {
+                let name = parameter["name"].as_str().unwrap();
+                let stands = path.contains(&format!("{{{name}}}"));
+                assert_eq!(parameter["in"] == "path", stands, "{method} {path}: {name}");
+                assert_eq!(parameter["required"] == true, stands || ["from", "to"].contains(&name), "{path}: {name}");
+                seen += 1;
+            }
+        }
+    }
+    assert!(seen > 15, "{seen} parameters");
+}

@@ -277,7 +277,10 @@ pub(crate) fn deletes(item: &Item, operation: &Operation) -> Vec<String> {
 /// What folding deletes.
 fn history(item: &Item) -> String {
     let (machine, site) = (&item.spec.name, item.site(item.stage.runs_at()));
-    format!("the recovery points kept beside the disks of {machine} at {site} (those at the other site stay)")
+    format!(
+        "the recovery points kept beside the disks of {machine} at {site} (pinned ones are written to files first; \
+             those at the other site stay)"
+    )
 }
 
 fn ends_test(item: &Item) -> Option<String> {

@@ -244,10 +244,7 @@ impl Duty for MasterTarget {
             (Order::Standpoint { .. }, Some(item)) => {
                 standpoint(&item).await.map(|position| Outcome::Stands { position })
             }
-            (Order::Fold { item: id }, item) => {
-                ticket.step("writing the overlays into the machine's own disks", None);
-                fold(shelf, &id, item).await
-            }
+            (Order::Fold { item: id }, item) => fold(shelf, &id, item, ticket).await,
             (Order::GiveBack { .. }, Some(item)) => {
                 ticket.step("rolling the disks back to what they were", None);
                 self.give_back(&item).await

@@ -1,7 +1,7 @@
 //! Folding a machine into the disks that its replica was made around: its owner has the original disks back.
 //!
 //! ```text
-//!   overlay ─► view of the newest point ─► replica ─► disks        as it was raised
+//!   overlay ─► view of the newest point ─► replica ─► disks        as it was raised; pinned points are written out as files
 //!   overlay ─────────────────────────────────────────► disks        stand_on; the record says folded, the replica is closed
 //!                                           machine ─► disks        fold; then the journal is deleted
 //! ```
@@ -14,12 +14,14 @@
 
 use std::sync::Arc;
 
+use component::Ticket;
 use protocol::fault::code;
 use protocol::machine::{DiskSource, DiskSpec};
 use protocol::order::Outcome;
 use protocol::{Fault, ItemId};
 use replica::DiskHome;
 
+use crate::export;
 use crate::item::Item;
 use crate::record::Folded;
 use crate::shelf::{Shelf, blocking};
@@ -27,18 +29,24 @@ use crate::standpoint::standpoint;
 use crate::view::Use;
 
 /// Folds the machine raised from `item`, whose gate the caller holds; goes on with a fold when there is only a record.
-pub(crate) async fn fold(shelf: &Shelf, id: &ItemId, item: Option<Arc<Item>>) -> Result<Outcome, Fault> {
+pub(crate) async fn fold(
+    shelf: &Shelf,
+    id: &ItemId,
+    item: Option<Arc<Item>>,
+    ticket: &Ticket,
+) -> Result<Outcome, Fault> {
     let folded = match item {
-        Some(item) => begin(shelf, &item).await?,
+        Some(item) => begin(shelf, &item, ticket).await?,
         None => shelf.folded(id).ok_or_else(|| {
             let message = format!("there is no replica of {id} here");
             Fault::new(code::REPLICA_ABSENT, message, "nothing was raised from one")
         })?,
     };
+    ticket.step("writing the overlays into the machine's own disks", None);
     shelf.end_programs(id, &folded.record.disks).await?;
     shelf.platform.fold(&folded.record.machine, folded.lineage).await?;
     shelf.delete_journal(id).await?;
-    Ok(Outcome::Folded { position: folded.record.position })
+    Ok(Outcome::Folded { position: folded.record.position, exported: folded.record.exported })
 }
 
 /// What is left of an item whose replica is gone.
@@ -48,7 +56,7 @@ pub(crate) struct Left {
 }
 
 /// Puts the machine on its own disks and closes the replica for good.
-async fn begin(shelf: &Shelf, item: &Arc<Item>) -> Result<Left, Fault> {
+async fn begin(shelf: &Shelf, item: &Arc<Item>, ticket: &Ticket) -> Result<Left, Fault> {
     // Nothing comes to stand on the replica beside the machine from here on.
     let _turn = item.beside.lock().await;
     let (id, record) = (item.id(), item.record());
@@ -75,10 +83,11 @@ async fn begin(shelf: &Shelf, item: &Arc<Item>) -> Result<Left, Fault> {
         let source = DiskSource::Own { path: path.clone(), format: *format };
         own.push(DiskSpec { key: disk.key.clone(), size: disk.size, source });
     }
+    let exported = export::pinned(shelf, item, ticket).await?;
     let position = standpoint(item).await?;
     shelf.platform.stand_on(&raised.spec.name, &own).await?;
     let disks = own.into_iter().map(|disk| disk.key).collect();
-    let folded = Folded { machine: raised.spec.name, position, disks };
+    let folded = Folded { machine: raised.spec.name, position, disks, exported };
     item.change(|record| (record.raised, record.folded) = (None, Some(folded.clone())))?;
     shelf.withdraw_view(item, raised.point, Use::Raised).await;
     shelf.bury(&id);

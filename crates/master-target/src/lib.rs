@@ -19,6 +19,7 @@
 mod absorb;
 mod difference;
 mod duty;
+mod export;
 mod feed;
 mod fold;
 mod hashing;

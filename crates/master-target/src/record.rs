@@ -54,6 +54,9 @@ pub(crate) struct Folded {
     pub(crate) position: Position,
     /// The disks that the replica was made around.
     pub(crate) disks: Vec<DiskKey>,
+    /// Where its pinned points were written out.
+    #[serde(default)]
+    pub(crate) exported: Vec<String>,
 }
 
 /// A point that only this copy has, and where the copy stands with it.

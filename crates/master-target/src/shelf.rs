@@ -230,6 +230,11 @@ impl Shelf {
         }
     }
 
+    /// Where points of an item are written out, one folder for each. No item can be called `@exported`.
+    pub(crate) fn exported(&self, item: &ItemId) -> PathBuf {
+        self.retention.join("@exported").join(item.as_str())
+    }
+
     /// Where an overlay over a view of a disk is kept; `what` tells whose it is.
     pub(crate) fn overlay(&self, item: &ItemId, disk: &protocol::DiskKey, what: &str) -> PathBuf {
         self.data_dir.join("raised").join(format!("{item}-{disk}-{what}.qcow2"))

@@ -20,6 +20,8 @@ pub(crate) enum Use {
     Test,
     /// People read it, under this number.
     People(i64),
+    /// It is written out into files of its own.
+    Export,
 }
 
 /// The name of a view's export.
@@ -27,6 +29,7 @@ pub(crate) fn name(item: &ItemId, disk: &DiskKey, point: Attempt, what_for: Use)
     match what_for {
         Use::Raised => format!("{item}.{disk}.{point}"),
         Use::Test => format!("{item}.{disk}.{point}.test"),
+        Use::Export => format!("{item}.{disk}.{point}.export"),
         Use::People(number) => format!("{item}.{disk}.{point}.view{number}"),
     }
 }

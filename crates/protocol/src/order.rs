@@ -291,7 +291,8 @@ pub enum Order {
         item: ItemId,
     },
     /// Fold the raised machine, which runs on overlays over the newest point of a replica around the platform's own disks:
-    /// it runs on those disks afterwards, and the replica with its history is gone. Outcome: `Folded`.
+    /// it runs on those disks afterwards, and the replica with its history is gone; pinned points are written out as files of
+    /// their own before. Outcome: `Folded`.
     Fold {
         /// The item.
         item: ItemId,
@@ -430,6 +431,9 @@ pub enum Outcome {
     Folded {
         /// Where those stood when its generation began, without its own writes since.
         position: Position,
+        /// The folders that pinned points were written to, at the master target's host.
+        #[serde(default)]
+        exported: Vec<String>,
     },
     /// The points that are kept.
     Points {

@@ -93,6 +93,16 @@ impl Role {
         self.ends(0, "policy remove short --yes").await;
     }
 
+    /// Copies what a point shows of `disk0` to a file.
+    async fn copies(&self, point: &str, to: &Path) {
+        let job = self.ends(0, &format!("view web01 --point {point} --yes --output json")).await.json();
+        let view = &job["figures"]["served"];
+        let uri = view["disks"][0]["uri"].as_str().unwrap_or_else(|| panic!("{job}"));
+        let mut copy = std::process::Command::new("qemu-img");
+        assert!(copy.args(["convert", "-f", "raw", "-O", "raw", uri]).arg(to).status().unwrap().success());
+        self.ends(0, &format!("view web01 --end {} --yes", view["number"])).await;
+    }
+
     /// Makes `web01` run at home: 16 MiB of content, and no system on it, so QEMU's firmware looks for one for ever.
     async fn has_a_machine(&self) {
         let site = self.dir.path().join("home");
@@ -252,6 +262,10 @@ async fn a_machine_goes_out_to_sea_and_comes_home_by_hand() {
     let told = up.ends(0, &format!("points web01 --diff {kept} {newest} --at home --output json")).await.json();
     assert_eq!(told["disks"][0]["disk"], "disk0", "{told}");
     assert!(told["disks"][0]["bytes"].as_u64().unwrap() <= told["to"]["changed_bytes"].as_u64().unwrap(), "{told}");
+    // It is pinned, and copied as it is seen now: the fold after the commit at home ends its history.
+    up.ends(0, &format!("point pin web01 --point {kept} --yes")).await;
+    let seen = up.dir.path().join("seen.raw");
+    up.copies(kept, &seen).await;
 
     let waiting = up.ends(4, "failback web01 --shut-down-timeout 1s --then power-off --yes --output json").await.json();
     assert_eq!((&waiting["state"], &waiting["next"]), (&json!("waiting"), &json!("sockeye complete web01")));
@@ -259,8 +273,15 @@ async fn a_machine_goes_out_to_sea_and_comes_home_by_hand() {
     assert!(ran.stdout.contains("next: sockeye complete web01"), "{ran:?}");
     let job = up.ends(0, "complete web01 --yes --output json").await.json();
     assert!(job["figures"]["downtime_ms"].as_u64().is_some(), "{job}");
-    up.ends(0, "commit web01 --yes").await;
+    let job = up.ends(0, "commit web01 --yes --output json").await.json();
     assert_eq!(up.stage().await, "home, NOT PROTECTED");
+    let details = job["steps"].as_array().unwrap().iter().filter_map(|step| step["detail"].as_str());
+    let folder =
+        details.filter_map(|detail| detail.split_once("written to ")).next().unwrap_or_else(|| panic!("{job}")).1;
+    let exported = Path::new(folder).join("disk0.qcow2");
+    let mut same = std::process::Command::new("qemu-img");
+    same.args(["compare", "-f", "qcow2", "-F", "raw"]).arg(&exported).arg(&seen);
+    assert!(same.status().unwrap().success(), "{}", exported.display());
     up.ends(0, "reverse web01 --yes").await;
     assert_eq!(up.stage().await, "protected");
     assert!(up.ends(0, "audit").await.stdout.contains("drill"));

@@ -156,14 +156,18 @@ impl Context<'_> {
         }
         let order = Order::Fold { item: self.item.clone() };
         match self.order(at, "fold", order, Patience::UntilReported).await {
-            Ok(Outcome::Folded { position }) => {
+            Ok(Outcome::Folded { position, exported }) => {
                 self.change(|item| {
                     let copy = item.copy_mut(at);
                     (copy.raised, copy.master_target, copy.stands) = (false, None, Some(position));
                     Ok(())
                 })
                 .await?;
-                Ok(Ending::Done(Some("it runs on its own disks".into())))
+                let mut words = "it runs on its own disks".to_string();
+                if !exported.is_empty() {
+                    words.push_str(&format!("; pinned points were written to {}", exported.join(", ")));
+                }
+                Ok(Ending::Done(Some(words)))
             }
             Ok(other) => Err(unexpected("fold", &other)),
             Err(Halt::Fault(fault)) if !required => {

@@ -199,7 +199,7 @@ impl Model {
                 }
                 let site = self.site(at);
                 (site.replica, site.under) = (None, None);
-                Ok(Outcome::Folded { position })
+                Ok(Outcome::Folded { position, exported: vec![] })
             }
             Order::GiveBack { .. } => {
                 let site = self.site(at);
