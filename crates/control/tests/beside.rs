@@ -183,13 +183,17 @@ async fn before_a_move_is_committed_the_points_are_those_that_the_machine_can_be
     for operation in [COMMIT, reprotect(Sync::Tracked, false)] {
         world.run(operation).await;
     }
-    assert_eq!(points_at(None).await, points_at(from_home).await, "home receives");
+    // Points arrive meanwhile.
+    let grows = |before: Vec<protocol::Attempt>, after: Vec<protocol::Attempt>| {
+        after.starts_with(&before) && !before.is_empty()
+    };
+    assert!(grows(points_at(None).await, points_at(from_home).await), "home receives");
     world.run(failback(Sync::Tracked, false, true)).await;
     assert_eq!(points_at(None).await, points_at(from_home).await);
     for operation in [keep_history, reprotect(Sync::Tracked, false)] {
         world.run(operation).await;
     }
-    assert_eq!(points_at(None).await, points_at(from_cloud).await, "the cloud receives");
+    assert!(grows(points_at(None).await, points_at(from_cloud).await), "the cloud receives");
     world.run(unplanned(ShutDownFirst::Require)).await;
     assert_eq!(points_at(None).await, points_at(from_cloud).await);
     assert_ne!(points_at(from_home).await, points_at(from_cloud).await, "both keep some, not the same");

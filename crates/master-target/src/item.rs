@@ -296,9 +296,9 @@ impl Item {
             open.epoch.roll_back().map_err(|error| self.fault(&error))?;
             return Err(Fault::new(code::TOTALS, format!("epoch {attempt} of {} is incomplete", self.id()), cause));
         }
-        let grown = self.replica.journal_bytes().saturating_sub(open.journal_before);
         let point = open.epoch.seal(now_ms()).map_err(|error| self.not_taken(&error, &open.header))?;
-        self.tending.taken(grown);
+        // Only now: what is gathered for the journal is written with the seal at the latest.
+        self.tending.taken(self.replica.journal_bytes().saturating_sub(open.journal_before));
         self.sealed.send_modify(|count| *count += 1);
         if self.record().damaged {
             self.change(|record| record.damaged = false)?;
