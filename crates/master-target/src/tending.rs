@@ -65,6 +65,14 @@ struct Wanted {
     room_for: u64,
 }
 
+impl Shared {
+    /// Changes what must be left free. Of `wanted` and `told` neither is ever taken while the other is held.
+    fn room(&self, change: impl FnOnce(u64) -> u64) {
+        let mut wanted = lock(&self.wanted);
+        wanted.room_for = change(wanted.room_for);
+    }
+}
+
 /// How it went last.
 #[derive(Default)]
 struct Told {
@@ -120,15 +128,13 @@ impl Tending {
 
     /// An epoch of `bytes` did not fit on the volume: room is made for its before-images from the next round on.
     pub(crate) fn starved(&self, bytes: u64, why: Fault) {
-        let mut wanted = lock(&self.shared.wanted);
-        wanted.room_for = wanted.room_for.max(before_images(bytes));
+        self.shared.room(|room_for| room_for.max(before_images(bytes)));
         lock(&self.shared.told).refused = Some(why);
     }
 
     /// An epoch was taken by which the journal grew by `bytes`: the next ones may be as large, less and less probably so.
     pub(crate) fn taken(&self, bytes: u64) {
-        let mut wanted = lock(&self.shared.wanted);
-        wanted.room_for = (wanted.room_for / 8 * 7).max(before_images(bytes));
+        self.shared.room(|room_for| (room_for / 8 * 7).max(before_images(bytes)));
         lock(&self.shared.told).refused = None;
     }
 
@@ -136,8 +142,8 @@ impl Tending {
     pub(crate) fn status(&self, item: ItemId, replica: &Replica) -> KeepingStatus {
         let (points, oldest) = replica.reach();
         let journal_bytes = replica.journal_bytes();
-        let told = lock(&self.shared.told);
         let policy = lock(&self.shared.wanted).clone();
+        let told = lock(&self.shared.told);
         // Before the first round nothing was told yet.
         let bounded = told.space.is_none().then(|| within(&policy, journal_bytes, &self.journal).ok()).flatten();
         let budget = bounded.as_ref().and_then(|policy| policy.budget).map_or(told.budget_bytes, |budget| budget.bytes);

@@ -42,6 +42,7 @@ fn item(health: &str) -> Value {
         "item": "web01", "stage": {"is": "protected", "runs_at": "home"}, "stage_words": "protected", "health": health,
         "health_reason": if health == "ok" { Value::Null } else { json!("the link is down") },
         "runs_at": "paris", "side": "home", "home": "paris", "away": "rome", "rpo_ms": 1200, "rpo_limit_ms": 900_000,
+        "policy": "standard",
         "newest": null, "failback": "possible", "next": null, "generation": 1, "job": null, "replication": null
     })
 }
