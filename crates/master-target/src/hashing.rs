@@ -63,6 +63,14 @@ impl Hashing {
         }));
     }
 
+    /// Lets go of the point that the hashes stand for, and of the journal's files that it holds, until the next pass.
+    pub(crate) fn let_go(&self) {
+        if let Some(leaves) = &*lock(&self.leaves) {
+            leaves.let_go();
+        }
+        *lock(&self.last) = Some(Instant::now());
+    }
+
     /// Lets nothing begin any more, waits for what is going on, and lets go of the leaves.
     pub(crate) async fn end(&self) {
         self.ended.store(true, Ordering::Release);

@@ -352,7 +352,8 @@ impl Item {
     pub(crate) fn tend(&self) {
         let record = self.record();
         self.hashing.begin(record.item.clone(), &self.replica);
-        self.tending.begin(record.item, &self.replica, record.retention);
+        let hashing = self.hashing.clone();
+        self.tending.begin(record.item, &self.replica, record.retention, move || hashing.let_go());
     }
 
     /// Goes by `retention` from now on.

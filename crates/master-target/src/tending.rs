@@ -94,9 +94,15 @@ impl Tending {
         Tending { journal, task: Mutex::default(), shared: Arc::default() }
     }
 
-    /// Begins a round, or has one follow the one that is going on; nothing once it was ended for good. To be called inside
-    /// the runtime.
-    pub(crate) fn begin(&self, item: ItemId, replica: &Arc<Replica>, policy: Retention) {
+    /// Begins a round, or has one follow the one that is going on; nothing once it was ended for good. `let_go` gives up
+    /// what holds points for convenience only, when space runs out. To be called inside the runtime.
+    pub(crate) fn begin(
+        &self,
+        item: ItemId,
+        replica: &Arc<Replica>,
+        policy: Retention,
+        let_go: impl Fn() + Send + 'static,
+    ) {
         lock(&self.shared.wanted).policy = policy;
         let mut task = lock(&self.task);
         if self.shared.ended.load(Ordering::Acquire) {
@@ -111,7 +117,7 @@ impl Tending {
         let (replica, shared, journal) = (replica.clone(), self.shared.clone(), self.journal.clone());
         *task = Some(tokio::task::spawn_blocking(move || {
             loop {
-                round(&item, &replica, &journal, &shared);
+                round(&item, &replica, &journal, &shared, &let_go);
                 let mut turn = lock(&shared.turn);
                 if !std::mem::take(&mut turn.again) {
                     turn.running = false;
@@ -195,7 +201,8 @@ fn within(wanted: &Wanted, journal_bytes: u64, journal: &Path) -> std::io::Resul
 }
 
 /// Steps until nothing is left to do.
-fn round(item: &ItemId, replica: &Replica, journal: &Path, shared: &Shared) {
+fn round(item: &ItemId, replica: &Replica, journal: &Path, shared: &Shared, let_go: &dyn Fn()) {
+    let mut gave_up = false;
     while !shared.ended.load(Ordering::Acquire) {
         let wanted = lock(&shared.wanted).clone();
         let policy = within(&wanted, replica.journal_bytes(), journal).unwrap_or_else(|error| {
@@ -211,7 +218,12 @@ fn round(item: &ItemId, replica: &Replica, journal: &Path, shared: &Shared) {
                 (told.space, told.failed) = (Some(tended.space), None);
                 told.budget_bytes = policy.budget.map_or(0, |budget| budget.bytes);
                 if tended.did == Did::Nothing {
-                    return;
+                    drop(told);
+                    if tended.space != Space::Exceeded || gave_up {
+                        return;
+                    }
+                    let_go();
+                    gave_up = true;
                 }
                 tracing::debug!(%item, ?tended.did, "tended a replica");
             }
