@@ -47,19 +47,21 @@ async fn the_replica_becomes_the_machine_epoch_by_epoch() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_line_that_is_cut_and_held_costs_time_and_nothing_else() {
     let mut sites = Sites::replicating(12).await;
-    for round in 0..5 {
+    for round in 0..6 {
         for _ in 0..5 {
             sites.scribble(6);
             a_moment(sites.dice.below(30)).await;
-            sites.wire.hold(round % 2 == 0);
+            // In every other round something is under way for certain when the line breaks.
+            if round % 2 == 0 {
+                sites.wire.hold(true);
+                sites.wire.has_caught_something().await;
+            }
             a_moment(sites.dice.below(60)).await;
             sites.wire.cut();
             sites.wire.hold(false);
         }
         sites.must_become_equal(&format!("after the line was cut in round {round}")).await;
     }
-    // Which fault is shown depends on where the epoch stood: on its way, at its seal, or between two.
-    assert!(!sites.faults().is_empty(), "no epoch met a broken line");
     let status = sites.must_become_equal("at the end").await;
     assert_eq!(status.moved.read_target, 0, "every base was proven, but something was compared");
     sites.end().await;

@@ -16,6 +16,8 @@ struct Hand {
     /// Bytes that went from sender to receiver, and how many may before the line is held.
     passed: AtomicU64,
     hold_at: AtomicU64,
+    /// What was said into the line and is held in it.
+    caught: AtomicU64,
     cuts: watch::Sender<u64>,
     held: watch::Sender<bool>,
 }
@@ -43,6 +45,7 @@ impl Wire {
             flips: AtomicU64::new(0),
             passed: AtomicU64::new(0),
             hold_at: AtomicU64::new(u64::MAX),
+            caught: AtomicU64::new(0),
             cuts: watch::Sender::new(0),
             held: watch::Sender::new(false),
         });
@@ -62,7 +65,17 @@ impl Wire {
 
     /// While held, nothing goes from sender to receiver.
     pub fn hold(&self, held: bool) {
+        self.hand.caught.store(0, Ordering::SeqCst);
         self.hand.held.send_replace(held);
+    }
+
+    /// Waits until the sender has said something that the held line has not passed on.
+    pub async fn has_caught_something(&self) {
+        let deadline = tokio::time::Instant::now() + super::PATIENCE;
+        while self.hand.caught.load(Ordering::SeqCst) == 0 {
+            assert!(tokio::time::Instant::now() < deadline, "nobody said anything into the held line");
+            tokio::time::sleep(std::time::Duration::from_millis(2)).await;
+        }
     }
 
     /// Holds the line once so many bytes have gone from sender to receiver.
@@ -102,9 +115,11 @@ async fn listen(listener: TcpListener, hand: Arc<Hand>) {
             let _ = (near.set_nodelay(true), far.set_nodelay(true));
             let ((near_in, near_out), (far_in, far_out)) = (near.into_split(), far.into_split());
             tokio::select! {
+                biased;
+                // What a line holds does not come through when it is cut and let go of at once.
+                _ = cuts.changed() => {}
                 _ = pump(near_in, far_out, Some(&hand)) => {}
                 _ = pump(far_in, near_out, None) => {}
-                _ = cuts.changed() => {}
             }
         });
     }
@@ -122,7 +137,11 @@ async fn pump(
             return to.shutdown().await;
         }
         if let Some(hand) = hand {
-            let _ = hand.held.subscribe().wait_for(|held| !held).await;
+            let mut held = hand.held.subscribe();
+            if *held.borrow() {
+                hand.caught.fetch_add(length as u64, Ordering::SeqCst);
+            }
+            let _ = held.wait_for(|held| !held).await;
             let lies =
                 length >= WORTH_A_LIE && hand.flips.compare_exchange(1, 0, Ordering::SeqCst, Ordering::SeqCst).is_ok();
             if lies {
