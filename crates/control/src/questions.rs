@@ -73,8 +73,10 @@ impl Control {
             return Err(Fault::new(code::STAGE_REFUSES, message, cause)
                 .with_remedy(format!("look at it: sockeye status {name}")));
         }
-        let patience = Duration::from_millis(item.interval_ms.saturating_mul(3)).max(LEAST_POINT_PATIENCE);
-        let order = Order::AddPoint { item: item.name.clone() };
+        let within_ms = item.interval_ms.saturating_mul(3).max(LEAST_POINT_PATIENCE.as_millis() as u64);
+        let order = Order::AddPoint { item: item.name.clone(), within_ms };
+        // The master target gives up first: what it does when nobody listens any more would be a pin that nobody knows of.
+        let patience = Duration::from_millis(within_ms) + PATIENCE;
         let side = item.stage.runs_at().other();
         match self.ask_keeper(&item, side, order, patience).await? {
             Outcome::Added { point } => {

@@ -1,6 +1,7 @@
 //! What a master target does with orders.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use async_trait::async_trait;
 use component::{Duty, Heartbeat, Ticket};
@@ -103,15 +104,18 @@ impl MasterTarget {
     }
 
     /// Waits for a fresh point, beside whatever else is done with the item, and pins it.
-    async fn add_point(&self, id: &ItemId, ticket: &Ticket) -> Result<Outcome, Fault> {
+    async fn add_point(&self, id: &ItemId, within: Duration, ticket: &Ticket) -> Result<Outcome, Fault> {
         let item = self.shelf.must(id)?;
         ticket.step("waiting for the next recovery point", None);
+        let none = |code, cause: &str| Fault::new(code, format!("no point of {id} was added"), cause);
         let point = tokio::select! {
-            point = item.next_point() => point,
-            () = ticket.cancelled() => None,
+            point = item.next_point() => point.ok_or_else(|| none(code::REPLICA_CLOSED, "its replica is gone"))?,
+            () = tokio::time::sleep(within) => {
+                let cause = format!("no epoch that was cut since was sealed within {} s", within.as_secs());
+                return Err(none(code::ORDER_TIMED_OUT, &cause).with_remedy(format!("look at it: sockeye status {id}")));
+            }
+            () = ticket.cancelled() => return Err(none(code::CANCELLED, "control asks no longer")),
         };
-        let nobody = || Fault::new(code::CANCELLED, format!("no point of {id} was added"), "control asks no longer");
-        let point = point.ok_or_else(nobody)?;
         pin(&item, point.attempt, true).await?;
         Ok(Outcome::Added { point })
     }
@@ -259,7 +263,9 @@ impl Duty for MasterTarget {
                 Ok(Outcome::Points { points: item.replica.points(), pins: item.replica.pins() })
             }
             (Order::PinPoint { point, pinned, .. }, Some(item)) => pin(&item, point, pinned).await,
-            (Order::AddPoint { item }, _) => self.add_point(&item, ticket).await,
+            (Order::AddPoint { item, within_ms }, _) => {
+                self.add_point(&item, Duration::from_millis(within_ms), ticket).await
+            }
             (other, _) => Err(Fault::new(
                 code::INTERNAL,
                 "a master target cannot carry out this order",

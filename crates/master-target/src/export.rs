@@ -1,7 +1,7 @@
 //! Pinned points written out as files of their own, before the history that they belong to ends.
 //!
 //! ```text
-//!   view of the point ─► our NBD server ─► qemu-img convert ─► <retention>/@exported/<item>/<point>/<disk>.qcow2
+//!   view of the point ─► our NBD server ─► qemu-img convert ─► <retention>/@exported/<item>/<lineage>/<point>/<disk>.qcow2
 //! ```
 //! The files need neither Sockeye nor the replica any more; nothing here ever reads or removes them again.
 //!
@@ -22,6 +22,9 @@ use crate::retention;
 use crate::shelf::{Shelf, blocking};
 use crate::view::Use;
 
+/// How the name of a file ends that is not whole yet.
+const UNFINISHED: &str = "new";
+
 /// Writes every pinned point of `item` out. Gives the folders, one for each point, oldest first.
 pub(crate) async fn pinned(shelf: &Shelf, item: &Arc<Item>, ticket: &Ticket) -> Result<Vec<String>, Fault> {
     let pins = item.replica.pins();
@@ -29,7 +32,9 @@ pub(crate) async fn pinned(shelf: &Shelf, item: &Arc<Item>, ticket: &Ticket) -> 
     for (n, pin) in pins.iter().enumerate() {
         let percent = u8::try_from(n * 100 / pins.len()).ok();
         ticket.step(format!("writing the pinned point {pin} to files of its own"), percent);
-        let folder = shelf.exported(&item.id()).join(pin.to_string());
+        // Points are numbered anew when an item is protected anew: its files then lie beside those of its predecessor.
+        let of = shelf.exported(&item.id()).join(item.record().lineage.to_string());
+        let folder = of.join(pin.to_string());
         let written = tokio::select! {
             written = point(shelf, item, *pin, &folder) => written,
             () = ticket.cancelled() => {
@@ -38,6 +43,9 @@ pub(crate) async fn pinned(shelf: &Shelf, item: &Arc<Item>, ticket: &Ticket) -> 
         };
         // Also when it was given up half-way: nobody holds the point any more then.
         shelf.withdraw_view(item, *pin, Use::Export).await;
+        if written.is_err() {
+            remove_unfinished(&folder);
+        }
         written?;
         folders.push(folder.display().to_string());
     }
@@ -47,25 +55,36 @@ pub(crate) async fn pinned(shelf: &Shelf, item: &Arc<Item>, ticket: &Ticket) -> 
 async fn point(shelf: &Shelf, item: &Arc<Item>, point: Attempt, folder: &Path) -> Result<(), Fault> {
     let failed = |what: String| Fault::new(code::REPLICA_IO, format!("point {point} cannot be written out"), what);
     std::fs::create_dir_all(folder).map_err(|error| failed(error.to_string()))?;
-    fits(item, point, folder).await?;
+    let files: Vec<PathBuf> =
+        item.replica.disks().iter().map(|disk| folder.join(format!("{}.qcow2", disk.key))).collect();
+    let missing: Vec<usize> = (0..files.len()).filter(|disk| !files[*disk].exists()).collect();
+    fits(item, point, folder, missing.clone()).await?;
     let views = shelf.serve_view(item, point, Use::Export).await?;
-    for (disk, view) in item.replica.disks().iter().zip(views) {
-        let file = folder.join(format!("{}.qcow2", disk.key));
-        if !file.exists() {
-            convert(&view.to_string(), &file).await.map_err(failed)?;
-        }
+    for disk in missing {
+        convert(&views[disk].to_string(), &files[disk]).await.map_err(failed)?;
     }
     Ok(())
 }
 
+/// Gives back the room of what was not finished. What cannot be removed is written over by the next attempt.
+fn remove_unfinished(folder: &Path) {
+    let entries = std::fs::read_dir(folder).into_iter().flatten().flatten();
+    for entry in entries.filter(|entry| entry.path().extension().is_some_and(|end| end == UNFINISHED)) {
+        if let Err(error) = std::fs::remove_file(entry.path()) {
+            tracing::warn!(%error, file = %entry.path().display(), "an unfinished file stays");
+        }
+    }
+}
+
 /// Refuses what the volume has no room for, before anything is written.
-async fn fits(item: &Arc<Item>, point: Attempt, folder: &Path) -> Result<(), Fault> {
+async fn fits(item: &Arc<Item>, point: Attempt, folder: &Path, disks: Vec<usize>) -> Result<(), Fault> {
     let (of, folder) = (item.clone(), folder.to_path_buf());
     blocking(move || {
         let view = of.replica.view(point).map_err(|error| of.fault(&error))?;
         let mut wanted = 0u64;
-        for (index, disk) in of.replica.disks().iter().enumerate() {
-            wanted += view.data(index, 0, disk.size).map_err(|error| of.fault(&error))?.bytes();
+        for disk in disks {
+            let size = of.replica.disks()[disk].size;
+            wanted += view.data(disk, 0, size).map_err(|error| of.fault(&error))?.bytes();
         }
         let unseen = |error: std::io::Error| {
             Fault::new(code::REPLICA_IO, "the retention volume does not tell what room it has", error.to_string())
@@ -84,7 +103,7 @@ async fn fits(item: &Arc<Item>, point: Attempt, folder: &Path) -> Result<(), Fau
 
 /// Copies what is served at `uri` into a file that is there whole or not at all.
 async fn convert(uri: &str, file: &Path) -> Result<(), String> {
-    let fresh: PathBuf = file.with_extension("new");
+    let fresh: PathBuf = file.with_extension(UNFINISHED);
     let mut command = Command::new("qemu-img");
     command.args(["convert", "-f", "raw", "-O", "qcow2", uri]).arg(&fresh).kill_on_drop(true);
     let output = command.output().await.map_err(|error| format!("qemu-img cannot be run: {error}"))?;

@@ -125,6 +125,21 @@ async fn a_test_machine_reads_its_point_while_epochs_arrive_and_leaves_nothing_b
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_point_on_demand_that_does_not_come_in_time_is_not_pinned_later() {
+    let mut sites = Sites::prepared(33).await;
+    let add = |within_ms| Order::AddPoint { item: NAME.parse().unwrap(), within_ms };
+    assert!(sites.order(add(50)).await.unwrap_err().is(code::ORDER_TIMED_OUT));
+    sites.replicate().await;
+    for _ in 0..3 {
+        sites.must_become_equal("after the order").await;
+    }
+    assert_eq!(sites.pins().await, []);
+    let Outcome::Added { point } = sites.order(add(60_000)).await.unwrap() else { panic!("no point was added") };
+    assert_eq!(sites.pins().await, [point.attempt]);
+    sites.end().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn views_read_as_their_points_while_epochs_arrive_and_what_is_written_to_one_goes_with_it() {
     let mut sites = Sites::replicating(12).await;
     let (old, then) = known_point(&mut sites).await;

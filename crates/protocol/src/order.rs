@@ -326,6 +326,8 @@ pub enum Order {
     AddPoint {
         /// The item.
         item: ItemId,
+        /// How long to wait for one (milliseconds, from when the order is taken up); then none is added.
+        within_ms: u64,
     },
     /// What two points differ in. Outcome: `Differ`.
     DiffPoints {

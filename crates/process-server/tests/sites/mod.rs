@@ -17,7 +17,7 @@ use protocol::epoch::{DiskSize, Point};
 use protocol::machine::{Boot, DiskFormat, DiskSource, DiskSpec, MachineSpec};
 use protocol::order::{Grant, Order, Outcome, Replication, ReplicationStatus, Sync};
 use protocol::verified::Verified;
-use protocol::{DiskKey, Fault, Lineage};
+use protocol::{Attempt, DiskKey, Fault, Lineage};
 use tokio::sync::oneshot;
 use tokio::task::JoinHandle;
 
@@ -255,9 +255,18 @@ impl Sites {
 
     /// Every point that the replica keeps.
     pub async fn points(&self) -> Vec<Point> {
+        self.kept().await.0
+    }
+
+    /// The pinned ones.
+    pub async fn pins(&self) -> Vec<Attempt> {
+        self.kept().await.1
+    }
+
+    async fn kept(&self) -> (Vec<Point>, Vec<Attempt>) {
         let order = Order::ListPoints { item: NAME.parse().unwrap() };
         match self.control.order(MASTER_TARGET, order).await.unwrap() {
-            Outcome::Points { points, .. } => points,
+            Outcome::Points { points, pins } => (points, pins),
             other => panic!("{other:?}"),
         }
     }

@@ -59,7 +59,7 @@ pub(crate) const FAULTS: [Fault; 17] = [
     Fault {
         name: "before-images-unsynced",
         what: "new blocks are written before what they replace is durable",
-        catchers: &[by("replica", "power_cut", POWER_CUT, "is not at")],
+        catchers: &[by("replica", "power_cut", POWER_CUT, "refused to open")],
     },
     Fault {
         name: "merged-newest-wins",
