@@ -13,19 +13,22 @@
 //!
 //! # If power fails
 //! - before the sync: the batch never happened;
-//! - after it, until the point's record is durable: the epoch is rolled back when the replica is opened.
+//! - after it, until the point's record is durable: the epoch is rolled back when the replica is opened, or resumed
+//!   ([`crate::resume`]).
 
 use std::sync::Arc;
 
 use bytes::Bytes;
-use protocol::{Attempt, Point, PointKind};
+use protocol::{Attempt, Extent, Point, PointKind};
 
 use crate::ahead::{Ahead, Batch, DiskImages};
 use crate::append::{Append, Tail};
 use crate::error::ReplicaError;
 use crate::history::Segment;
 use crate::index::encode_index;
-use crate::log::{Record, Sealed, SealedFile};
+use crate::log::{Origin, Record, Sealed, SealedFile};
+use crate::opening::Found;
+use crate::resume::Inherited;
 use crate::segment::Entry;
 use crate::store::{Open, Slot, Store};
 
@@ -67,18 +70,26 @@ pub struct Epoch {
 }
 
 impl Epoch {
-    pub(crate) fn new(store: Arc<Store>, writer: Writer) -> Epoch {
+    pub(crate) fn new(store: Arc<Store>, writer: Box<Writer>) -> Epoch {
         let ahead = Ahead::new(store.clone(), writer.open.clone());
-        Epoch { store, ahead, writer: Some(Box::new(writer)) }
+        Epoch { store, ahead, writer: Some(writer) }
     }
 
-    fn writer(&self) -> &Writer {
+    pub(crate) fn store(&self) -> &Arc<Store> {
+        &self.store
+    }
+
+    pub(crate) fn writer(&self) -> &Writer {
         self.writer.as_deref().expect("an epoch that ended is not held any more")
+    }
+
+    pub(crate) fn writer_mut(&mut self) -> &mut Writer {
+        self.writer.as_deref_mut().expect("an epoch that ended is not held any more")
     }
 
     /// Its attempt.
     pub fn attempt(&self) -> Attempt {
-        self.writer().open.attempt
+        self.writer().attempt
     }
 
     /// Bytes written so far, zeroes included.
@@ -106,18 +117,18 @@ impl Epoch {
     /// # Errors
     /// As for [`Epoch::apply`].
     pub fn apply_prepared(&mut self, batch: Batch) -> Result<(), ReplicaError> {
-        let writer = self.writer.as_deref_mut().expect("an epoch that ended is not held any more");
-        writer.apply(&self.store, &self.ahead, batch)
+        let (store, ahead) = (self.store.clone(), self.ahead.clone());
+        self.writer_mut().apply(&store, &ahead, batch)
     }
 
     /// Makes the epoch a recovery point: durable when this returns. `sealed_at_ms` is this host's clock, ms since 1970.
     ///
     /// # Errors
-    /// `EpochBroken`, `NoSpace`: the epoch is left to be rolled back by the next one. A failed sync stops the replica:
+    /// `EpochBroken`, `Unproven`, `NoSpace`: the epoch is left to be rolled back by the next one. A failed sync stops the replica:
     /// whether the point exists is known when it was opened anew.
     pub fn seal(mut self, sealed_at_ms: u64) -> Result<Point, ReplicaError> {
-        let writer = self.writer.as_deref_mut().expect("an epoch that ended is not held any more");
-        let point = writer.seal(&self.store, sealed_at_ms)?;
+        let store = self.store.clone();
+        let point = self.writer_mut().seal(&store, sealed_at_ms)?;
         self.writer = None;
         self.store.set_slot(Slot::Free);
         Ok(point)
@@ -153,20 +164,26 @@ impl Drop for Epoch {
 /// The writing side of an open epoch.
 pub(crate) struct Writer {
     pub open: Arc<Open>,
-    kind: PointKind,
-    cut_at_ms: u64,
+    /// Whose point it becomes: a later attempt than the one that began it, if it was resumed.
+    pub attempt: Attempt,
+    pub kind: PointKind,
+    pub cut_at_ms: u64,
     applied: u64,
-    broken: bool,
+    pub broken: bool,
     /// Disks that were written.
-    touched: Vec<bool>,
+    pub touched: Vec<bool>,
     /// What is durable of each segment.
-    tails: Vec<Tail>,
+    pub tails: Vec<Tail>,
+    /// Of an epoch that was found at an opening: how much of each segment is durable for certain.
+    pub durable: Option<Vec<u64>>,
+    pub inherited: Option<Inherited>,
     table: Vec<u8>,
 }
 
 impl Writer {
     pub fn new(open: Arc<Open>, disks: usize, kind: PointKind, cut_at_ms: u64) -> Writer {
         Writer {
+            attempt: open.attempt,
             open,
             kind,
             cut_at_ms,
@@ -174,16 +191,22 @@ impl Writer {
             broken: false,
             touched: vec![false; disks],
             tails: vec![Tail::default(); disks],
+            durable: None,
+            inherited: None,
             table: Vec::new(),
         }
     }
 
-    /// A writer for an epoch that was found after a crash: it can only be rolled back, and any disk may have been
+    /// A writer for an epoch that was found after a crash: it can be rolled back or resumed, and any disk may have been
     /// written.
-    pub fn found(open: Arc<Open>, disks: usize) -> Writer {
-        let mut writer = Writer::new(open, disks, PointKind::CrashConsistent, 0);
-        writer.broken = true;
+    pub fn found(found: Found, disks: usize) -> Writer {
+        let mut writer = Writer::new(found.open, disks, PointKind::CrashConsistent, 0);
         writer.touched.fill(true);
+        writer.applied = writer.open.segments.iter().flat_map(|segment| segment.entries()).map(|e| e.length).sum();
+        if !found.tails.is_empty() {
+            writer.tails = found.tails;
+        }
+        writer.durable = Some(found.durable);
         writer
     }
 
@@ -212,6 +235,10 @@ impl Writer {
                 return Err(store.disk_error(disk, "writing", error));
             }
             self.applied += write.payload.length();
+            if let Some(inherited) = &mut self.inherited {
+                let extent = Extent::new(write.offset, write.payload.length());
+                inherited.unproven.take(disk, store.size(disk), extent);
+            }
         }
         for images in batch.images {
             let target = store.disk(images.disk)?;
@@ -261,7 +288,7 @@ impl Writer {
         Ok(())
     }
 
-    fn sync_segment(&self, store: &Store, disk: usize) -> Result<(), ReplicaError> {
+    pub fn sync_segment(&self, store: &Store, disk: usize) -> Result<(), ReplicaError> {
         let name = &self.open.segments[disk].file.name;
         store
             .journal
@@ -269,7 +296,7 @@ impl Writer {
             .map_err(|error| store.fail(ReplicaError::io(format!("syncing {}", store.journal.describe(name)), error)))
     }
 
-    fn cut_segment(&self, store: &Store, disk: usize, length: u64) -> Result<(), ReplicaError> {
+    pub fn cut_segment(&self, store: &Store, disk: usize, length: u64) -> Result<(), ReplicaError> {
         let name = &self.open.segments[disk].file.name;
         let cut = store.journal.length(name).and_then(|now| {
             if now == length {
@@ -286,6 +313,9 @@ impl Writer {
         if self.broken {
             return Err(ReplicaError::EpochBroken);
         }
+        if self.inherited.as_ref().is_some_and(|inherited| !inherited.unproven.is_empty()) {
+            return Err(ReplicaError::Unproven);
+        }
         for disk in (0..self.touched.len()).filter(|disk| self.touched[*disk]) {
             #[cfg(feature = "sabotage")]
             if protocol::sabotage::is("acknowledged-before-sync") {
@@ -298,7 +328,7 @@ impl Writer {
             sealed.push(self.seal_segment(store, disk)?);
         }
         let point = Point {
-            attempt: self.open.attempt,
+            attempt: self.attempt,
             cut_at_ms: self.cut_at_ms,
             sealed_at_ms,
             kind: self.kind,
@@ -326,7 +356,10 @@ impl Writer {
             return Err(ReplicaError::io(format!("writing {}", store.journal.describe(&segment.file.name)), error));
         }
         self.sync_segment(store, disk)?;
-        Ok(SealedFile { disk: disk as u16, length: at + bytes.len() as u64, footer, origin: None })
+        // The segments of a resumed epoch have the name of the attempt that began it.
+        let id = &segment.file.id;
+        let origin = (id.attempt != self.attempt).then_some(Origin { opened: id.opened, attempt: id.attempt });
+        Ok(SealedFile { disk: disk as u16, length: at + bytes.len() as u64, footer, origin })
     }
 
     /// Puts the before-images back. The slot is the caller's; on an error it gets the writer back, to try again.
@@ -358,7 +391,7 @@ impl Writer {
         store.record(&mut ledger, &Record::RolledBack { opened: self.open.opened })?;
         store.forget_open();
         self.open.segments.iter().for_each(|segment| segment.file.doom());
-        tracing::info!(item = %store.manifest.item, attempt = %self.open.attempt, "rolled an unfinished epoch back");
+        tracing::info!(item = %store.manifest.item, attempt = %self.attempt, "rolled an unfinished epoch back");
         Ok(())
     }
 }

@@ -74,6 +74,9 @@ pub enum ReplicaError {
     /// An epoch could not be written in full; it can only be rolled back.
     #[error("a batch of the epoch failed; it can only be rolled back")]
     EpochBroken,
+    /// A resumed epoch was to be sealed before all that it inherited was compared or sent again.
+    #[error("the epoch went on from an earlier one, and not all of that was compared or sent again")]
+    Unproven,
     /// The point is not kept, or never was.
     #[error("point {0} is not kept")]
     PointGone(Attempt),
@@ -132,7 +135,7 @@ impl ReplicaError {
             ReplicaError::PointGone(_) => code::POINT_GONE,
             ReplicaError::Inconsistent => code::DAMAGED,
             ReplicaError::Disks(_) => code::DISK_MISMATCH,
-            ReplicaError::OutOfBounds(_) => code::PROTOCOL,
+            ReplicaError::OutOfBounds(_) | ReplicaError::Unproven => code::PROTOCOL,
         }
     }
 

@@ -41,6 +41,7 @@ mod merge;
 mod opening;
 mod pages;
 mod replica;
+mod resume;
 mod run;
 mod runs;
 mod scan;

@@ -5,6 +5,7 @@ use std::sync::Arc;
 
 use protocol::Attempt;
 
+use crate::append::Tail;
 use crate::chain::Step;
 use crate::error::ReplicaError;
 use crate::history::{OpenSegment, Segment, SegmentFile};
@@ -73,22 +74,38 @@ pub(crate) fn steps<'a>(
     steps
 }
 
+/// An epoch that was open when everything stopped, and how far its segments had got.
+pub(crate) struct Found {
+    pub open: Arc<Open>,
+    /// Where the whole frames end, for each disk; empty for an epoch that was not journalled.
+    pub tails: Vec<Tail>,
+    /// How much of that is durable for certain.
+    pub durable: Vec<u64>,
+}
+
 /// The epoch that was open when everything stopped. Takes its files out of `files`.
 pub(crate) fn unfinished(
     manifest: &Manifest,
     journal: &Arc<dyn Volume>,
     begun: Begun,
     files: &mut BTreeMap<String, u64>,
-) -> Result<Open, ReplicaError> {
-    let mut segments = Vec::new();
+) -> Result<Found, ReplicaError> {
+    let (mut segments, mut tails, mut durable) = (Vec::new(), Vec::new(), Vec::new());
     if begun.journalled {
         let ids: Vec<SegmentId> = ids(manifest, begun.opened, begun.attempt).collect();
-        for (entries, id) in scan_all(journal.as_ref(), &ids)?.into_iter().zip(ids) {
+        for (found, id) in scan_all(journal.as_ref(), &ids)?.into_iter().zip(ids) {
             files.remove(&id.file());
-            segments.push(OpenSegment::new(SegmentFile::new(journal.clone(), id), entries));
+            segments.push(OpenSegment::new(SegmentFile::new(journal.clone(), id), found.entries));
+            // A header alone is written again with the first frame.
+            tails.push(if found.frames == 0 {
+                Tail::default()
+            } else {
+                Tail { length: found.end, frames: found.frames }
+            });
+            durable.push(found.sure);
         }
     }
-    Ok(Open { attempt: begun.attempt, opened: begun.opened, segments })
+    Ok(Found { open: Arc::new(Open { attempt: begun.attempt, opened: begun.opened, segments }), tails, durable })
 }
 
 /// The runs that a view of a point may use. Takes their files out of `files`; whether they are whole shows when they are

@@ -3,7 +3,7 @@
 //! # Opening
 //! ```text
 //!   lock ─► manifest ─► log (a torn record is cut) ─► segments there? ─► disks ─► an epoch without its point record:
-//!                                                                                 before-images back, flush, record
+//!                                                        before-images back, flush, record; or left to be resumed
 //! ```
 //! Damage to a sealed segment does not keep a replica from opening: what is newest is on the disks. It refuses the
 //! points that need the segment, each time they are asked for.
@@ -109,6 +109,25 @@ impl Replica {
     /// # Errors
     /// As for [`Replica::open`].
     pub fn open_on(stores: Stores, open: Opener) -> Result<Replica, ReplicaError> {
+        let replica = Replica::open_unfinished_on(stores, open)?;
+        replica.undo_unfinished()?;
+        Ok(replica)
+    }
+
+    /// As [`Replica::open`], but an epoch without its point record is left as it is found: [`Replica::resume`] goes on with
+    /// it, and whatever else wants the disks undoes it first. Until then they are not at a point.
+    ///
+    /// # Errors
+    /// As for [`Replica::open`].
+    pub fn open_unfinished(place: &Place, open: Opener) -> Result<Replica, ReplicaError> {
+        Replica::open_unfinished_on(Stores::real(place, false)?, open)
+    }
+
+    /// As [`Replica::open_unfinished`], on any kind of volume.
+    ///
+    /// # Errors
+    /// As for [`Replica::open`].
+    pub fn open_unfinished_on(stores: Stores, open: Opener) -> Result<Replica, ReplicaError> {
         let held = stores.lock()?;
         let absent = || ReplicaError::Absent(stores.directory.describe(""));
         let manifest = Manifest::load(stores.directory.as_ref())?.ok_or_else(absent)?;
@@ -133,10 +152,9 @@ impl Replica {
         let disks = stores.disks(&manifest.disks, open)?;
         let count = disks.len();
         let store = Store::new(manifest, journal, disks, held, ledger, steps, runs);
-        if let Some(open) = unfinished.map(Arc::new) {
-            store.set_open(open.clone());
-            store.set_slot(Slot::Left(Box::new(Writer::found(open, count))));
-            store.in_slot(|| Ok(()))?;
+        if let Some(found) = unfinished {
+            store.set_open(found.open.clone());
+            store.set_slot(Slot::Left(Box::new(Writer::found(found, count))));
         }
         Ok(Replica { store: Arc::new(store), stores })
     }
@@ -362,7 +380,7 @@ impl Replica {
         &self.store
     }
 
-    fn fits(&self, header: &EpochHeader) -> Result<(), ReplicaError> {
+    pub(crate) fn fits(&self, header: &EpochHeader) -> Result<(), ReplicaError> {
         let ours = self.store.manifest.lineage;
         if header.lineage != ours {
             return Err(ReplicaError::Lineage { theirs: header.lineage, ours });
@@ -423,7 +441,7 @@ impl Replica {
         }
         let open = Arc::new(Open { attempt, opened: begun.opened, segments });
         store.set_open(open.clone());
-        Ok(Epoch::new(store.clone(), Writer::new(open, self.disks().len(), kind, cut_at_ms)))
+        Ok(Epoch::new(store.clone(), Box::new(Writer::new(open, self.disks().len(), kind, cut_at_ms))))
     }
 
     fn keep_slot_if(&self, begun: Result<Epoch, ReplicaError>) -> Result<Epoch, ReplicaError> {

@@ -27,6 +27,10 @@ pub(crate) struct Scan {
     pub entries: Vec<Entry>,
     /// Where the last whole frame ends.
     pub end: u64,
+    /// How many whole frames there are.
+    pub frames: u64,
+    /// How much of this segment is durable for certain, as the frames of all of them say.
+    pub sure: u64,
     /// How long every disk's segment must be, as the frames that were found say.
     pub durable: Vec<u64>,
 }
@@ -70,7 +74,7 @@ pub(crate) fn scan(volume: &dyn Volume, id: &SegmentId) -> Result<Scan, ReplicaE
         Err(error) => return Err(ReplicaError::io(format!("reading {name}"), error)),
     };
     let reader = Reader { volume, id, name, length };
-    let mut scan = Scan { entries: Vec::new(), end: 0, durable: vec![0; usize::from(id.disks)] };
+    let mut scan = Scan { entries: Vec::new(), end: 0, frames: 0, sure: 0, durable: vec![0; usize::from(id.disks)] };
     let header = reader.read(0, SECTOR)?;
     if !id.is_header(&header) {
         if !Reader::torn(&header, SECTOR) {
@@ -80,10 +84,9 @@ pub(crate) fn scan(volume: &dyn Volume, id: &SegmentId) -> Result<Scan, ReplicaE
         return Ok(scan);
     }
     scan.end = SECTOR;
-    let mut number = 0;
-    while let Some(table) = reader.frame(scan.end, number)? {
+    while let Some(table) = reader.frame(scan.end, scan.frames)? {
         scan.end += table.length;
-        number += 1;
+        scan.frames += 1;
         scan.note(&table);
         scan.entries.extend(table.entries);
     }
@@ -154,13 +157,15 @@ impl Reader<'_> {
     }
 }
 
-/// The before-images of an open epoch, by disk: those of all frames that may have been followed by a write.
-pub(crate) fn scan_all(volume: &dyn Volume, ids: &[SegmentId]) -> Result<Vec<Vec<Entry>>, ReplicaError> {
-    let scans = ids.iter().map(|id| scan(volume, id)).collect::<Result<Vec<_>, _>>()?;
-    for (disk, (id, own)) in ids.iter().zip(&scans).enumerate() {
+/// The segments of an open epoch, by disk: all frames that may have been followed by a write.
+pub(crate) fn scan_all(volume: &dyn Volume, ids: &[SegmentId]) -> Result<Vec<Scan>, ReplicaError> {
+    let mut scans = ids.iter().map(|id| scan(volume, id)).collect::<Result<Vec<_>, _>>()?;
+    let sure: Vec<u64> =
+        (0..scans.len()).map(|disk| scans.iter().map(|scan| scan.durable[disk]).max().unwrap_or(0)).collect();
+    for (disk, (id, own)) in ids.iter().zip(&mut scans).enumerate() {
         let name = || volume.describe(&id.file());
-        let durable = scans.iter().filter_map(|scan| scan.durable.get(disk)).max();
-        if durable.is_some_and(|durable| own.end < *durable) {
+        own.sure = sure[disk];
+        if own.end < own.sure {
             return Err(ReplicaError::damaged(name(), format!("what follows byte {} was durable once", own.end)));
         }
         let mut extents: Vec<Extent> = own.entries.iter().map(|e| Extent::new(e.offset, e.length)).collect();
@@ -169,5 +174,5 @@ pub(crate) fn scan_all(volume: &dyn Volume, ids: &[SegmentId]) -> Result<Vec<Vec
             return Err(ReplicaError::damaged(name(), "it holds a block twice"));
         }
     }
-    Ok(scans.into_iter().map(|scan| scan.entries).collect())
+    Ok(scans)
 }

@@ -1,7 +1,7 @@
 //! What a replica, its open epoch and its views share, and who may do what at one moment.
 //!
 //! - One writer: the *slot* is free, taken by an epoch (or by an operation that works like one), or holds an epoch that
-//!   was left unfinished and is rolled back by the next one that wants the slot.
+//!   was left unfinished and is resumed, or rolled back by whoever else wants the slot.
 //! - Any number of readers: they see the points, the open epoch's published entries and the disks, never the slot.
 //! - A failed sync is never retried: the store *failed*, and every operation says so until the replica is opened anew.
 
@@ -238,6 +238,27 @@ impl Store {
                     error
                 })
             }
+        }
+    }
+
+    /// Takes the slot with the epoch that was left in it, if that is `wanted`; else leaves the slot as it is.
+    pub fn take_left(&self, wanted: impl Fn(&Writer) -> bool) -> Result<Option<Box<Writer>>, ReplicaError> {
+        self.usable()?;
+        let mut slot = self.slot.lock().expect("nobody panics here");
+        match std::mem::replace(&mut *slot, Slot::Taken) {
+            Slot::Left(writer) if wanted(&writer) => Ok(Some(writer)),
+            other => {
+                *slot = other;
+                Ok(None)
+            }
+        }
+    }
+
+    /// What `of` says of the epoch that was left in the slot, if one was.
+    pub fn left<T>(&self, of: impl Fn(&Writer) -> Option<T>) -> Option<T> {
+        match &*self.slot.lock().expect("nobody panics here") {
+            Slot::Left(writer) => of(writer),
+            Slot::Free | Slot::Taken => None,
         }
     }
 

@@ -4,7 +4,7 @@ use std::collections::VecDeque;
 
 use bytes::Bytes;
 use protocol::epoch::{Basis, DiskSize};
-use protocol::{Attempt, EpochHeader, PointKind};
+use protocol::{Attempt, BLOCK, EpochHeader, PointKind};
 use replica::{Content, Disk, Epoch, Payload, Replica, ReplicaError, Write};
 
 use crate::schedule::{Disks, Model, Run};
@@ -74,7 +74,25 @@ impl Run {
     ) -> Result<(Epoch, Disks), ReplicaError> {
         let first = self.model.points.is_empty() && (self.content == Content::Empty || self.model.half_written);
         let header = self.header(attempt);
-        let mut epoch = if give_up { replica.begin_without_way_back(&header) } else { replica.begin(&header) }?;
+        let resume = self.dice.chance(60);
+        let mut epoch = match () {
+            () if give_up => replica.begin_without_way_back(&header),
+            () if resume => replica.resume(&header),
+            () => replica.begin(&header),
+        }?;
+        let mut inherited = epoch.is_resumed();
+        self.counts.resumed += u64::from(inherited);
+        let newest = self.model.points.last().map(|(newest, _)| *newest).filter(|_| inherited && self.dice.chance(10));
+        if let Some(newest) = newest
+            && replica.changed_since(newest)?.values().any(|changed| !changed.is_empty())
+        {
+            // Nothing of what it inherited is looked at.
+            return match epoch.seal(self.used * 1000) {
+                Err(ReplicaError::Unproven) => self.write(replica, attempt, false),
+                Err(error) => Err(error),
+                Ok(_) => panic!("an epoch was sealed with what another attempt had written"),
+            };
+        }
         let mut content: Disks = match self.model.points.last() {
             Some((_, content)) => content.as_ref().clone(),
             None => self.original.as_ref().clone(),
@@ -95,6 +113,10 @@ impl Run {
         let (ahead, mut prepared) = (epoch.ahead(), VecDeque::new());
         let most = self.dice.below(3) as usize;
         for _ in 0..self.dice.below(5) {
+            if inherited && prepared.is_empty() && self.dice.chance(30) {
+                inherited = false;
+                self.compare(&mut epoch, &mut content)?;
+            }
             let batch = self.batch(&mut content);
             prepared.push_back(ahead.prepare(batch)?);
             if prepared.len() > most {
@@ -107,6 +129,31 @@ impl Run {
         for batch in prepared {
             epoch.apply_prepared(batch)?;
         }
+        if inherited {
+            self.compare(&mut epoch, &mut content)?;
+        }
         Ok((epoch, content))
+    }
+
+    /// Looks at all that the epoch inherited, and overwrites what is not what the disks are to hold. Some of it is what
+    /// they are to hold: the source had not changed it since.
+    fn compare(&mut self, epoch: &mut Epoch, content: &mut Disks) -> Result<(), ReplicaError> {
+        for (disk, content) in content.iter_mut().enumerate() {
+            for (block, wanted) in content.chunks_mut(BLOCK as usize).enumerate() {
+                let offset = block as u64 * BLOCK;
+                let mut found = vec![0x55; wanted.len()];
+                if !epoch.look(disk, offset, &mut found)? || found == wanted {
+                    continue;
+                }
+                if self.dice.chance(50) {
+                    wanted.copy_from_slice(&found);
+                    continue;
+                }
+                self.counts.corrected += 1;
+                let payload = Payload::Data(Bytes::copy_from_slice(wanted));
+                epoch.apply(&[Write { disk: disk as u16, offset, payload }])?;
+            }
+        }
+        Ok(())
     }
 }

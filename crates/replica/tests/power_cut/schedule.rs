@@ -55,6 +55,9 @@ pub struct Counts {
     pub failed_syncs: u64,
     pub full: u64,
     pub rolled_back: u64,
+    /// Unfinished epochs that were gone on with, and blocks of them that had to be overwritten.
+    pub resumed: u64,
+    pub corrected: u64,
     /// Epochs without before-images onto disks with points.
     pub given_up: u64,
     /// Views compared with their points.
@@ -75,7 +78,7 @@ pub struct Counts {
 }
 
 impl Counts {
-    pub fn named(&self) -> [(&'static str, u64); 16] {
+    pub fn named(&self) -> [(&'static str, u64); 18] {
         [
             ("steps", self.steps),
             ("sealed", self.sealed),
@@ -83,6 +86,8 @@ impl Counts {
             ("failed syncs", self.failed_syncs),
             ("full volumes", self.full),
             ("rolled back", self.rolled_back),
+            ("resumed", self.resumed),
+            ("blocks corrected", self.corrected),
             ("ways back given up", self.given_up),
             ("views checked", self.views),
             ("openings checked", self.openings),
@@ -103,6 +108,8 @@ impl Counts {
         self.failed_syncs += other.failed_syncs;
         self.full += other.full;
         self.rolled_back += other.rolled_back;
+        self.resumed += other.resumed;
+        self.corrected += other.corrected;
         self.given_up += other.given_up;
         self.views += other.views;
         self.openings += other.openings;
@@ -207,7 +214,10 @@ impl Run {
             if self.dice.chance(30) {
                 self.machine.power().cut_after = Some(self.dice.below(40));
             }
-            let opened = Replica::open_on(self.stores(), &self.opener());
+            let opened = match self.dice.chance(50) {
+                true => Replica::open_unfinished_on(self.stores(), &self.opener()),
+                false => Replica::open_on(self.stores(), &self.opener()),
+            };
             let off = self.machine.power().off;
             match opened {
                 Ok(replica) if !off => {
@@ -240,7 +250,9 @@ impl Run {
             Else::Fewer => self.adopt_fewer(&replica),
             _ => assert!(self.is_found(&self.model, &replica), "a sealed epoch was lost, or an unsealed one is there"),
         }
-        self.check_disks();
+        if replica.unfinished().is_none() {
+            self.check_disks();
+        }
         self.check_points(&replica);
         replica
     }

@@ -2,7 +2,7 @@
 //!
 //! What was written and not synced survives a cut sector by sector, at random; files made, renamed and removed without a
 //! sync of their directory survive or not, each for itself. A failed sync loses what it should have made durable while
-//! reads still show it, as Linux does; an unsynced disk shows the truth again when it is opened anew.
+//! reads still show it, as Linux does; such a disk shows the truth when it is opened anew, or when the power was gone.
 
 #![allow(dead_code, clippy::unwrap_used)]
 
@@ -406,8 +406,12 @@ impl SimulatedDisk {
     pub fn crash(&self) {
         self.content.lock().unwrap().crash(&mut self.machine.power().dice);
     }
-    /// What an opening sees: nothing that a failed sync has lost.
+    /// What an opening sees.
     pub fn reopen(&self) {
+        // What a failed flush left in memory may still be read, or not.
+        if self.machine.power().dice.chance(50) {
+            return;
+        }
         let mut content = self.content.lock().unwrap();
         let mut live = content.durable.clone();
         content.pending.iter().for_each(|change| change.whole(&mut live));

@@ -25,7 +25,7 @@ const fn by(package: &'static str, binary: &'static str, test: &'static str, say
 
 const POWER_CUT: &str = "no_schedule_of_epochs_and_power_cuts_loses_or_changes_a_point";
 
-pub(crate) const FAULTS: [Fault; 17] = [
+pub(crate) const FAULTS: [Fault; 19] = [
     Fault {
         name: "disks-cut-separately",
         what: "the first disk is cut, the guest goes on for 300 ms, then the others are cut",
@@ -60,6 +60,21 @@ pub(crate) const FAULTS: [Fault; 17] = [
         name: "before-images-unsynced",
         what: "new blocks are written before what they replace is durable",
         catchers: &[by("replica", "power_cut", POWER_CUT, "refused to open")],
+    },
+    Fault {
+        name: "resumed-frames-unsynced",
+        what: "before-images that were found at an opening count as durable",
+        catchers: &[by("replica", "power_cut", POWER_CUT, "is not the one that was sealed")],
+    },
+    Fault {
+        name: "resumed-blocks-unwritten",
+        what: "blocks that an epoch inherited after a crash count as handed to the medium",
+        catchers: &[by(
+            "replica",
+            "resume",
+            "what_a_failed_flush_lost_is_written_again",
+            "the point is not what was compared",
+        )],
     },
     Fault {
         name: "merged-newest-wins",
