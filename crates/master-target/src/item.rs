@@ -8,7 +8,7 @@ use std::path::PathBuf;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use component::clock::now_ms;
-use protocol::epoch::{DiskSize, EpochHeader, EpochTotals, Point};
+use protocol::epoch::{Basis, DiskSize, EpochHeader, EpochTotals, Point};
 use protocol::fault::code;
 use protocol::keeping::KeepingStatus;
 use protocol::order::Grant;
@@ -67,6 +67,13 @@ pub(crate) struct Numbered {
     pub(crate) data_bytes: u64,
     pub(crate) zero_bytes: u64,
     pub(crate) write: Write,
+}
+
+/// How an epoch was opened: as [`protocol::session::Message::EpochOpened`] says.
+pub(crate) struct Opened {
+    pub(crate) known: bool,
+    pub(crate) resumed: bool,
+    pub(crate) resume_after: u64,
 }
 
 /// A batch that can be applied.
@@ -202,18 +209,14 @@ impl Item {
         Ok(())
     }
 
-    /// Opens an epoch, or goes on with it if it is the one that is open. Gives the number up to which frames were taken.
-    pub(crate) fn open_epoch(&self, header: &EpochHeader) -> Result<u64, Fault> {
+    /// Opens an epoch, or goes on with it if it is the one that is open, or with what an earlier attempt had written.
+    pub(crate) fn open_epoch(&self, header: &EpochHeader) -> Result<Opened, Fault> {
         let mut open = lock(&self.open);
-        match open.take() {
-            Some(same) if same.header == *header => {
-                let taken = same.taken;
-                *open = Some(same);
-                return Ok(taken);
-            }
-            Some(other) => other.epoch.roll_back().map_err(|error| self.fault(&error))?,
-            None => {}
+        if let Some(same) = open.as_ref().filter(|open| open.header == *header) {
+            return Ok(Opened { known: true, resumed: same.epoch.is_resumed(), resume_after: same.taken });
         }
+        // Dropped, not rolled back: it is resumed, or rolled back by the one that begins.
+        open.take();
         lock(&self.ahead).take();
         // The first epoch of a grant overwrites what was taken over: without a way back, if that was given up.
         let newest = self.replica.newest().map(|point| point.attempt);
@@ -224,16 +227,16 @@ impl Item {
                 self.leaves().map_err(|error| self.fault(&error))?.let_go();
                 (self.replica.begin_without_way_back(header), newest)
             }
-            false => (self.replica.begin(header), None),
+            false => (self.replica.resume(header), None),
         };
         let epoch = begun.map_err(|error| self.not_taken(&error, header))?;
         let disks = self.replica.disks();
         let order = header.disks.iter().filter_map(|disk| disks.iter().position(|here| here.key == disk.disk));
         let order = order.map(|index| index as u16).collect();
         *lock(&self.ahead) = Some(Preparing { attempt: header.attempt, ahead: epoch.ahead(), order, base });
-        let (journal_before, header) = (self.replica.journal_bytes(), header.clone());
+        let (journal_before, header, resumed) = (self.replica.journal_bytes(), header.clone(), epoch.is_resumed());
         *open = Some(OpenEpoch { epoch, header, taken: 0, totals: EpochTotals::default(), journal_before });
-        Ok(0)
+        Ok(Opened { known: false, resumed, resume_after: 0 })
     }
 
     /// Reads what a batch of the open epoch will replace, while the one before may still be applied.
@@ -296,7 +299,16 @@ impl Item {
             open.epoch.roll_back().map_err(|error| self.fault(&error))?;
             return Err(Fault::new(code::TOTALS, format!("epoch {attempt} of {} is incomplete", self.id()), cause));
         }
-        let point = open.epoch.seal(now_ms()).map_err(|error| self.not_taken(&error, &open.header))?;
+        let point = open.epoch.seal(now_ms()).map_err(|error| {
+            let fault = self.not_taken(&error, &open.header);
+            // The sender would leave out the same again.
+            if matches!(error, ReplicaError::Unproven)
+                && let Err(error) = self.replica.undo_unfinished()
+            {
+                tracing::error!(%error, "an epoch that lacks something could not be rolled back");
+            }
+            fault
+        })?;
         // Only now: what is gathered for the journal is written with the seal at the latest.
         self.tending.taken(self.replica.journal_bytes().saturating_sub(open.journal_before));
         self.sealed.send_modify(|count| *count += 1);
@@ -316,24 +328,41 @@ impl Item {
         fault
     }
 
-    /// Rolls the open epoch back, if it is this attempt (or whichever it is).
-    pub(crate) fn abandon(&self, attempt: Option<Attempt>) -> Result<(), Fault> {
-        let mut guard = lock(&self.open);
-        match guard.take_if(|open| attempt.is_none_or(|attempt| open.header.attempt == attempt)) {
-            Some(open) => {
-                lock(&self.ahead).take();
-                open.epoch.roll_back().map_err(|error| self.fault(&error))
-            }
-            None => Ok(()),
-        }
+    /// What the open epoch is to bring was found, if it goes on with what an earlier attempt had written.
+    pub(crate) fn resumed(&self) -> Option<Basis> {
+        lock(&self.open).as_ref().filter(|open| open.epoch.is_resumed()).map(|open| open.header.basis)
     }
 
-    /// Ends the session that feeds the item, if one does, and rolls an open epoch back. The grant stays.
+    /// Reads a block that the open epoch, or the one that it goes on with, has written; false where neither has.
+    pub(crate) fn look(&self, disk: usize, offset: u64, block: &mut [u8]) -> Result<bool, Fault> {
+        let looked = lock(&self.open).as_mut().map(|open| open.epoch.look(disk, offset, block));
+        looked.ok_or_else(no_epoch)?.map_err(|error| {
+            // The next attempt would meet the same: it begins from the newest point.
+            if let Err(error) = self.undo_open() {
+                tracing::error!(%error, "an epoch that cannot be resumed could not be rolled back either");
+            }
+            self.fault(&error)
+        })
+    }
+
+    /// Rolls back the epoch that is open, or was left unfinished.
+    fn undo_open(&self) -> Result<(), Fault> {
+        let mut open = lock(&self.open);
+        lock(&self.ahead).take();
+        let undone = match open.take() {
+            Some(open) => open.epoch.roll_back(),
+            None if self.replica.unfinished().is_some() => self.replica.undo_unfinished(),
+            None => Ok(()),
+        };
+        undone.map_err(|error| self.fault(&error))
+    }
+
+    /// Ends the session that feeds the item, if one does, and rolls an unfinished epoch back. The grant stays.
     pub(crate) fn rest(&self) -> Result<(), Fault> {
         if let Some(session) = lock(&self.session).take() {
             session.abort();
         }
-        self.abandon(None)
+        self.undo_open()
     }
 
     /// Takes no more epochs: the grant goes, the session ends, an open epoch is rolled back.

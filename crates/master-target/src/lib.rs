@@ -14,7 +14,7 @@
 //! - A raised machine writes to its overlay; the replica beneath it is read only, through a view.
 //! # If the process dies
 //! - the record of each item says what is granted and raised; at the start every view that a machine stands on is served
-//!   again under the same name (its guest waits meanwhile), and an unfinished epoch is rolled back by the replica.
+//!   again under the same name (its guest waits meanwhile); an unfinished epoch is resumed, or rolled back where none can come.
 
 mod absorb;
 mod difference;

@@ -10,9 +10,10 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use component::link::{Incoming, Link, LinkError, Outgoing};
+use protocol::epoch::Basis;
 use protocol::fault::code;
 use protocol::frame::Frame;
-use protocol::leaf::{Leaf, ZERO_LEAF, leaf};
+use protocol::leaf::{Leaf, LeafKey, SPOILT_LEAF, ZERO_LEAF, leaf};
 use protocol::session::{MOST_HASHED, Message, VERSION};
 use protocol::{BLOCK, BlockMap, Extent, Fault};
 use replica::DiskHome;
@@ -21,7 +22,7 @@ use tokio::sync::{mpsc, oneshot};
 use tokio::task::AbortHandle;
 
 use crate::feed::{Feed, Queued};
-use crate::item::{Item, protocol_fault};
+use crate::item::{Item, Opened, protocol_fault};
 use crate::shelf::{Shelf, blocking};
 
 /// Frames that may wait: 64 of at most 1 MiB.
@@ -172,17 +173,13 @@ async fn answer(message: Message, outgoing: &mut Outgoing, item: &Arc<Item>) -> 
     match message {
         Message::OpenEpoch { header } => {
             let attempt = header.attempt;
-            let resume_after = blocking(move || of.open_epoch(&header)).await?;
-            outgoing.say(Message::EpochOpened { attempt, resume_after }).await?;
+            let Opened { known, resumed, resume_after } = blocking(move || of.open_epoch(&header)).await?;
+            outgoing.say(Message::EpochOpened { attempt, known, resumed, resume_after }).await?;
         }
         Message::Seal { attempt, totals } => {
             let point = blocking(move || of.seal(attempt, totals)).await?;
             outgoing.say(Message::Sealed { point }).await?;
             item.tend();
-        }
-        Message::Abandon { attempt } => {
-            blocking(move || of.abandon(Some(attempt))).await?;
-            outgoing.say(Message::Abandoned { attempt }).await?;
         }
         Message::HashRequest { disk, offset, length } => {
             let (leaves, read) = blocking(move || hash(&of, disk, offset, length)).await?;
@@ -196,6 +193,8 @@ async fn answer(message: Message, outgoing: &mut Outgoing, item: &Arc<Item>) -> 
 }
 
 /// The leaves of a stretch of a replica disk, and how much was read for them: nothing where they are kept, else all but holes.
+/// While an epoch is resumed: of what it inherited the leaves of what is there now; of the rest those of the newest point,
+/// if that is what the epoch is compared with, and otherwise such as equal no block's.
 fn hash(item: &Item, disk: u16, offset: u64, length: u64) -> Result<(Vec<Leaf>, u64), Fault> {
     let disks = item.replica.disks();
     let size = disks.get(usize::from(disk)).map(|disk| disk.size);
@@ -203,52 +202,87 @@ fn hash(item: &Item, disk: u16, offset: u64, length: u64) -> Result<(Vec<Leaf>, 
     if !fits || length == 0 || length > MOST_HASHED || !offset.is_multiple_of(BLOCK) {
         return Err(protocol_fault("hashes were asked for that do not exist"));
     }
-    let failed = |error: replica::ReplicaError| item.fault(&error);
-    // The newest point, not what the open epoch has made of it: the same question then always has the same answer, also
-    // when a link broke and a stretch is asked for again. Without a way back there is no point; but nothing of a stretch
-    // is written before its hashes were told.
-    let (replica, kept) = (&item.replica, item.leaves().map_err(failed)?);
-    let newest = replica.newest();
-    if newest.is_none() && item.newest().is_none() {
-        return Err(protocol_fault("hashes were asked of a replica without a point"));
-    }
-    let mut read = 0;
-    // Only what is inside nobody else writes. Another disk may have been put back from a backup: that is what a compare is for.
-    let inside = disks.get(usize::from(disk)).is_some_and(|disk| disk.home == DiskHome::Inside);
-    if let Some(newest) = newest.as_ref().filter(|_| inside) {
-        if kept.at().is_some_and(|at| at != newest.attempt) {
-            // What changed in the last minute or so. Where it is more than that, the sender is not kept waiting for it.
-            let begun = Instant::now();
-            read = kept.update(&|| begun.elapsed() > CATCHING_UP).map_err(failed)?.read;
-        }
-        if let Some(leaves) = kept.kept(newest.attempt, usize::from(disk), offset, length) {
-            return Ok((leaves, read));
-        }
-    }
-    let disk = usize::from(disk);
-    let view = newest.map(|newest| replica.view(newest.attempt)).transpose().map_err(failed)?;
-    let data = match &view {
-        Some(view) => view.data(disk, offset, length),
-        None => replica.data_present(disk, offset, length),
-    };
-    let data = data.map_err(failed)?;
+    let key = item.leaves().map_err(|error| item.fault(&error))?.key();
+    let stretch = Stretch { item, disk: usize::from(disk), extent: Extent::new(offset, length), key };
+    let Some(basis) = item.resumed() else { return stretch.newest(&[]) };
+    let (mut leaves, mut read) = (Vec::new(), 0);
     let mut buffer = vec![0; BLOCK as usize];
-    let mut leaves = Vec::with_capacity(length.div_ceil(BLOCK) as usize);
-    for at in (offset..offset + length).step_by(BLOCK as usize) {
-        let block = Extent::new(at, BLOCK.min(offset + length - at));
-        let one: BlockMap = [block].into_iter().collect();
-        if data.intersection(&one).is_empty() {
-            leaves.push(ZERO_LEAF);
-            continue;
-        }
+    for block in stretch.blocks() {
         let bytes = &mut buffer[..block.length as usize];
-        match &view {
-            Some(view) => view.read(disk, at, bytes),
-            None => replica.read_present(disk, at, bytes),
-        }
-        .map_err(failed)?;
-        read += block.length;
-        leaves.push(leaf(&kept.key(), bytes));
+        let written = item.look(stretch.disk, block.offset, bytes)?;
+        read += if written { block.length } else { 0 };
+        leaves.push(written.then(|| leaf(&key, bytes)));
     }
-    Ok((leaves, read))
+    if basis == Basis::Compared && leaves.iter().any(Option::is_none) {
+        let (newest, more) = stretch.newest(&leaves)?;
+        let both = leaves.into_iter().zip(newest);
+        return Ok((both.map(|(now, newest)| now.unwrap_or(newest)).collect(), read + more));
+    }
+    Ok((leaves.into_iter().map(|leaf| leaf.unwrap_or(SPOILT_LEAF)).collect(), read))
+}
+
+/// A part of a replica's disk that hashes are asked for.
+struct Stretch<'a> {
+    item: &'a Item,
+    disk: usize,
+    extent: Extent,
+    key: LeafKey,
+}
+
+impl Stretch<'_> {
+    fn blocks(&self) -> impl Iterator<Item = Extent> + use<> {
+        let (offset, end) = (self.extent.offset, self.extent.end());
+        (offset..end).step_by(BLOCK as usize).map(move |at| Extent::new(at, BLOCK.min(end - at)))
+    }
+
+    /// The leaves of the newest point, not of what the open epoch has made of it: the same question then always has the
+    /// same answer, also when a link broke and a stretch is asked for again. Those that are `known` need not be right.
+    fn newest(&self, known: &[Option<Leaf>]) -> Result<(Vec<Leaf>, u64), Fault> {
+        let Stretch { item, disk, extent, key } = self;
+        let failed = |error: replica::ReplicaError| item.fault(&error);
+        // Without a way back there is no point; but nothing of a stretch is written before its hashes were told.
+        let (replica, kept) = (&item.replica, item.leaves().map_err(failed)?);
+        let newest = replica.newest();
+        if newest.is_none() && item.newest().is_none() {
+            return Err(protocol_fault("hashes were asked of a replica without a point"));
+        }
+        let mut read = 0;
+        // Only what is inside nobody else writes. Another disk may have been put back from a backup: that is what a compare
+        // is for.
+        let inside = replica.disks().get(*disk).is_some_and(|disk| disk.home == DiskHome::Inside);
+        if let Some(newest) = newest.as_ref().filter(|_| inside) {
+            if kept.at().is_some_and(|at| at != newest.attempt) {
+                // What changed in the last minute or so. Where it is more than that, the sender is not kept waiting for it.
+                let begun = Instant::now();
+                read = kept.update(&|| begun.elapsed() > CATCHING_UP).map_err(failed)?.read;
+            }
+            if let Some(leaves) = kept.kept(newest.attempt, *disk, extent.offset, extent.length) {
+                return Ok((leaves, read));
+            }
+        }
+        let view = newest.map(|newest| replica.view(newest.attempt)).transpose().map_err(failed)?;
+        let data = match &view {
+            Some(view) => view.data(*disk, extent.offset, extent.length),
+            None => replica.data_present(*disk, extent.offset, extent.length),
+        };
+        let data = data.map_err(failed)?;
+        let mut buffer = vec![0; BLOCK as usize];
+        let mut leaves = Vec::with_capacity(extent.length.div_ceil(BLOCK) as usize);
+        for (n, block) in self.blocks().enumerate() {
+            let one: BlockMap = [block].into_iter().collect();
+            if data.intersection(&one).is_empty() || known.get(n).is_some_and(Option::is_some) {
+                leaves.push(ZERO_LEAF);
+                continue;
+            }
+            let bytes = &mut buffer[..block.length as usize];
+            match &view {
+                Some(view) => view.read(*disk, block.offset, bytes),
+                None => replica.read_present(*disk, block.offset, bytes),
+            }
+            .map_err(failed)?;
+            read += block.length;
+            leaves.push(leaf(key, bytes));
+        }
+        Ok((leaves, read))
+    }
 }

@@ -78,7 +78,13 @@ impl Shelf {
         }
         let place = self.place(&id);
         let journal = place.retention.clone();
-        let replica = self.on_disk(&id, move |open| Replica::open(&place, open)).await?;
+        // Epochs may go on: what had arrived of one is not undone before it is known that none will.
+        let fed = record.grant.is_some();
+        let replica = self.on_disk(&id, move |open| match fed {
+            true => Replica::open_unfinished(&place, open),
+            false => Replica::open(&place, open),
+        });
+        let replica = replica.await?;
         let item = Arc::new(Item::new(replica, record, file, journal));
         if let Some(raised) = item.record().raised {
             self.serve_view(&item, raised.point, Use::Raised).await?;

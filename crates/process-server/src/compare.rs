@@ -3,7 +3,7 @@
 //! ```text
 //!   HashRequest i ──►                  target hashes stretch i
 //!   hash stretch i here                        │
-//!   HashRequest i+1 ──►                        │      one stretch is always asked for ahead
+//!   HashRequest i+1 ──►                        │      one stretch, or some small ones, are always asked for ahead
 //!        ◄── Hashes i ─────────────────────────┘
 //!   pieces that differ
 //! ```
@@ -18,14 +18,16 @@ use component::link::LinkError;
 use futures::{StreamExt, TryStreamExt, stream};
 use protocol::leaf::{Leaf, LeafKey, ZERO_LEAF, leaf};
 use protocol::session::Message;
-use protocol::{BLOCK, Extent, Fault};
+use protocol::{BLOCK, BlockMap, Extent, Fault};
 use tokio::task::JoinHandle;
 
 use crate::pieces::{CutReader, Piece};
 use crate::session::Session;
 
-/// Bytes hashed at once: two of them are in memory.
+/// Bytes hashed at once: two of them are in memory, or as many smaller ones.
 const STRETCH: u64 = 16 << 20;
+/// Stretches that are asked for ahead, however small they are: no more answers may wait.
+const MOST_AHEAD: usize = 32;
 const READS: usize = 16;
 
 /// Why a compare could not go on: the link can be opened anew, a lost cut cannot.
@@ -61,15 +63,14 @@ pub(crate) struct Compare {
 }
 
 impl Compare {
-    /// Compares each reader's disk with the target's disk of that index; `key` is the target's.
-    pub(crate) fn new(disks: Vec<(CutReader, u16)>, key: LeafKey) -> Compare {
-        let stretches = disks.into_iter().flat_map(|(reader, there)| {
-            let size = reader.size;
-            (0..size)
-                .step_by(STRETCH as usize)
-                .map(move |offset| (reader.clone(), there, Extent::new(offset, STRETCH.min(size - offset))))
-        });
-        Compare { left: stretches.collect(), ahead: VecDeque::new(), key, done: 0, read_there: 0 }
+    /// Compares these parts of each reader's disk, in whole blocks, with the target's disk of that index; `key` is the
+    /// target's.
+    pub(crate) fn new(parts: Vec<(CutReader, u16, BlockMap)>, key: LeafKey) -> Compare {
+        let mut left = VecDeque::new();
+        for (reader, there, map) in parts {
+            left.extend(map.pieces(STRETCH).map(|stretch| (reader.clone(), there, stretch)));
+        }
+        Compare { left, ahead: VecDeque::new(), key, done: 0, read_there: 0 }
     }
 
     /// Bytes of the disks that were compared so far.
@@ -97,7 +98,8 @@ impl Compare {
 
     /// The pieces of the next stretch; none at the end.
     pub(crate) async fn next(&mut self, session: &mut Session) -> Result<Option<Vec<Piece>>, Stopped> {
-        while self.ahead.len() < 2 {
+        let asked = |ahead: &VecDeque<Stretch>| ahead.iter().map(|stretch| stretch.extent.length).sum::<u64>();
+        while self.ahead.len() < MOST_AHEAD && asked(&self.ahead) <= STRETCH {
             let Some((reader, disk_there, extent)) = self.left.pop_front() else { break };
             let here = tokio::spawn(hash(reader.clone(), extent, self.key));
             self.ahead.push_back(Stretch { reader, disk_there, extent, here });
@@ -120,7 +122,13 @@ impl Compare {
             let length = BLOCK.min(extent.end() - offset);
             match () {
                 () if leaf == leaf_there => {}
-                () if leaf == ZERO_LEAF => pieces.push(Piece::Zero { disk, offset, length }),
+                () if leaf == ZERO_LEAF => match pieces.last_mut() {
+                    // A stretch of zeroes is one piece.
+                    Some(Piece::Zero { offset: from, length: so_far, .. }) if *from + *so_far == offset => {
+                        *so_far += length;
+                    }
+                    _ => pieces.push(Piece::Zero { disk, offset, length }),
+                },
                 () => pieces.push(Piece::Data { disk, offset, bytes }),
             }
         }

@@ -61,6 +61,8 @@ pub(crate) struct Epoch {
     pub(crate) choice: Choice,
     readers: Vec<CutReader>,
     source: Source,
+    /// The target has opened it.
+    is_open: bool,
     ready: VecDeque<Piece>,
     log: VecDeque<Sent>,
     /// Everything up to `taken` was taken over by the target and is folded in here.
@@ -102,6 +104,7 @@ impl Epoch {
             choice,
             readers,
             source,
+            is_open: false,
             ready: VecDeque::new(),
             log: VecDeque::new(),
             folded: EpochTotals::default(),
@@ -123,11 +126,20 @@ impl Epoch {
     ) -> Result<Point, Broken> {
         let attempt = self.header.attempt;
         let opened = session.ask(Message::OpenEpoch { header: self.header.clone() }, "epoch opened").await?;
-        let Message::EpochOpened { attempt: got, resume_after } = opened else { return Err(out_of_turn(&opened)) };
+        let Message::EpochOpened { attempt: got, known, resumed, resume_after } = opened else {
+            return Err(out_of_turn(&opened));
+        };
         if got != attempt {
             return Err(Broken::Attempt(protocol_fault("the target opened another attempt than was announced")));
         }
-        self.resume(session, resume_after).await?;
+        match (self.is_open, known) {
+            (true, true) => self.resume(session, resume_after).await?,
+            // The target was started again: it has what it wrote, but does not know which frames these were.
+            (true, false) => return Err(begins_anew("the target was started again")),
+            (false, _) if resumed => self.compare_first(session).map_err(Broken::Attempt)?,
+            (false, _) => {}
+        }
+        self.is_open = true;
         loop {
             while let Some(piece) = self.ready.pop_front() {
                 self.send_piece(session, piece).await?;
@@ -202,18 +214,12 @@ impl Epoch {
     /// Brings a session to where the last one ended: frames after `resume_after` are sent again.
     async fn resume(&mut self, session: &mut Session, resume_after: u64) -> Result<(), Broken> {
         if resume_after < self.taken || resume_after >= self.next_sequence {
-            // The target restarted and lost what it had, or counts differently: only a new attempt is honest.
-            let cause = format!(
-                "it took frames up to {resume_after}, this side knows of {} to {}",
-                self.taken,
-                self.next_sequence - 1
-            );
-            return Err(Broken::Attempt(Fault::new(code::LINK, "an epoch that was cut off begins anew", cause)));
+            // It counts differently: only a new attempt is honest.
+            let known = (self.taken, self.next_sequence - 1);
+            let cause = format!("it took frames up to {resume_after}, this side knows of {} to {}", known.0, known.1);
+            return Err(begins_anew(&cause));
         }
         self.shorten(resume_after);
-        if self.next_sequence == 1 {
-            return Ok(());
-        }
         for sent in &self.log {
             let bytes = match sent.is_zero {
                 true => None,
@@ -227,6 +233,16 @@ impl Epoch {
         }
         if let Source::Compare(compare) = &mut self.source {
             compare.resume(session).await?;
+        }
+        Ok(())
+    }
+
+    /// The target goes on with what an earlier attempt had brought: what it already has does not travel again.
+    fn compare_first(&mut self, session: &Session) -> Result<(), Fault> {
+        if let Source::Pieces(pieces) = &self.source {
+            let waiting = pieces.waiting();
+            self.expected = waiting.iter().map(|(_, map)| map.bytes()).sum();
+            self.source = Source::Compare(compare(waiting, session)?);
         }
         Ok(())
     }
@@ -285,19 +301,29 @@ async fn source(choice: &Choice, readers: &[CutReader], session: &Session) -> Re
             Ok((Source::Pieces(Pieces::new(parts)), expected))
         }
         Choice::Compare(_) => {
-            let mut disks = Vec::new();
-            for reader in readers {
-                let there = session.disks.iter().position(|disk| disk.disk == reader.key);
-                let there = there.and_then(|index| u16::try_from(index).ok()).ok_or_else(|| {
-                    let message = format!("the replica has no disk {}", reader.key);
-                    Fault::new(code::DISK_MISMATCH, message, "the machine's disks changed since it was protected")
-                })?;
-                disks.push((reader.clone(), there));
-            }
             let expected = readers.iter().map(|reader| reader.size).sum();
-            Ok((Source::Compare(Compare::new(disks, session.leaf_key)), expected))
+            let whole = readers.iter().map(|reader| (reader.clone(), BlockMap::whole(reader.size))).collect();
+            Ok((Source::Compare(compare(whole, session)?), expected))
         }
     }
+}
+
+/// A compare of these parts of the disks.
+fn compare(parts: Vec<(CutReader, BlockMap)>, session: &Session) -> Result<Compare, Fault> {
+    let mut found = Vec::new();
+    for (reader, map) in parts {
+        let there = session.disks.iter().position(|disk| disk.disk == reader.key);
+        let there = there.and_then(|index| u16::try_from(index).ok()).ok_or_else(|| {
+            let message = format!("the replica has no disk {}", reader.key);
+            Fault::new(code::DISK_MISMATCH, message, "the machine's disks changed since it was protected")
+        })?;
+        found.push((reader, there, map));
+    }
+    Ok(Compare::new(found, session.leaf_key))
+}
+
+fn begins_anew(cause: &str) -> Broken {
+    Broken::Attempt(Fault::new(code::LINK, "an epoch that was cut off begins anew", cause))
 }
 
 fn protocol_fault(why: &str) -> Fault {

@@ -157,6 +157,19 @@ impl Pieces {
         Pieces { waiting, reading: FuturesOrdered::new() }
     }
 
+    /// What was not begun yet, by disk.
+    pub(crate) fn waiting(&self) -> Vec<(CutReader, BlockMap)> {
+        let mut maps: Vec<(CutReader, BlockMap)> = Vec::new();
+        for (reader, _, extents) in &self.waiting {
+            let more: BlockMap = extents.iter().copied().collect();
+            match maps.last_mut().filter(|(last, _)| last.disk == reader.disk) {
+                Some((_, map)) => *map = map.union(&more),
+                None => maps.push((reader.clone(), more)),
+            }
+        }
+        maps
+    }
+
     /// The next piece; none at the end.
     pub(crate) async fn next(&mut self) -> Result<Option<Piece>, Fault> {
         while self.reading.len() < READS {

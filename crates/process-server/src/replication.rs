@@ -299,10 +299,8 @@ impl Worker {
                     let moved = epoch.moved(session);
                     return Ok((point, moved));
                 }
-                Err(Broken::Attempt(fault)) => {
-                    abandon(session, attempt).await;
-                    return Err(fault);
-                }
+                // What arrived is not undone: the next attempt goes on with it.
+                Err(Broken::Attempt(fault)) => return Err(fault),
                 Err(Broken::Link(error)) if said_by_target(&error).is_some() => {
                     return Err(error.fault());
                 }
@@ -367,6 +365,7 @@ impl Worker {
                 _ => None,
             };
         } else if let Choice::Compare(why) = choice {
+            status.distrust = Some(*why);
             tracing::warn!(item = %status.item, %why, "the base of an epoch is not proven: comparing");
         }
     }
@@ -411,12 +410,4 @@ async fn settle_predecessor(capture: &mut dyn Capture, newest: Option<Attempt>) 
     let held = capture.held().await?;
     let (Some(last), true) = (held.last(), held.len() > 1) else { return capture.release().await };
     if newest == Some(last.since) { capture.acknowledged(last.since).await } else { capture.failed().await }
-}
-
-/// Tells the target that the attempt is over; if it cannot be told, it finds out when the next one is opened.
-async fn abandon(session: &mut Session, attempt: Attempt) {
-    use protocol::session::Message;
-    if session.say(Message::Abandon { attempt }).await.is_err() {
-        tracing::debug!(%attempt, "the target could not be told that an attempt was given up");
-    }
 }

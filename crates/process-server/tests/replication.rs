@@ -63,7 +63,7 @@ async fn a_line_that_is_cut_and_held_costs_time_and_nothing_else() {
         sites.must_become_equal(&format!("after the line was cut in round {round}")).await;
     }
     let status = sites.must_become_equal("at the end").await;
-    assert_eq!(status.moved.read_target, 0, "every base was proven, but something was compared");
+    assert_eq!(status.distrust, None, "every base was proven, but everything was compared");
     sites.end().await;
 }
 
@@ -90,6 +90,38 @@ async fn a_first_copy_that_is_cut_half_way_goes_on_from_there() {
     // from 13 MiB on).
     assert!(again < 2 * BLOCK, "{again} bytes travelled again of {arrived} that had arrived");
     assert_eq!(status.moved.read_target, 0);
+    sites.end().await;
+}
+
+/// Nor does what had arrived of any other epoch when the sender dies, whose cut dies with it.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_had_arrived_of_an_epoch_does_not_travel_again_when_its_sender_is_started_again() {
+    let mut sites = Sites::replicating(19).await;
+    sites.must_become_equal("after the first copy").await;
+    let content: u64 = SIZES.iter().sum();
+    let before = sites.wire.passed();
+    sites.wire.hold_at(before + content / 2);
+    for (place, size) in SIZES.into_iter().enumerate() {
+        let bytes: Vec<u8> = (0..size / 4096).flat_map(|_| [sites.dice.roll() as u8 | 1; 4096]).collect();
+        sites.home.write(NAME, &key(place), 0, &bytes).unwrap();
+    }
+    while !sites.wire.is_held() {
+        a_moment(5).await;
+    }
+    a_moment(500).await;
+    let arrived = sites.wire.passed() - before;
+    assert!(arrived >= content / 2 && arrived < content, "{arrived} of {content} bytes arrived");
+    sites.stop_process_server().await;
+    sites.wire.cut();
+    sites.wire.hold(false);
+    sites.start_process_server().await;
+    let status = sites.must_become_equal("after the sender was started again").await;
+    let again = (sites.wire.passed() - before).saturating_sub(content);
+    eprintln!("{arrived} bytes had arrived when the sender ended, {again} more than the content travelled in all");
+    assert!(again < 2 * BLOCK, "{again} bytes travelled again of {arrived} that had arrived");
+    let compared = status.first_moved.unwrap();
+    assert!(compared.read_target > content / 3, "what had arrived was not looked at: {compared:?}");
+    assert!(compared.read_source <= content + BLOCK, "more was read than had changed: {compared:?}");
     sites.end().await;
 }
 
@@ -127,7 +159,7 @@ async fn a_cut_that_is_lost_gives_its_changes_to_the_next_and_nothing_is_compare
     }
     let status = sites.must_become_equal("at the end").await;
     assert!(sites.faults().contains(code::CAPTURE_LOST.code), "no open cut was lost: {:?}", sites.faults());
-    assert_eq!(status.moved.read_target, 0, "what a lost cut carried was forgotten: it had to be compared");
+    assert_eq!(status.distrust, None, "what a lost cut carried was forgotten: everything had to be compared");
     sites.end().await;
 }
 
@@ -143,7 +175,7 @@ async fn movers_that_are_started_again_go_on_where_they_were() {
         let status = sites.must_become_equal(&format!("after the process server's restart {round}")).await;
         let moved = status.first_moved.unwrap();
         assert!(moved.changed < SIZES[0], "the first epoch after a restart was a whole copy: {moved:?}");
-        assert_eq!(moved.read_target, 0, "the first epoch after a restart was a compare");
+        assert_eq!(status.distrust, None, "the first epoch after a restart was a compare");
 
         sites.scribble(4);
         sites.stop_master_target().await;

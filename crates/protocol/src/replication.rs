@@ -76,7 +76,7 @@ pub struct ReplicationStatus {
     pub newest: Option<Point>,
     /// How the first epoch of this generation was chosen, once it was.
     pub sync: Option<Sync>,
-    /// Why tracked was not possible, if it was asked for.
+    /// Why tracked was not possible, if it was asked for; also of a later epoch whose base was not proven.
     pub distrust: Option<Distrust>,
     /// The first epoch: expected and sent bytes, for a percentage.
     pub first: Progress,

@@ -5,7 +5,7 @@
 //!     Hello{token,item} ────────────────────────►
 //!                        ◄──────────────────────── Welcome{position, newest, disks}
 //!     OpenEpoch{header} ────────────────────────►
-//!                        ◄──────────────────────── EpochOpened{resume_after}
+//!                        ◄──────────────────────── EpochOpened{known, resumed, resume_after}
 //!     Data, Data, Zero … ───────────────────────►   (many in flight)
 //!                        ◄──────────────────────── Received{through}     now and then
 //!     Seal{totals} ─────────────────────────────►
@@ -28,7 +28,7 @@ use crate::leaf::LeafKey;
 use crate::position::Position;
 
 /// The version of the session protocol that this build speaks. A peer with another major version is refused in words.
-pub const VERSION: u32 = 2;
+pub const VERSION: u32 = 3;
 
 /// A control message of a mover session.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -60,7 +60,8 @@ pub enum Message {
         /// The secret with which the receiver makes leaves, and the sender too.
         leaf_key: LeafKey,
     },
-    /// Begins an epoch; the receiver rolls back whatever unfinished epoch of another attempt it finds.
+    /// Begins an epoch. The receiver goes on with an unfinished one of an earlier attempt that builds on the same point,
+    /// or rolls it back.
     OpenEpoch {
         /// The epoch.
         header: EpochHeader,
@@ -69,6 +70,12 @@ pub enum Message {
     EpochOpened {
         /// The attempt.
         attempt: Attempt,
+        /// Whether this very epoch was open already: a connection was cut, and frames of it may have arrived.
+        known: bool,
+        /// Whether the epoch goes on with what an earlier attempt had written: the sender compares every block that it
+        /// would send, and sends those that differ. The receiver's hashes equal no block's where it holds nothing of the
+        /// kind, and that attempt was not a compare.
+        resumed: bool,
         /// The sender may skip all frames up to this sequence number: they arrived before a connection was cut.
         resume_after: u64,
     },
@@ -88,16 +95,6 @@ pub enum Message {
     Sealed {
         /// The point.
         point: Point,
-    },
-    /// The sender gives the attempt up; the receiver rolls it back.
-    Abandon {
-        /// The attempt.
-        attempt: Attempt,
-    },
-    /// The attempt is gone.
-    Abandoned {
-        /// The attempt.
-        attempt: Attempt,
     },
     /// Asks for the receiver's leaf hashes of `offset .. offset + length` of a disk.
     HashRequest {

@@ -32,6 +32,10 @@ use crate::resume::Inherited;
 use crate::segment::Entry;
 use crate::store::{Open, Slot, Store};
 
+/// A long epoch is flushed whenever so many bytes were written (guessed): what was is not lost when the power goes, nor is
+/// an image's map of itself, so that whoever resumes the epoch finds it.
+const FLUSH_EVERY: u64 = 256 << 20;
+
 /// New content for a part of a disk.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Write {
@@ -169,6 +173,8 @@ pub(crate) struct Writer {
     pub kind: PointKind,
     pub cut_at_ms: u64,
     applied: u64,
+    /// How much of that was flushed.
+    flushed: u64,
     pub broken: bool,
     /// Disks that were written.
     pub touched: Vec<bool>,
@@ -188,6 +194,7 @@ impl Writer {
             kind,
             cut_at_ms,
             applied: 0,
+            flushed: 0,
             broken: false,
             touched: vec![false; disks],
             tails: vec![Tail::default(); disks],
@@ -239,6 +246,10 @@ impl Writer {
                 let extent = Extent::new(write.offset, write.payload.length());
                 inherited.unproven.take(disk, store.size(disk), extent);
             }
+        }
+        if self.applied - self.flushed >= FLUSH_EVERY {
+            self.flush(store)?;
+            self.flushed = self.applied;
         }
         for images in batch.images {
             let target = store.disk(images.disk)?;
@@ -316,13 +327,7 @@ impl Writer {
         if self.inherited.as_ref().is_some_and(|inherited| !inherited.unproven.is_empty()) {
             return Err(ReplicaError::Unproven);
         }
-        for disk in (0..self.touched.len()).filter(|disk| self.touched[*disk]) {
-            #[cfg(feature = "sabotage")]
-            if protocol::sabotage::is("acknowledged-before-sync") {
-                continue;
-            }
-            store.flush_disk(disk)?;
-        }
+        self.flush(store)?;
         let mut sealed = Vec::new();
         for disk in (0..self.tails.len()).filter(|disk| self.tails[*disk].length > 0) {
             sealed.push(self.seal_segment(store, disk)?);
@@ -346,6 +351,18 @@ impl Writer {
         }
         store.append_point(self.open.opened, point.clone(), segments);
         Ok(point)
+    }
+
+    /// Flushes what was written.
+    fn flush(&self, store: &Store) -> Result<(), ReplicaError> {
+        for disk in (0..self.touched.len()).filter(|disk| self.touched[*disk]) {
+            #[cfg(feature = "sabotage")]
+            if protocol::sabotage::is("acknowledged-before-sync") {
+                continue;
+            }
+            store.flush_disk(disk)?;
+        }
+        Ok(())
     }
 
     fn seal_segment(&self, store: &Store, disk: usize) -> Result<SealedFile, ReplicaError> {

@@ -109,6 +109,9 @@ impl Replica {
         if fits.is_err() {
             return self.begin(header);
         }
+        if let Some(newest) = self.unfinished().filter(|newest| *newest > header.attempt) {
+            return Err(ReplicaError::AttemptUsed { attempt: header.attempt, newest });
+        }
         let Some(mut writer) = store.take_left(Writer::can_be_resumed)? else { return self.begin(header) };
         match writer.resume(store, header) {
             Ok(()) => Ok(Epoch::new(store.clone(), writer)),

@@ -7,7 +7,7 @@ mod scene;
 
 use std::time::{Duration, Instant};
 
-use anyhow::{bail, ensure};
+use anyhow::{Context, bail, ensure};
 use demo::console::Console;
 use demo::content::hash;
 use demo::world::{At, MACHINE, Part};
@@ -77,6 +77,25 @@ fn a_failback_that_is_called_off_leaves_home_as_it_was_and_the_next_one_arrives(
         scene.kill((At::Home, Part::MasterTarget), Duration::from_millis(300))?;
         call_off(scene, &job)?;
         ensure!(home_holds(scene)? == before, "after the power loss home is not what it was");
+
+        // Not called off: it goes on, and what had arrived does not travel again.
+        let job = half_way_home(scene)?;
+        scene.kill((At::Home, Part::MasterTarget), Duration::from_millis(300))?;
+        let waiting = scene.follow(job.id)?;
+        let first = waiting.figures.first.context("it is not said what the first copy moved")?;
+        let mut whole = 0;
+        for disk in scene.world.replica_disks() {
+            whole += disk.metadata()?.len();
+        }
+        // What had been written was looked at, and what was not sent is what was found to be right.
+        let (arrived, kept) = (first.read_target, whole.saturating_sub(first.changed));
+        scene
+            .say(&format!("of {whole} bytes {arrived} had arrived before the power loss, {kept} did not travel again"));
+        ensure!(arrived > 6 << 20, "{arrived} bytes had arrived: too few to tell, {first:?}");
+        // The guest writes on: some of its blocks changed since they had arrived.
+        ensure!(kept + arrived / 100 + (1 << 20) > arrived, "too much travelled again: {first:?}");
+        call_off(scene, &job)?;
+        ensure!(home_holds(scene)? == before, "after all had arrived home is not what it was");
 
         // Killed, and dead while it is called off: it is rolled back when it is there again.
         let job = half_way_home(scene)?;
