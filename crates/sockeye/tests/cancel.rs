@@ -23,6 +23,12 @@ fn home_holds(scene: &Scene) -> anyhow::Result<[String; 2]> {
     Ok([hash(&a)?, hash(&b)?])
 }
 
+/// How long the files of home's disks are. New clusters of an image are written before its map of itself tells of them.
+fn home_lengths(scene: &Scene) -> anyhow::Result<[u64; 2]> {
+    let [a, b] = scene.world.home_disks();
+    Ok([a.metadata()?.len(), b.metadata()?.len()])
+}
+
 /// Begins to bring everything home and holds the receiving side as soon as a part of it is there.
 fn half_way_home(scene: &Scene) -> anyhow::Result<Job> {
     let job = scene.begin(&["failback", MACHINE, "--sync", "full", "--yes"])?;
@@ -66,14 +72,22 @@ fn a_failback_that_is_called_off_leaves_home_as_it_was_and_the_next_one_arrives(
         let before = home_holds(scene)?;
         scene.say(&format!("home before: {before:?}"));
 
+        let lengths = home_lengths(scene)?;
         let job = half_way_home(scene)?;
-        ensure!(home_holds(scene)? != before, "nothing had arrived: calling it off would prove nothing");
+        ensure!(
+            home_lengths(scene)? != lengths || home_holds(scene)? != before,
+            "nothing had arrived: calling it off would prove nothing"
+        );
         scene.world.freeze(At::Home, Part::MasterTarget, false);
         call_off(scene, &job)?;
         ensure!(home_holds(scene)? == before, "home is not what it was");
 
+        let lengths = home_lengths(scene)?;
         let job = half_way_home(scene)?;
-        ensure!(home_holds(scene)? != before, "nothing had arrived: a power loss would prove nothing");
+        ensure!(
+            home_lengths(scene)? != lengths || home_holds(scene)? != before,
+            "nothing had arrived: a power loss would prove nothing"
+        );
         scene.kill((At::Home, Part::MasterTarget), Duration::from_millis(300))?;
         call_off(scene, &job)?;
         ensure!(home_holds(scene)? == before, "after the power loss home is not what it was");

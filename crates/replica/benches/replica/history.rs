@@ -9,8 +9,8 @@ use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use protocol::epoch::{Basis, DiskSize};
-use protocol::{Attempt, BLOCK, EpochHeader, Lineage, PointKind};
-use replica::{Content, DiskHome, DiskRecord, Folder, Payload, Place, Replica, Spec, Stores, Write, open_inside};
+use protocol::{Attempt, BLOCK, EpochHeader, Lineage, PointKind, Retention};
+use replica::{Content, Did, DiskHome, DiskRecord, Folder, Payload, Place, Replica, Spec, Stores, Write, open_inside};
 use serde_json::{Value, json};
 
 use crate::timed::Wrapped;
@@ -147,5 +147,8 @@ fn make(place: &Place, points: u64) {
         epoch.seal(number * 1000).unwrap();
         base = Some(attempt);
     }
+    // What is done aside while points come in: the indexes over many epochs.
+    let all = Retention { all_for_seconds: u64::MAX, then: vec![], app_consistent: None, budget: None };
+    while replica.tend(&all, points * 1000, &[]).unwrap().did != Did::Nothing {}
     replica.close();
 }
