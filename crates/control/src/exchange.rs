@@ -15,7 +15,7 @@ use std::time::{Duration, Instant};
 
 use protocol::fault::{Fault, code};
 use protocol::id::SiteName;
-use protocol::keeping::Keeping;
+use protocol::keeping::{ItemManifest, Keeping};
 use protocol::order::{
     ExchangeReply, ExchangeRequest, NumberedOrder, Registration, Replication, ReportState, Role, Wishes,
 };
@@ -220,8 +220,22 @@ impl Control {
 
 /// What a master target at `site` is to keep of `item`.
 fn keeping(item: &Item, site: &SiteName) -> Option<Keeping> {
-    let (lineage, retention) = (item.lineage, item.retention.clone());
-    (item.home == *site || item.away == *site).then(|| Keeping { item: item.name.clone(), lineage, retention })
+    let manifest = || ItemManifest {
+        home: item.home.clone(),
+        away: item.away.clone(),
+        machine: item.spec.clone(),
+        generation: item.generation,
+        stage: item.stage,
+        policy: item.policy.clone(),
+        rpo_limit_ms: item.rpo_limit_ms,
+        interval_ms: item.interval_ms,
+    };
+    (item.home == *site || item.away == *site).then(|| Keeping {
+        item: item.name.clone(),
+        lineage: item.lineage,
+        retention: item.retention.clone(),
+        manifest: manifest(),
+    })
 }
 
 /// What `component` has to do with `item` in the way of replication.

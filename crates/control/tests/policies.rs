@@ -13,6 +13,7 @@ use protocol::keeping::{AddPoint, ApplyPolicy, Keeping, KeepingStatus, PinPoint,
 use protocol::order::ExchangeRequest;
 use protocol::rest::{Health, Operation};
 use protocol::retention::{Retention, Space};
+use protocol::stage::{Side, Stage};
 
 use sites::drive::{World, item, protect};
 
@@ -45,6 +46,16 @@ async fn both_sites_are_told_what_to_keep_and_hear_of_every_change() {
         let keepings = told(&control, name).await;
         assert_eq!(keepings.len(), 1, "{name}: {keepings:?}");
         assert_eq!((&keepings[0].item, &keepings[0].retention), (&item(), &Retention::default()));
+        let manifest = &keepings[0].manifest;
+        assert_eq!(
+            (manifest.generation, manifest.stage),
+            (1, Stage::Protected { runs_at: Side::Home }),
+            "{manifest:?}"
+        );
+        assert_eq!(
+            (&*manifest.machine.name, manifest.home.as_str(), manifest.away.as_str()),
+            ("web01", "home", "cloud")
+        );
     }
     assert!(told(&control, "home-process-server").await.is_empty());
 

@@ -10,7 +10,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use component::clock::now_ms;
 use protocol::epoch::{Basis, DiskSize, EpochHeader, EpochTotals, Point};
 use protocol::fault::code;
-use protocol::keeping::KeepingStatus;
+use protocol::keeping::{ItemManifest, KeepingStatus};
 use protocol::order::Grant;
 use protocol::{Attempt, Changes, Fault, ItemId, Position, Retention};
 use replica::{Ahead, Batch, Epoch, Leaves, Replica, ReplicaError, Write};
@@ -392,6 +392,14 @@ impl Item {
             self.tend();
         }
         Ok(())
+    }
+
+    /// Writes down what control knows of the item.
+    pub(crate) fn remember(&self, manifest: &ItemManifest) -> Result<(), Fault> {
+        match self.record().manifest.as_ref() == Some(manifest) {
+            true => Ok(()),
+            false => self.change(|record| record.manifest = Some(manifest.clone())),
+        }
     }
 
     /// How the history stands.

@@ -7,6 +7,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::io::Write;
 use std::path::{Path, PathBuf};
 
+use protocol::keeping::ItemManifest;
 use protocol::machine::MachineSpec;
 use protocol::order::Grant;
 use protocol::{Attempt, DiskKey, ItemId, Lineage, Position, Retention};
@@ -43,6 +44,9 @@ pub(crate) struct Record {
     /// Which points stay; as control last said.
     #[serde(default)]
     pub(crate) retention: Retention,
+    /// What control knows of the item, as it last said: a new control server is rebuilt from it.
+    #[serde(default)]
+    pub(crate) manifest: Option<ItemManifest>,
 }
 
 /// A machine that is folded into its own disks.
@@ -111,6 +115,7 @@ impl Record {
             views: BTreeMap::new(),
             folded: None,
             retention: Retention::default(),
+            manifest: None,
         }
     }
 

@@ -186,12 +186,12 @@ impl Shelf {
         let found = {
             let keepings = self.keepings.lock().unwrap_or_else(PoisonError::into_inner);
             let found = keepings.iter().find(|keeping| keeping.item == id && keeping.lineage == lineage);
-            found.map(|keeping| keeping.retention.clone())
+            found.cloned()
         };
-        if let Some(retention) = found
-            && let Err(fault) = item.keep_by(&retention)
+        if let Some(keeping) = found
+            && let Err(fault) = item.keep_by(&keeping.retention).and_then(|()| item.remember(&keeping.manifest))
         {
-            tracing::warn!(item = %id, %fault, "which points are to be kept could not be written down");
+            tracing::warn!(item = %id, %fault, "what control says of an item could not be written down");
         }
     }
 

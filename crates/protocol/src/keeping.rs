@@ -12,8 +12,10 @@ use utoipa::ToSchema;
 
 use crate::epoch::Point;
 use crate::fault::Fault;
-use crate::id::{ItemId, Lineage, PolicyName};
+use crate::id::{ItemId, Lineage, PolicyName, SiteName};
+use crate::machine::MachineSpec;
 use crate::retention::{Retention, Space};
+use crate::stage::Stage;
 
 /// The limits that one or more items are kept to.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
@@ -118,6 +120,29 @@ pub struct Keeping {
     pub lineage: Lineage,
     /// Which points stay.
     pub retention: Retention,
+    /// What control knows of it.
+    pub manifest: ItemManifest,
+}
+
+/// What a control server knows of an item: kept beside its replicas, for a new one to be rebuilt from when it is lost.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ItemManifest {
+    /// Where it was protected.
+    pub home: SiteName,
+    /// Where it is replicated to first.
+    pub away: SiteName,
+    /// The machine as it was found at home.
+    pub machine: MachineSpec,
+    /// The generation that is authorised to run.
+    pub generation: u64,
+    /// The stage, which says where it runs.
+    pub stage: Stage,
+    /// The policy's name.
+    pub policy: PolicyName,
+    /// How old the newest recovery point may be (ms).
+    pub rpo_limit_ms: u64,
+    /// Time between epochs (ms).
+    pub interval_ms: u64,
 }
 
 /// How the history of one item stands at a master target.

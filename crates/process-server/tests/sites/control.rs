@@ -8,6 +8,7 @@ use axum::extract::{Path, State};
 use axum::routing::post;
 use axum::{Json, Router};
 use protocol::Fault;
+use protocol::keeping::Keeping;
 use protocol::order::{
     ExchangeReply, ExchangeRequest, NumberedOrder, Order, Outcome, Registration, Replication, ReplicationStatus,
     ReportState, Wishes,
@@ -24,6 +25,7 @@ struct Desk {
     handed_out: BTreeSet<String>,
     ended: BTreeMap<String, Result<Outcome, Fault>>,
     replications: Vec<Replication>,
+    keepings: Vec<Keeping>,
     number: u64,
     status: Option<ReplicationStatus>,
     faults: Vec<Fault>,
@@ -91,6 +93,14 @@ impl Control {
     pub fn replicate(&self, component: &str, replications: Vec<Replication>) {
         self.desk(component, |desk| {
             desk.replications = replications;
+            desk.number += 1;
+        });
+    }
+
+    /// Replaces the list of what the component keeps.
+    pub fn keep(&self, component: &str, keepings: Vec<Keeping>) {
+        self.desk(component, |desk| {
+            desk.keepings = keepings;
             desk.number += 1;
         });
     }
@@ -164,6 +174,6 @@ async fn exchange(
     }
     let desks = lock(&desks);
     let desk = &desks[&name];
-    let wishes = Wishes { replications: desk.replications.clone(), keepings: vec![] };
+    let wishes = Wishes { replications: desk.replications.clone(), keepings: desk.keepings.clone() };
     Json(ExchangeReply { orders: desk.orders.clone(), wishes, number: desk.number })
 }

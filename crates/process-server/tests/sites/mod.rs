@@ -14,6 +14,7 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use platforms::simulated::Simulated;
 use platforms::{Platform, Start};
 use protocol::epoch::{DiskSize, Point};
+use protocol::keeping::ItemManifest;
 use protocol::machine::{Boot, DiskFormat, DiskSource, DiskSpec, MachineSpec};
 use protocol::order::{Grant, Order, Outcome, Replication, ReplicationStatus, Sync};
 use protocol::verified::Verified;
@@ -268,6 +269,20 @@ impl Sites {
         match self.control.order(MASTER_TARGET, order).await.unwrap() {
             Outcome::Points { points, pins } => (points, pins),
             other => panic!("{other:?}"),
+        }
+    }
+
+    /// Waits until the master target has written down what control knows of the item.
+    pub async fn is_remembered(&self, manifest: &ItemManifest) {
+        let file = self.dir.path().join("cloud/items").join(format!("{NAME}.json"));
+        let deadline = tokio::time::Instant::now() + PATIENCE;
+        loop {
+            let record: serde_json::Value = serde_json::from_slice(&std::fs::read(&file).unwrap()).unwrap();
+            if record["manifest"] == serde_json::to_value(manifest).unwrap() {
+                return;
+            }
+            assert!(tokio::time::Instant::now() < deadline, "{record}");
+            tokio::time::sleep(Duration::from_millis(5)).await;
         }
     }
 
