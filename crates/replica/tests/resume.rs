@@ -172,3 +172,24 @@ fn what_a_failed_flush_lost_is_written_again() {
     assert_eq!(replica.newest().unwrap().attempt, at(3));
     assert!(world.disk.bytes() == vec![2; SIZE], "the point is not what was compared");
 }
+
+/// The sync of before-images fails, and they can be read all the same until the power goes.
+#[test]
+fn before_images_that_a_failed_sync_lost_are_written_again() {
+    let (world, replica) = World::new();
+    let mut epoch = replica.begin(&world.header(2, 1)).unwrap();
+    world.machine.power().fail_sync_after = Some(0);
+    assert!(epoch.apply(&[write(0, SIZE, 2)]).is_err());
+    drop(epoch);
+    world.machine.power().fail_sync_after = None;
+    assert!(world.disk.bytes() == vec![1; SIZE], "written over before what was there is durable");
+    let replica = world.reopen(replica);
+    let mut epoch = replica.resume(&world.header(3, 1)).unwrap();
+    epoch.apply(&[write(0, SIZE, 3)]).unwrap();
+    epoch.seal(1000).unwrap();
+    let replica = world.power_cut(replica);
+    assert!(world.disk.bytes() == vec![3; SIZE]);
+    let mut before = vec![0; SIZE];
+    let read = replica.view(at(1)).and_then(|view| view.read(0, 0, &mut before));
+    assert!(read.is_ok() && before == vec![1; SIZE], "the point before was lost: {read:?}");
+}

@@ -64,7 +64,12 @@ pub(crate) const FAULTS: [Fault; 19] = [
     Fault {
         name: "resumed-frames-unsynced",
         what: "before-images that were found at an opening count as durable",
-        catchers: &[by("replica", "power_cut", POWER_CUT, "is not the one that was sealed")],
+        catchers: &[by(
+            "replica",
+            "resume",
+            "before_images_that_a_failed_sync_lost_are_written_again",
+            "the point before was lost",
+        )],
     },
     Fault {
         name: "resumed-blocks-unwritten",
