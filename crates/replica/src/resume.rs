@@ -82,9 +82,9 @@ pub(crate) struct Inherited {
 }
 
 impl Replica {
-    /// The attempt of an epoch that was left unfinished and can be resumed.
+    /// The attempt of an epoch that was left unfinished, whether it can be resumed or only undone.
     pub fn unfinished(&self) -> Option<Attempt> {
-        self.store().left(|writer| writer.can_be_resumed().then_some(writer.attempt))
+        self.store().left(|writer| writer.attempt)
     }
 
     /// Undoes an epoch that was left unfinished, if there is one: every disk is then at the newest point.

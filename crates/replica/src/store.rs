@@ -255,9 +255,9 @@ impl Store {
     }
 
     /// What `of` says of the epoch that was left in the slot, if one was.
-    pub fn left<T>(&self, of: impl Fn(&Writer) -> Option<T>) -> Option<T> {
+    pub fn left<T>(&self, of: impl Fn(&Writer) -> T) -> Option<T> {
         match &*self.slot.lock().expect("nobody panics here") {
-            Slot::Left(writer) => of(writer),
+            Slot::Left(writer) => Some(of(writer)),
             Slot::Free | Slot::Taken => None,
         }
     }
