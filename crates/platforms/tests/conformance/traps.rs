@@ -24,6 +24,20 @@ fn folder(bench: &dyn Bench) -> std::path::PathBuf {
     bench.dir().join("machines").join(NAME)
 }
 
+/// Waits until the firmware has reset the machine's first disk and drives it.
+async fn firmware_drives(folder: &Path) {
+    let device = json!({ "path": "/machine/peripheral/dev-0/virtio-backend" });
+    let deadline = tokio::time::Instant::now() + Duration::from_secs(30);
+    loop {
+        let said = qmp(folder.join("life-1.sock"), "x-query-virtio-status", device.clone()).await;
+        if said["status"].to_string().contains("DRIVER_OK") {
+            return;
+        }
+        assert!(tokio::time::Instant::now() < deadline, "{said}");
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+}
+
 /// `stop`, many things to do, `cont`: what a cut looks like to QEMU.
 fn burst() -> Vec<u8> {
     let mut lines = vec![json!({ "execute": "stop" })];
@@ -220,6 +234,8 @@ async fn a_hung_scratch_costs_the_cut_and_not_the_guest() {
     let bench = bench::qemu().await;
     let mut rig = Rig::own(&bench, &[Raw]).await;
     rig.start().await;
+    // A device that is reset waits for all that goes on below it, the copy into the scratch too: its firmware has done so.
+    firmware_drives(&folder(&bench)).await;
     rig.write(0, 0, MIB, 1).await;
     rig.take_written();
     let mut capture = rig.capture().await;
