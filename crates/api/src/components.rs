@@ -4,22 +4,22 @@ use axum::Json;
 use axum::extract::{Path, State};
 use control::Control;
 use protocol::fault::{Fault, code};
-use protocol::order::{ExchangeReply, ExchangeRequest, Registration};
-use protocol::rest::Registered;
+use protocol::order::{ExchangeReply, ExchangeRequest};
+use protocol::rest::{Register, Registered};
 
 use crate::problem::{Body, Of, Problem, Refusal};
 use crate::sign_in::{Component, Join};
 
-/// Registers a component and gives it its own token.
+/// Registers a component and gives it its own token and certificate.
 #[utoipa::path(post, path = "/api/v1/components/register", tag = "components", security(("token" = [])),
-    request_body = Registration,
+    request_body = Register,
     responses((status = 200, body = Registered), (status = "4XX", body = Problem, content_type = "application/problem+json")))]
 pub async fn register(
     _: Join,
     State(control): State<Control>,
-    Body(registration): Body<Registration>,
+    Body(register): Body<Register>,
 ) -> Result<Json<Registered>, Refusal> {
-    Ok(Json(control.register(registration).await?))
+    Ok(Json(control.register(register).await?))
 }
 
 /// Tells how a component is and gets what is to be done; held open for a while when there is nothing.

@@ -4,7 +4,7 @@
 
 use control::Control;
 use protocol::order::{ExchangeReply, ExchangeRequest, Registration, Role};
-use protocol::rest::{ComponentView, Registered};
+use protocol::rest::{ComponentView, Register, Registered};
 use reqwest::{Client, StatusCode};
 
 struct Server {
@@ -48,7 +48,9 @@ impl Server {
             version: "0".into(),
             platform: "simulated".into(),
         };
-        let answer = self.post("/api/v1/components/register", &self.token("join"), &registration).await;
+        let certificate_request = identity::Request::make().unwrap().pem;
+        let register = Register { registration, certificate_request };
+        let answer = self.post("/api/v1/components/register", &self.token("join"), &register).await;
         assert_eq!(answer.status(), StatusCode::OK);
         answer.json().await.unwrap()
     }

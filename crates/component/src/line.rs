@@ -14,10 +14,12 @@
 //! - its orders are handed out again after the restart; every order is safe to repeat.
 
 use std::collections::BTreeMap;
+use std::path::Path;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use async_trait::async_trait;
+use identity::{Credentials, IdentityError, Request};
 use protocol::Fault;
 use protocol::fault::code;
 use protocol::keeping::KeepingStatus;
@@ -26,8 +28,10 @@ use protocol::order::{
     ExchangeReply, ExchangeRequest, NumberedOrder, Order, Outcome, Registration, ReplicationStatus, Report,
     ReportState, Wishes,
 };
-use protocol::rest::Registered;
+use protocol::rest::{Register, Registered};
 use tokio::sync::{Notify, watch};
+
+use crate::clock::now_ms;
 
 /// How long control may hold an exchange open; also how often figures are refreshed.
 const WAIT: Duration = Duration::from_millis(1000);
@@ -43,6 +47,21 @@ pub struct Membership {
     pub join_token: String,
     /// What it says about itself.
     pub registration: Registration,
+    /// Who it can prove to be; renewed at each registration.
+    pub credentials: Arc<Credentials>,
+}
+
+/// A component's credentials, kept in this file.
+///
+/// # Errors
+/// `RPL-005` when they cannot be read.
+pub fn credentials(file: &Path) -> Result<Arc<Credentials>, Fault> {
+    let opened = Credentials::open(file);
+    opened.map(Arc::new).map_err(|error| Fault::new(code::REPLICA_IO, error.to_string(), cause(&error)))
+}
+
+fn cause(error: &IdentityError) -> String {
+    std::error::Error::source(error).map_or_else(|| error.to_string(), ToString::to_string)
 }
 
 /// What a component's owner does with what control wants.
@@ -116,12 +135,16 @@ pub async fn serve(membership: Membership, duty: Arc<dyn Duty>, news: Arc<Notify
     let book: Book = Arc::default();
     // Registered afresh at every start: its address may have changed with it.
     let mut token = None;
+    let mut renew_at_ms = u64::MAX;
     let mut seen = 0;
     loop {
+        if now_ms() > renew_at_ms {
+            token = None;
+        }
         let Some(current): Option<String> = token.clone() else {
-            token = register(&client, &membership).await;
-            if token.is_none() {
-                tokio::time::sleep(RETRY).await;
+            match register(&client, &membership).await {
+                Some(registered) => (token, renew_at_ms) = (Some(registered.token), registered.renew_at_ms),
+                None => tokio::time::sleep(RETRY).await,
             }
             continue;
         };
@@ -232,13 +255,18 @@ fn take(orders: Vec<NumberedOrder>, reported: &[String], book: &Book, duty: &Arc
 }
 
 /// Registers once; none when control cannot be reached or refuses (logged; the caller repeats).
-async fn register(client: &reqwest::Client, membership: &Membership) -> Option<String> {
+async fn register(client: &reqwest::Client, membership: &Membership) -> Option<Registered> {
+    let failed =
+        |error: &IdentityError| tracing::error!(%error, cause = cause(error), "this component cannot be certified");
+    // A key is made for each certificate, and never leaves this process but for its own file.
+    let request = Request::make().inspect_err(failed).ok()?;
+    let register = Register { registration: membership.registration.clone(), certificate_request: request.pem.clone() };
     let url = format!("{}/api/v1/components/register", membership.server);
     let sent = client
         .post(url)
         .bearer_auth(&membership.join_token)
         .timeout(Duration::from_secs(10))
-        .json(&membership.registration)
+        .json(&register)
         .send()
         .await;
     let reply = match sent {
@@ -253,6 +281,10 @@ async fn register(client: &reqwest::Client, membership: &Membership) -> Option<S
         }
     };
     let registered: Registered = reply.json().await.ok()?;
+    let identity = request.answered(&registered.certificate, &registered.authority).inspect_err(failed).ok()?;
+    if let Err(error) = membership.credentials.replace(identity) {
+        failed(&error);
+    }
     tracing::info!(name = %membership.registration.name, server = %membership.server, "registered");
-    Some(registered.token)
+    Some(registered)
 }

@@ -11,15 +11,15 @@
 //!   ones that were made for this component, also across restarts.
 //! - An order that the component did not confirm is handed out again; one that it works on does not keep it busy.
 
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, UNIX_EPOCH};
 
+use identity::Certified;
 use protocol::fault::{Fault, code};
 use protocol::id::SiteName;
 use protocol::keeping::{ItemManifest, Keeping};
-use protocol::order::{
-    ExchangeReply, ExchangeRequest, NumberedOrder, Registration, Replication, ReportState, Role, Wishes,
-};
-use protocol::rest::Registered;
+use protocol::order::{ExchangeReply, ExchangeRequest, NumberedOrder, Replication, ReportState, Role, Wishes};
+use protocol::replication::Peer;
+use protocol::rest::{Register, Registered};
 
 use crate::clock::now_ms;
 use crate::component::{Saved, save_text};
@@ -38,8 +38,13 @@ const SAVE_EVERY: Duration = Duration::from_secs(2);
 
 impl Control {
     /// Registers a component (the caller has checked the join token) and gives it its own token.
-    pub async fn register(&self, registration: Registration) -> Result<Registered, Fault> {
+    pub async fn register(&self, register: Register) -> Result<Registered, Fault> {
+        let Register { registration, certificate_request } = register;
         let name = registration.name.clone();
+        let certified =
+            self.inner.authority.certify(&name, &certificate_request).map_err(|error| {
+                Fault::new(code::BAD_REQUEST, format!("{name} cannot be certified"), error.to_string())
+            })?;
         let saved = {
             let mut fleet = self.fleet();
             fleet.register(registration)?;
@@ -53,7 +58,9 @@ impl Control {
         audit::note(&mut change, None, &format!("component {name} registered"), None).await?;
         commit(change).await?;
         self.wake_exchanges();
-        Ok(Registered { token })
+        let Certified { certificate, authority, renew_at } = certified;
+        let renew_at_ms = renew_at.duration_since(UNIX_EPOCH).map_or(0, |since| since.as_millis() as u64);
+        Ok(Registered { token, certificate, authority, renew_at_ms })
     }
 
     /// One exchange with the component `name` (the caller has checked its token).
@@ -254,7 +261,7 @@ fn replication(fleet: &crate::component::Fleet, item: &Item, component: &str) ->
         machine: item.spec.name.clone(),
         lineage: item.lineage,
         generation: wish.generation,
-        target: fleet.components.get(&keeper)?.registration.address.clone()?,
+        target: Peer { address: fleet.components.get(&keeper)?.registration.address.clone()?, name: keeper },
         token: wish.token.clone(),
         standpoint: wish.standpoint.clone(),
         sync: wish.sync,

@@ -49,6 +49,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
+use identity::Authority;
 use protocol::fault::{Fault, code};
 use tokio::sync::{broadcast, watch};
 use tokio::task::JoinSet;
@@ -77,6 +78,8 @@ struct Inner {
     installation: String,
     /// Grants are derived from it.
     secret: String,
+    /// Makes components known to each other.
+    authority: Authority,
     fleet: Mutex<Fleet>,
     telling: Mutex<HashMap<i64, Telling>>,
     /// Components told something: jobs look again.
@@ -107,6 +110,7 @@ impl Control {
         token::first_start(&database, data_dir).await?;
         let installation = settings::remembered(&database, "installation", || token::fresh()[..12].to_string()).await?;
         let secret = settings::remembered(&database, "secret", token::fresh).await?;
+        let authority = authority(&database).await?;
         let fleet = Fleet::load(&database, settings.connected_within).await?;
         let control = Control {
             inner: Arc::new(Inner {
@@ -114,6 +118,7 @@ impl Control {
                 settings,
                 installation,
                 secret,
+                authority,
                 fleet: Mutex::new(fleet),
                 telling: Mutex::default(),
                 news: watch::Sender::new(0),
@@ -271,6 +276,16 @@ impl Control {
     fn telling(&self) -> MutexGuard<'_, HashMap<i64, Telling>> {
         self.inner.telling.lock().unwrap_or_else(PoisonError::into_inner)
     }
+}
+
+/// The system's authority, made at first start.
+async fn authority(database: &Database) -> Result<Authority, Fault> {
+    let unusable = |error: identity::IdentityError| {
+        Fault::new(code::INTERNAL, "the system's authority cannot be used", error.to_string())
+    };
+    let fresh = Authority::make().map_err(unusable)?.to_pem();
+    let kept = settings::remembered(database, "authority", || fresh).await?;
+    Authority::from_pem(&kept).map_err(unusable)
 }
 
 fn lock(data_dir: &Path) -> Result<std::fs::File, Fault> {

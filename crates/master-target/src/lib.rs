@@ -42,7 +42,7 @@ use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::sync::Arc;
 
-use component::Membership;
+use component::{Door, Membership};
 use platforms::Platform;
 use protocol::fault::code;
 use protocol::order::{Registration, Role};
@@ -93,11 +93,13 @@ pub async fn run(config: Config, shutdown: impl Future<Output = ()>) -> Result<(
         version: env!("CARGO_PKG_VERSION").into(),
         platform: config.platform.name().into(),
     };
-    let membership = Membership { server: config.server, join_token: config.join_token, registration };
+    let credentials = component::line::credentials(&config.data_dir.join("master-target.pem"))?;
+    let door = Door::open(listener, credentials.clone());
+    let membership = Membership { server: config.server, join_token: config.join_token, registration, credentials };
     let duty = Arc::new(duty::MasterTarget { shelf: shelf.clone() });
     tokio::select! {
         () = component::line::serve(membership, duty, Arc::new(Notify::new())) => {}
-        () = session::accept(listener, shelf.clone()) => {}
+        () = session::accept(door, shelf.clone()) => {}
         () = shutdown => {}
     }
     shelf.close().await;

@@ -9,15 +9,13 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use component::link::{Incoming, Link, LinkError, Outgoing};
+use component::link::{Door, Incoming, Link, LinkError, Outgoing};
 use protocol::epoch::Basis;
-use protocol::fault::code;
 use protocol::frame::Frame;
 use protocol::leaf::{Leaf, LeafKey, SPOILT_LEAF, ZERO_LEAF, leaf};
-use protocol::session::{MOST_HASHED, Message, VERSION};
+use protocol::session::{MOST_HASHED, Message};
 use protocol::{BLOCK, BlockMap, Extent, Fault};
 use replica::DiskHome;
-use tokio::net::TcpListener;
 use tokio::sync::{mpsc, oneshot};
 use tokio::task::AbortHandle;
 
@@ -33,26 +31,19 @@ const HELLO: Duration = Duration::from_secs(10);
 const CATCHING_UP: Duration = Duration::from_secs(30);
 
 /// Accepts sessions for ever.
-pub(crate) async fn accept(listener: TcpListener, shelf: Arc<Shelf>) {
-    loop {
-        match listener.accept().await {
-            Ok((stream, peer)) => {
-                let shelf = shelf.clone();
-                // A session knows how it can be ended: a later session of the same item takes its place.
-                let (tell, told) = oneshot::channel();
-                let task = tokio::spawn(async move {
-                    let Ok(me) = told.await else { return };
-                    if let Err(error) = greet(Link::new(stream), &shelf, me).await {
-                        tracing::debug!(%peer, %error, "a session ended");
-                    }
-                });
-                let _ = tell.send(task.abort_handle());
+pub(crate) async fn accept(mut door: Door, shelf: Arc<Shelf>) {
+    while let Some(link) = door.next().await {
+        let shelf = shelf.clone();
+        // A session knows how it can be ended: a later session of the same item takes its place.
+        let (tell, told) = oneshot::channel();
+        let task = tokio::spawn(async move {
+            let Ok(me) = told.await else { return };
+            let peer = link.incoming.peer().to_string();
+            if let Err(error) = greet(link, &shelf, me).await {
+                tracing::debug!(peer, %error, "a session ended");
             }
-            Err(error) => {
-                tracing::warn!(%error, "a connection could not be accepted");
-                tokio::time::sleep(Duration::from_millis(100)).await;
-            }
-        }
+        });
+        let _ = tell.send(task.abort_handle());
     }
 }
 
@@ -60,11 +51,7 @@ async fn greet(link: Link, shelf: &Shelf, me: AbortHandle) -> Result<(), LinkErr
     let Link { mut incoming, mut outgoing } = link;
     let Ok(hello) = tokio::time::timeout(HELLO, incoming.message("hello")).await else { return Ok(()) };
     let result = match hello? {
-        Message::Hello { version, .. } if version != VERSION => {
-            let cause = format!("it speaks version {version}, this one {VERSION}");
-            Err(Fault::new(code::PROTOCOL, "the versions of the movers differ", cause))
-        }
-        Message::Hello { item, token, generation, .. } => {
+        Message::Hello { item, token, generation } => {
             shelf.must(&item).and_then(|item| item.admit(&token, generation, me).map(|()| item))
         }
         _ => Err(protocol_fault("the first message is not hello")),
@@ -86,7 +73,6 @@ async fn serve(incoming: Incoming, mut outgoing: Outgoing, item: Arc<Item>) -> R
     };
     outgoing
         .say(Message::Welcome {
-            version: VERSION,
             position: item.position(),
             newest: item.newest(),
             disks: item.disks(),
@@ -183,8 +169,7 @@ async fn answer(message: Message, outgoing: &mut Outgoing, item: &Arc<Item>) -> 
         }
         Message::HashRequest { disk, offset, length } => {
             let (leaves, read) = blocking(move || hash(&of, disk, offset, length)).await?;
-            outgoing.queue(&Frame::Hashes { disk, offset, read, leaves }).await?;
-            outgoing.flush().await?;
+            outgoing.send(&Frame::Hashes { disk, offset, read, leaves }).await?;
         }
         Message::Ping { number } => outgoing.say(Message::Pong { number }).await?,
         _ => return Err(protocol_fault("a message came that is not a sender's").into()),

@@ -1,21 +1,20 @@
 //! What a process server does with orders: it stops, starts and settles machines, and sends last epochs.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::sync::{Arc, PoisonError};
+use std::sync::PoisonError;
 use std::time::Duration;
 
 use async_trait::async_trait;
 use component::clock::now_ms;
 use component::{Duty, Heartbeat, Ticket};
-use platforms::{Platform, Start, Stopped};
+use platforms::{Start, Stopped};
 use protocol::fault::code;
 use protocol::machine::Power;
 use protocol::order::{Order, Outcome, Replication, Wishes};
 use protocol::{Attempt, Fault, ItemId, Lineage};
-use tokio::sync::{Mutex, Notify};
+use tokio::sync::Mutex;
 
-use crate::keep::Keep;
-use crate::replication::Running;
+use crate::replication::{Means, Running};
 
 /// How long a last epoch waits for its replication to be in the list: the list and the order travel together, but a
 /// restarted process server takes the order before it has begun the replication.
@@ -26,9 +25,7 @@ const START_TRIES: u32 = 3;
 const START_PAUSE: Duration = Duration::from_secs(1);
 
 pub(crate) struct ProcessServer {
-    platform: Arc<dyn Platform>,
-    keep: Arc<Keep>,
-    news: Arc<Notify>,
+    means: Means,
     running: Mutex<BTreeMap<ItemId, Running>>,
     /// Machines whose QEMU is about to end: no replication may have its hands in them. Changed only under `running`.
     aside: std::sync::Mutex<BTreeSet<String>>,
@@ -36,15 +33,9 @@ pub(crate) struct ProcessServer {
 
 impl ProcessServer {
     /// Begins with the replications of its own list.
-    pub(crate) async fn start(platform: Arc<dyn Platform>, keep: Keep, news: Arc<Notify>) -> ProcessServer {
-        let replications = keep.replications();
-        let server = ProcessServer {
-            platform,
-            keep: Arc::new(keep),
-            news,
-            running: Mutex::default(),
-            aside: Default::default(),
-        };
+    pub(crate) async fn start(means: Means) -> ProcessServer {
+        let replications = means.keep.replications();
+        let server = ProcessServer { means, running: Mutex::default(), aside: Default::default() };
         server.adjust(replications).await;
         server
     }
@@ -80,15 +71,15 @@ impl ProcessServer {
         }
         for (item, wish) in wanted {
             tracing::info!(%item, generation = wish.generation, target = %wish.target, "replication begins");
-            let begun = Running::begin(wish, self.platform.clone(), self.keep.clone(), self.news.clone());
+            let begun = Running::begin(wish, self.means.clone());
             running.insert(item, begun);
         }
     }
 
     async fn shut_down(&self, machine: &str, timeout: Duration, then_power_off: bool) -> Result<Outcome, Fault> {
-        let stopped = match self.platform.shut_down(machine, timeout).await {
+        let stopped = match self.means.platform.shut_down(machine, timeout).await {
             Err(fault) if then_power_off && fault.is(code::GUEST_IGNORES_SHUTDOWN) => {
-                self.platform.power_off(machine).await?
+                self.means.platform.power_off(machine).await?
             }
             other => other?,
         };
@@ -117,12 +108,12 @@ impl ProcessServer {
             let _running = self.running.lock().await;
             self.aside().remove(machine);
         }
-        self.adjust(self.keep.replications()).await;
+        self.adjust(self.means.keep.replications()).await;
         result
     }
 
     async fn start_machine(&self, machine: &str, lineage: Lineage, mark: Attempt) -> Result<Outcome, Fault> {
-        let found = self.platform.machine(machine).await?;
+        let found = self.means.platform.machine(machine).await?;
         if found.is_some_and(|found| found.power == Power::Running) {
             return Ok(Outcome::Nothing);
         }
@@ -144,8 +135,8 @@ impl ProcessServer {
 
     /// A machine that is held cannot go on: it is let go of first. A qcow2 keeps its maps through that.
     async fn start_anew(&self, machine: &str, lineage: Lineage, mark: Attempt) -> Result<(), Fault> {
-        self.platform.settle(machine, lineage).await?;
-        self.platform.start(machine, Start { paused: false, track: Some((lineage, mark)) }).await
+        self.means.platform.settle(machine, lineage).await?;
+        self.means.platform.start(machine, Start { paused: false, track: Some((lineage, mark)) }).await
     }
 
     async fn final_delta(&self, item: &ItemId, ticket: &Ticket) -> Result<Outcome, Fault> {
@@ -170,7 +161,7 @@ impl ProcessServer {
     }
 
     async fn settle(&self, machine: &str, lineage: Lineage, stop: Option<u64>) -> Result<Outcome, Fault> {
-        let found = self.platform.machine(machine).await?;
+        let found = self.means.platform.machine(machine).await?;
         let power = found.map_or(Power::Off, |found| found.power);
         let was_running = matches!(power, Power::Running | Power::Paused);
         match (was_running, stop) {
@@ -184,7 +175,7 @@ impl ProcessServer {
             }
             (false, _) => {}
         }
-        let settled = self.alone(machine, self.platform.settle(machine, lineage)).await?;
+        let settled = self.alone(machine, self.means.platform.settle(machine, lineage)).await?;
         Ok(Outcome::Settled { settled, was_running })
     }
 }
@@ -220,14 +211,14 @@ impl Duty for ProcessServer {
 
     async fn follow(&self, wishes: Wishes) {
         let Wishes { replications, keepings: _ } = wishes;
-        if let Err(error) = self.keep.set_replications(&replications) {
+        if let Err(error) = self.means.keep.set_replications(&replications) {
             tracing::warn!(%error, "the list of replications could not be kept; a restart would wait for control");
         }
         self.adjust(replications).await;
     }
 
     async fn heartbeat(&self) -> Heartbeat {
-        let (machines, fault) = match self.platform.inventory().await {
+        let (machines, fault) = match self.means.platform.inventory().await {
             Ok(machines) => (Some(machines), None),
             Err(fault) => (None, Some(fault)),
         };

@@ -30,11 +30,14 @@ mod session;
 use std::path::PathBuf;
 use std::sync::Arc;
 
-use component::Membership;
+use component::{Dialler, Membership};
 use platforms::Platform;
 use protocol::order::{Registration, Role};
 use protocol::{Fault, SiteName};
 use tokio::sync::Notify;
+
+/// Connections of a session where nobody says otherwise (guessed): two cores each at both ends, and lines of some milliseconds.
+pub const CONNECTIONS: u8 = 4;
 
 /// How a process server is set up.
 pub struct Config {
@@ -48,6 +51,8 @@ pub struct Config {
     pub join_token: String,
     /// Where it keeps its list of replications and the attempts it used.
     pub data_dir: PathBuf,
+    /// Connections of each session with a master target (H4), from 1 to 32.
+    pub connections: u8,
     /// The hypervisor of its site.
     pub platform: Arc<dyn Platform>,
 }
@@ -65,10 +70,18 @@ pub async fn run(config: Config, shutdown: impl Future<Output = ()>) -> Result<(
         version: env!("CARGO_PKG_VERSION").into(),
         platform: config.platform.name().into(),
     };
-    let membership = Membership { server: config.server, join_token: config.join_token, registration };
+    let keep = Arc::new(keep::Keep::open(&config.data_dir)?);
+    let credentials = component::line::credentials(&config.data_dir.join("process-server.pem"))?;
+    let membership = Membership {
+        server: config.server,
+        join_token: config.join_token,
+        registration,
+        credentials: credentials.clone(),
+    };
     let news = Arc::new(Notify::new());
-    let keep = keep::Keep::open(&config.data_dir)?;
-    let duty = Arc::new(duty::ProcessServer::start(config.platform, keep, news.clone()).await);
+    let dialler = Dialler { credentials, connections: config.connections };
+    let means = replication::Means { platform: config.platform, keep, dialler, news: news.clone() };
+    let duty = Arc::new(duty::ProcessServer::start(means).await);
     tokio::select! {
         () = component::line::serve(membership, duty.clone(), news) => {}
         () = shutdown => {}

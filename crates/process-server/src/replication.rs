@@ -15,7 +15,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use component::clock::now_ms;
-use component::link::LinkError;
+use component::link::{Dialler, LinkError};
 use platforms::{Capture, Platform};
 use protocol::epoch::{Point, PointKind};
 use protocol::fault::code;
@@ -41,6 +41,16 @@ pub(crate) enum Ask {
     Final(oneshot::Sender<Result<Outcome, Fault>>),
 }
 
+/// What all replications of a process server have in common.
+#[derive(Clone)]
+pub(crate) struct Means {
+    pub(crate) platform: Arc<dyn Platform>,
+    pub(crate) keep: Arc<Keep>,
+    pub(crate) dialler: Dialler,
+    /// Has control told of what is new.
+    pub(crate) news: Arc<Notify>,
+}
+
 /// A replication at work.
 pub(crate) struct Running {
     wish: watch::Sender<Replication>,
@@ -51,13 +61,12 @@ pub(crate) struct Running {
 }
 
 impl Running {
-    pub(crate) fn begin(wish: Replication, platform: Arc<dyn Platform>, keep: Arc<Keep>, news: Arc<Notify>) -> Running {
+    pub(crate) fn begin(wish: Replication, means: Means) -> Running {
         let status = Arc::new(Mutex::new(fresh_status(&wish)));
         let (wishes, wished) = watch::channel(wish);
         let (asks, asked) = mpsc::channel(8);
         let (stop, stopped) = watch::channel(false);
-        let worker =
-            Worker { wish: wished, asks: asked, status: status.clone(), platform, keep, news, finals: Vec::new() };
+        let worker = Worker { wish: wished, asks: asked, status: status.clone(), means, finals: Vec::new() };
         let task = tokio::spawn(worker.run(stopped));
         Running { wish: wishes, asks, status, stop, task }
     }
@@ -128,9 +137,7 @@ struct Worker {
     wish: watch::Receiver<Replication>,
     asks: mpsc::Receiver<Ask>,
     status: Arc<Mutex<ReplicationStatus>>,
-    platform: Arc<dyn Platform>,
-    keep: Arc<Keep>,
-    news: Arc<Notify>,
+    means: Means,
     finals: Vec<oneshot::Sender<Result<Outcome, Fault>>>,
 }
 
@@ -165,7 +172,7 @@ impl Worker {
                 status.phase = ReplicationPhase::Waiting;
                 status.fault = Some(fault);
             }
-            self.news.notify_one();
+            self.means.news.notify_one();
             tokio::time::sleep(backoff).await;
             backoff = (backoff * 2).min(BACKOFF.1);
         }
@@ -174,9 +181,9 @@ impl Worker {
     /// Opens everything and sends epochs until something fails.
     async fn round(&mut self, slot: &mut Slot) -> Result<std::convert::Infallible, Fault> {
         let wish = self.wish.borrow().clone();
-        let mut session = Session::open(&wish).await.map_err(|error| error.fault())?;
+        let mut session = Session::open(&self.means.dialler, &wish).await.map_err(|error| error.fault())?;
         *slot = None;
-        let capture = slot.insert(self.platform.capture(&wish.machine, wish.lineage).await?);
+        let capture = slot.insert(self.means.platform.capture(&wish.machine, wish.lineage).await?);
         settle_predecessor(capture.as_mut(), session.target.newest).await?;
         self.phase_of(&session);
         let mut next_cut = Instant::now();
@@ -239,7 +246,7 @@ impl Worker {
         }
         let held = capture.held().await?;
         let seen = held.iter().map(|held| held.since).chain(session.target.newest);
-        let attempt = self.keep.next_attempt(&wish.item, wish.generation, seen).map_err(|error| {
+        let attempt = self.means.keep.next_attempt(&wish.item, wish.generation, seen).map_err(|error| {
             Fault::new(code::REPLICA_IO, "the number of an attempt could not be written down", error.to_string())
         })?;
         let cut = capture.cut(attempt).await?;
@@ -261,7 +268,7 @@ impl Worker {
                 if !is_final {
                     return Ok(None);
                 }
-                let stamps = self.platform.stamps(&wish.machine).await?;
+                let stamps = self.means.platform.stamps(&wish.machine).await?;
                 Ok(Some(Outcome::Final { point, moved, stamps }))
             }
             #[cfg(feature = "sabotage")]
@@ -331,7 +338,7 @@ impl Worker {
     /// A new session within the patience that an open cut has.
     async fn reopen(&self, wish: &Replication, since: Instant) -> Option<Session> {
         while since.elapsed() < CUT_PATIENCE {
-            match Session::open(wish).await {
+            match Session::open(&self.means.dialler, wish).await {
                 Ok(session) => return Some(session),
                 Err(LinkError::Refused(_)) => return None,
                 Err(_) => tokio::time::sleep(BACKOFF.0 * 2).await,
@@ -341,7 +348,7 @@ impl Worker {
     }
 
     async fn must_stand_still(&self, wish: &Replication) -> Result<(), Fault> {
-        match self.platform.machine(&wish.machine).await? {
+        match self.means.platform.machine(&wish.machine).await? {
             Some(machine) if machine.power == Power::Held => Ok(()),
             found => {
                 let message =
@@ -378,7 +385,7 @@ impl Worker {
         }
         if status.first_moved.is_none() {
             status.first_moved = Some(moved);
-            self.news.notify_one();
+            self.means.news.notify_one();
         }
         status.newest = Some(point.clone());
         status.moved += moved;

@@ -8,13 +8,13 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
-use component::link::{Incoming, Link, LinkError, Outgoing};
+use component::link::{Dialler, Incoming, Link, LinkError, Outgoing};
 use protocol::Fault;
 use protocol::epoch::DiskSize;
 use protocol::frame::Frame;
 use protocol::leaf::{Leaf, LeafKey};
 use protocol::order::Replication;
-use protocol::session::{Message, VERSION};
+use protocol::session::Message;
 use tokio::sync::mpsc;
 
 use crate::choice::Target;
@@ -48,14 +48,9 @@ impl Drop for Session {
 
 impl Session {
     /// Dials the target and introduces itself.
-    pub(crate) async fn open(wish: &Replication) -> Result<Session, LinkError> {
-        let Link { incoming, mut outgoing } = Link::dial(&wish.target).await?;
-        let hello = Message::Hello {
-            version: VERSION,
-            item: wish.item.clone(),
-            token: wish.token.clone(),
-            generation: wish.generation,
-        };
+    pub(crate) async fn open(dialler: &Dialler, wish: &Replication) -> Result<Session, LinkError> {
+        let Link { incoming, mut outgoing } = dialler.dial(&wish.target).await?;
+        let hello = Message::Hello { item: wish.item.clone(), token: wish.token.clone(), generation: wish.generation };
         outgoing.say(hello).await?;
         let (answer, answers) = mpsc::channel(64);
         let received = Arc::new(AtomicU64::new(0));
@@ -82,9 +77,9 @@ impl Session {
         self.received.load(Ordering::Relaxed)
     }
 
-    /// Queues a data or zero frame and gives its checksum.
+    /// Sends a data or zero frame and gives its checksum.
     pub(crate) async fn send(&mut self, frame: &Frame) -> Result<u64, LinkError> {
-        match self.outgoing.queue(frame).await {
+        match self.outgoing.send(frame).await {
             Ok(checksum) => Ok(checksum),
             Err(error) => Err(self.last_words(error).await),
         }

@@ -73,7 +73,7 @@ async fn raise(sites: &Sites, generation: u64) -> Result<Outcome, Fault> {
 
 /// Opens the first epoch of a generation and sends all of both disks.
 async fn copy(sites: &Sites, generation: u64, base: Option<Attempt>, value: u8) -> Sender {
-    let mut sender = Sender::dial(&sites.address, TOKEN, generation).await.unwrap();
+    let mut sender = Sender::dial(&sites, TOKEN, generation).await.unwrap();
     sender.open(sites.lineage, at(generation), base, disks()).await.unwrap();
     for (disk, size) in SIZES.iter().enumerate() {
         for index in 0..size / BLOCK {
@@ -146,7 +146,7 @@ async fn a_copy_that_was_overwritten_whole_is_not_given_back_as_if_it_were_what_
 async fn before_the_first_data_it_is_given_back_as_it_was() {
     let sites = at_rest().await;
     take_over(&sites, 4, true).await;
-    drop(Sender::dial(&sites.address, TOKEN, 4).await.unwrap());
+    drop(Sender::dial(&sites, TOKEN, 4).await.unwrap());
     give_back(&sites).await.unwrap();
     assert!(sites.replica(0).iter().all(|byte| *byte == 3));
     assert_eq!(sites.points().await.len(), 1);

@@ -232,7 +232,7 @@ async fn a_byte_that_decays_in_the_replica_is_found_and_named_while_epochs_arriv
 
 /// A replica with one point, whose first block of either disk is ones.
 async fn one_point(sites: &Sites) -> Sender {
-    let mut sender = Sender::dial(&sites.address, TOKEN, GENERATION).await.unwrap();
+    let mut sender = Sender::dial(&sites, TOKEN, GENERATION).await.unwrap();
     sender.open(sites.lineage, at(1), None, disks()).await.unwrap();
     sender.block(0, 0, 1).await;
     sender.block(1, 0, 1).await;
@@ -254,7 +254,7 @@ async fn must_be_untouched(sites: &Sites) {
 
 /// After all that, an honest epoch is taken.
 async fn must_go_on(sites: Sites) {
-    let mut sender = Sender::dial(&sites.address, TOKEN, GENERATION).await.unwrap();
+    let mut sender = Sender::dial(&sites, TOKEN, GENERATION).await.unwrap();
     sender.open(sites.lineage, at(9), Some(at(1)), disks()).await.unwrap();
     sender.block(0, 3, 7).await;
     let totals = sender.totals;
@@ -268,7 +268,7 @@ async fn a_sender_without_the_secret_is_refused() {
     let sites = Sites::prepared(21).await;
     drop(one_point(&sites).await);
     for token in ["", "another", &TOKEN[1..]] {
-        let refused = Sender::dial(&sites.address, token, GENERATION).await;
+        let refused = Sender::dial(&sites, token, GENERATION).await;
         let Err(fault) = refused else { panic!("a stranger was admitted with {token:?}") };
         assert!(fault.is(code::NOT_AUTHORISED), "{fault:?}");
     }
@@ -281,11 +281,11 @@ async fn an_older_generation_is_refused_even_with_the_secret() {
     let sites = Sites::prepared(22).await;
     drop(one_point(&sites).await);
     for generation in 0..GENERATION {
-        let refused = Sender::dial(&sites.address, TOKEN, generation).await;
+        let refused = Sender::dial(&sites, TOKEN, generation).await;
         let Err(fault) = refused else { panic!("generation {generation} was admitted after {GENERATION}") };
         assert!(fault.is(code::STALE_GENERATION), "{fault:?}");
     }
-    assert!(Sender::dial(&sites.address, TOKEN, GENERATION + 1).await.is_err(), "nobody granted it yet");
+    assert!(Sender::dial(&sites, TOKEN, GENERATION + 1).await.is_err(), "nobody granted it yet");
     must_be_untouched(&sites).await;
     must_go_on(sites).await;
 }
@@ -295,7 +295,7 @@ async fn an_epoch_on_another_base_is_refused_and_leaves_no_trace() {
     let sites = Sites::prepared(23).await;
     drop(one_point(&sites).await);
     for base in [None, Some(at(0)), Some(at(2)), Some(Attempt { generation: GENERATION - 1, number: 1 })] {
-        let mut sender = Sender::dial(&sites.address, TOKEN, GENERATION).await.unwrap();
+        let mut sender = Sender::dial(&sites, TOKEN, GENERATION).await.unwrap();
         let refused = sender.open(sites.lineage, at(3), base, disks()).await;
         let Err(fault) = refused else { panic!("an epoch on {base:?} was opened") };
         assert!(fault.is(code::BASE_MISMATCH), "{fault:?}");
@@ -317,7 +317,7 @@ async fn an_epoch_that_is_not_whole_never_becomes_a_point() {
     assert!(fault.is(code::TOTALS), "{fault:?}");
     must_be_untouched(&sites).await;
     // A frame in the middle is missing.
-    let mut sender = Sender::dial(&sites.address, TOKEN, GENERATION).await.unwrap();
+    let mut sender = Sender::dial(&sites, TOKEN, GENERATION).await.unwrap();
     sender.open(sites.lineage, at(3), Some(at(1)), disks()).await.unwrap();
     sender.block(0, 0, 5).await;
     sender.lose_one();

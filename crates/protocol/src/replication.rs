@@ -35,6 +35,21 @@ impl std::fmt::Display for Sync {
     }
 }
 
+/// A component as others find it and recognise it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Peer {
+    /// Its name, which its certificate must prove.
+    pub name: String,
+    /// Where it is dialled (`host:port`).
+    pub address: String,
+}
+
+impl std::fmt::Display for Peer {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "{} ({})", self.name, self.address)
+    }
+}
+
 /// What a process server should be replicating.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Replication {
@@ -46,8 +61,8 @@ pub struct Replication {
     pub lineage: Lineage,
     /// The generation that this site is authorised to write.
     pub generation: u64,
-    /// The master target (`host:port`).
-    pub target: String,
+    /// The master target.
+    pub target: Peer,
     /// The secret to present there.
     pub token: String,
     /// Where this copy stood when its generation began (the machine's own writes since are added by the process server

@@ -23,7 +23,7 @@
 //!   GET  /api/v1/audit                               [AuditEntry], oldest first
 //!   GET  /metrics                                    Prometheus text
 //!   GET  /api/v1/events                              server-sent events: a Job or an ItemView that changed
-//!   POST /api/v1/components/register                 Registration → {token}
+//!   POST /api/v1/components/register                 Register → Registered
 //!   POST /api/v1/components/{name}/exchange          ExchangeRequest → ExchangeReply
 //! ```
 //!
@@ -324,6 +324,12 @@ pub struct ComponentView {
 pub struct Registered {
     /// The component's own token for `exchange`.
     pub token: String,
+    /// Its certificate, as PEM: other components recognise it by that.
+    pub certificate: String,
+    /// The certificate of the authority by which it recognises others, as PEM.
+    pub authority: String,
+    /// When it should register again, in ms since 1970: its certificate lasts three times as long.
+    pub renew_at_ms: u64,
 }
 
 /// A machine at a site.
@@ -353,4 +359,11 @@ pub struct AuditEntry {
 }
 
 /// What `POST /components/register` takes beside the join token in the `Authorization` header.
-pub type Register = Registration;
+#[derive(Debug, Clone, Serialize, Deserialize, ToSchema)]
+pub struct Register {
+    /// What it says about itself.
+    #[serde(flatten)]
+    pub registration: Registration,
+    /// Asks for a certificate: a PKCS#10 request as PEM, of which only the key counts.
+    pub certificate_request: String,
+}

@@ -2,6 +2,7 @@
 //!
 //! ```text
 //!   process server                                master target
+//!     Greeting{link, lane, lanes} ──────────────►                        on each connection, by the end that dials
 //!     Hello{token,item} ────────────────────────►
 //!                        ◄──────────────────────── Welcome{position, newest, disks}
 //!     OpenEpoch{header} ────────────────────────►
@@ -28,16 +29,28 @@ use crate::leaf::LeafKey;
 use crate::position::Position;
 
 /// The version of the session protocol that this build speaks. A peer with another major version is refused in words.
-pub const VERSION: u32 = 3;
+pub const VERSION: u32 = 4;
+
+/// The most connections of one link.
+pub const MOST_LANES: u8 = 32;
 
 /// A control message of a mover session.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(tag = "message", rename_all = "snake_case")]
 pub enum Message {
-    /// Sender's first word.
-    Hello {
-        /// [`VERSION`].
+    /// The first word on each connection: which lane of which link it is. Answered only by `Refused`.
+    Greeting {
+        /// [`VERSION`] of the end that dials.
         version: u32,
+        /// Made up by the end that dials, never twice the same.
+        link: uuid::Uuid,
+        /// From 0 on; frames take the lanes in turn.
+        lane: u8,
+        /// How many there are; at most [`MOST_LANES`].
+        lanes: u8,
+    },
+    /// Sender's first word on a link.
+    Hello {
         /// The item to be replicated.
         item: ItemId,
         /// The secret that control gave to both ends for this direction and generation.
@@ -47,8 +60,6 @@ pub enum Message {
     },
     /// Receiver's answer: where its copy stands.
     Welcome {
-        /// [`VERSION`].
-        version: u32,
         /// Where the copy stands; none when it never held a sealed point (an empty or inconsistent target).
         position: Option<Position>,
         /// The newest attempt that the replica sealed, if any.

@@ -25,7 +25,7 @@ use protocol::id::{Attempt, ItemId, SiteName};
 pub use history::{AddPolicy, OnPoint, PointVerb, PolicyVerb, Sure};
 pub use machine::{Disk, VmDefine, VmLocal, VmStop};
 pub use moves::{ChangePoint, Commit, Failback, Failover, Protect, Reprotect, Then, Unprotect, View, Which};
-pub use role::{Demo, MasterTarget, Mover, PlatformName, Server, Up};
+pub use role::{Demo, MasterTarget, Mover, PlatformName, ProcessServer, Server, Up};
 
 use value::duration;
 
@@ -189,7 +189,7 @@ unless --complete is given, which lets the job run through.")]
     /// The control server: decisions, database, REST
     Server(Server),
     /// The process server of a site: captures, compares and sends; stops and starts machines
-    ProcessServer(Mover),
+    ProcessServer(ProcessServer),
     /// The master target of a site: receives, keeps replicas and their history, brings machines up from them
     MasterTarget(MasterTarget),
 }

@@ -26,7 +26,7 @@ pub async fn run(global: &Global, verb: &Verb) -> Option<Result<Ending, Trouble>
     let screen = Screen::new(global.output);
     match verb {
         Verb::Server(server) => Some(server::run(screen, server).await),
-        Verb::ProcessServer(mover) => Some(mover::process_server(global, mover).await),
+        Verb::ProcessServer(server) => Some(mover::process_server(global, server).await),
         Verb::MasterTarget(target) => Some(mover::master_target(global, target).await),
         Verb::Up(up) => Some(up::run(screen, up).await),
         _ => None,

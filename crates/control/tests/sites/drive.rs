@@ -9,6 +9,7 @@ use control::{Control, Hooks, Settings};
 use protocol::ItemId;
 use protocol::fault::{Fault, code};
 use protocol::order::{ExchangeRequest, Registration, Report, ReportState, Role};
+use protocol::rest::Register;
 use protocol::rest::{FailoverKind, ItemView, Job, JobState, Operation, Request, ShutDownFirst, Start};
 use protocol::stage::Stage;
 
@@ -81,7 +82,8 @@ impl World {
                 version: "0".into(),
                 platform: "model".into(),
             };
-            control.register(registration).await.unwrap();
+            let certificate_request = identity::Request::make().unwrap().pem;
+            control.register(Register { registration, certificate_request }).await.unwrap();
         }
         let mut world = World {
             folder,

@@ -219,7 +219,7 @@ impl Model {
     /// One epoch from the machine at `at` to the replica at the other site.
     pub(super) fn epoch(&mut self, at: &str, wish: &Replication, kind: PointKind) -> Result<Point, Fault> {
         let to = Model::other(at);
-        if wish.target != format!("{to}:1") {
+        if wish.target.address != format!("{to}:1") {
             self.breaches.push(format!("{at} is to send to {}", wish.target));
         }
         if !self.sites[to].master_target {

@@ -7,13 +7,14 @@ use std::time::Duration;
 use axum::extract::{Path, State};
 use axum::routing::post;
 use axum::{Json, Router};
+use identity::{Authority, Certified, Identity, Request};
 use protocol::Fault;
 use protocol::keeping::Keeping;
 use protocol::order::{
     ExchangeReply, ExchangeRequest, NumberedOrder, Order, Outcome, Registration, Replication, ReplicationStatus,
     ReportState, Wishes,
 };
-use protocol::rest::Registered;
+use protocol::rest::{Register, Registered};
 
 use super::PATIENCE;
 
@@ -37,6 +38,7 @@ type Desks = Arc<Mutex<BTreeMap<String, Desk>>>;
 pub struct Control {
     pub url: String,
     desks: Desks,
+    authority: Arc<Authority>,
     server: tokio::task::JoinHandle<()>,
 }
 
@@ -49,14 +51,15 @@ impl Drop for Control {
 impl Control {
     pub async fn start() -> Control {
         let desks = Desks::default();
+        let authority = Arc::new(Authority::make().unwrap());
         let app = Router::new()
             .route("/api/v1/components/register", post(register))
-            .route("/api/v1/components/{name}/exchange", post(exchange))
-            .with_state(desks.clone());
+            .with_state((desks.clone(), authority.clone()))
+            .route("/api/v1/components/{name}/exchange", post(exchange).with_state(desks.clone()));
         let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
         let url = format!("http://{}", listener.local_addr().unwrap());
         let server = tokio::spawn(async move { axum::serve(listener, app).await.unwrap() });
-        Control { url, desks, server }
+        Control { url, desks, authority, server }
     }
 
     fn desk<T>(&self, component: &str, look: impl FnOnce(&mut Desk) -> T) -> T {
@@ -74,6 +77,13 @@ impl Control {
             assert!(tokio::time::Instant::now() < deadline, "{component} never {what}; it says {status:?}");
             tokio::time::sleep(Duration::from_millis(5)).await;
         }
+    }
+
+    /// Somebody of that name who may dial others.
+    pub fn certified(&self, name: &str) -> Identity {
+        let request = Request::make().unwrap();
+        let certified = self.authority.certify(name, &request.pem).unwrap();
+        request.answered(&certified.certificate, &certified.authority).unwrap()
     }
 
     /// Where the component listens, once it has registered; it is then forgotten, so that a restart is noticed.
@@ -130,11 +140,15 @@ fn lock(desks: &Desks) -> MutexGuard<'_, BTreeMap<String, Desk>> {
     desks.lock().unwrap()
 }
 
-async fn register(State(desks): State<Desks>, Json(registration): Json<Registration>) -> Json<Registered> {
+async fn register(
+    State((desks, authority)): State<(Desks, Arc<Authority>)>,
+    Json(Register { registration, certificate_request }): Json<Register>,
+) -> Json<Registered> {
     let mut desks = lock(&desks);
     let desk = desks.entry(registration.name.clone()).or_default();
+    let Certified { certificate, authority, .. } = authority.certify(&registration.name, &certificate_request).unwrap();
     desk.registered = Some(registration);
-    Json(Registered { token: "component".into() })
+    Json(Registered { token: "component".into(), certificate, authority, renew_at_ms: u64::MAX })
 }
 
 async fn exchange(

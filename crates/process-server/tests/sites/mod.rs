@@ -11,12 +11,15 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
+use component::Dialler;
+use identity::Credentials;
 use platforms::simulated::Simulated;
 use platforms::{Platform, Start};
 use protocol::epoch::{DiskSize, Point};
 use protocol::keeping::ItemManifest;
 use protocol::machine::{Boot, DiskFormat, DiskSource, DiskSpec, MachineSpec};
 use protocol::order::{Grant, Order, Outcome, Replication, ReplicationStatus, Sync};
+use protocol::replication::Peer;
 use protocol::verified::Verified;
 use protocol::{Attempt, DiskKey, Fault, Lineage};
 use tokio::sync::oneshot;
@@ -149,7 +152,7 @@ impl Sites {
             machine: NAME.into(),
             lineage: self.lineage,
             generation: GENERATION,
-            target: self.wire.address.clone(),
+            target: Peer { name: MASTER_TARGET.into(), address: self.wire.address.clone() },
             token: TOKEN.into(),
             standpoint: None,
             sync: Sync::Tracked,
@@ -168,6 +171,7 @@ impl Sites {
             server: self.control.url.clone(),
             join_token: "join".into(),
             data_dir: self.dir.path().join("home"),
+            connections: 2,
             platform: Arc::new(self.home.clone()),
         };
         let (stop, stopped) = oneshot::channel();
@@ -203,6 +207,13 @@ impl Sites {
 
     pub async fn stop_master_target(&mut self) {
         self.master_target.take().unwrap().end().await;
+    }
+
+    /// Dials as somebody of that name whom control has certified.
+    pub fn dialler(&self, name: &str) -> Dialler {
+        let credentials = Credentials::open(&self.dir.path().join(format!("{name}.pem"))).unwrap();
+        credentials.replace(self.control.certified(name)).unwrap();
+        Dialler { credentials: Arc::new(credentials), connections: 1 }
     }
 
     /// The guest writes: anything from some bytes to a few blocks, zeroes now and then.

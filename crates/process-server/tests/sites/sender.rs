@@ -4,8 +4,11 @@ use bytes::Bytes;
 use component::link::{Incoming, Link, LinkError, Outgoing};
 use protocol::epoch::{Basis, DiskSize, EpochHeader, EpochTotals, Point, PointKind};
 use protocol::frame::Frame;
-use protocol::session::{Message, VERSION};
+use protocol::replication::Peer;
+use protocol::session::Message;
 use protocol::{Attempt, BLOCK, Fault, Lineage};
+
+use super::{MASTER_TARGET, NAME, Sites};
 
 /// A session with a master target.
 pub struct Sender {
@@ -18,11 +21,12 @@ pub struct Sender {
 
 impl Sender {
     /// Says hello; the fault is the target's refusal.
-    pub async fn dial(address: &str, token: &str, generation: u64) -> Result<Sender, Fault> {
-        let Link { incoming, outgoing } = Link::dial(address).await.unwrap();
+    pub async fn dial(sites: &Sites, token: &str, generation: u64) -> Result<Sender, Fault> {
+        let peer = Peer { name: MASTER_TARGET.into(), address: sites.address.clone() };
+        let Link { incoming, outgoing } = sites.dialler("by-hand").dial(&peer).await.unwrap();
         let mut sender = Sender { incoming, outgoing, sequence: 0, totals: EpochTotals::default() };
-        let item = super::NAME.parse().unwrap();
-        let hello = Message::Hello { version: VERSION, item, token: token.into(), generation };
+        let item = NAME.parse().unwrap();
+        let hello = Message::Hello { item, token: token.into(), generation };
         match sender.ask(hello).await? {
             Message::Welcome { .. } => Ok(sender),
             other => panic!("{other:?} instead of a welcome"),
@@ -59,7 +63,7 @@ impl Sender {
         self.sequence += 1;
         let bytes = Bytes::from(vec![value; BLOCK as usize]);
         let frame = Frame::Data { sequence: self.sequence, disk, offset: index * BLOCK, bytes };
-        let checksum = self.outgoing.queue(&frame).await.unwrap();
+        let checksum = self.outgoing.send(&frame).await.unwrap();
         self.totals.count(BLOCK, 0, checksum);
     }
 

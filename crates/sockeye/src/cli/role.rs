@@ -51,6 +51,15 @@ pub enum PlatformName {
 }
 
 #[derive(Debug, Args)]
+pub struct ProcessServer {
+    #[command(flatten)]
+    pub mover: Mover,
+    /// Connections of each session with a master target, 1 to 32: more where the line is long and each is throttled
+    #[arg(long, value_name = "N", default_value_t = process_server::CONNECTIONS, value_parser = clap::value_parser!(u8).range(1..=32))]
+    pub connections: u8,
+}
+
+#[derive(Debug, Args)]
 pub struct MasterTarget {
     #[command(flatten)]
     pub mover: Mover,

@@ -7,7 +7,7 @@ use platforms::Platform;
 use platforms::qemu::Qemu;
 
 use super::signal::Stop;
-use crate::cli::{Global, MasterTarget, Mover, PlatformName};
+use crate::cli::{Global, MasterTarget, Mover, PlatformName, ProcessServer};
 use crate::ending::{Ending, Trouble};
 use crate::profile::{self, Environment};
 
@@ -15,14 +15,16 @@ use crate::profile::{self, Environment};
 ///
 /// # Errors
 /// Its directories, the site or the join token cannot be used.
-pub async fn process_server(global: &Global, mover: &Mover) -> Result<Ending, Trouble> {
+pub async fn process_server(global: &Global, server: &ProcessServer) -> Result<Ending, Trouble> {
     super::log();
+    let mover = &server.mover;
     let config = process_server::Config {
         name: name(mover, "process-server"),
         site: mover.site.clone(),
-        server: server(global)?,
+        server: control(global)?,
         join_token: join_token(mover)?,
         data_dir: directory(&mover.data_dir)?,
+        connections: server.connections,
         platform: platform(mover)?,
     };
     tracing::info!(name = config.name, server = config.server, "process server starts");
@@ -42,7 +44,7 @@ pub async fn master_target(global: &Global, target: &MasterTarget) -> Result<End
     let config = master_target::Config {
         name: name(mover, "master-target"),
         site: mover.site.clone(),
-        server: server(global)?,
+        server: control(global)?,
         join_token: join_token(mover)?,
         data_dir,
         retention,
@@ -68,7 +70,7 @@ fn name(mover: &Mover, role: &str) -> String {
     mover.name.clone().unwrap_or_else(|| format!("{}-{role}", mover.site))
 }
 
-fn server(global: &Global) -> Result<String, Trouble> {
+fn control(global: &Global) -> Result<String, Trouble> {
     let given = global.server.clone().or_else(|| Environment::read().server);
     let given =
         given.ok_or_else(|| Trouble::usage("no control server is named", "give --server URL (or SOCKEYE_SERVER)"))?;

@@ -117,6 +117,7 @@ fn start(
             server: server.clone(),
             join_token: join_token.clone(),
             data_dir: directory(&dir.join("process-server"))?,
+            connections: process_server::CONNECTIONS,
             platform,
         };
         movers.spawn(process_server::run(source, stop.wait()));

@@ -1,0 +1,166 @@
+//! One connection of a link: a task that reads and checks, a task that encrypts and writes.
+
+use std::io;
+use std::sync::atomic::AtomicU64;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use bytes::{Bytes, BytesMut};
+use protocol::frame::{Frame, HEADER, Header};
+use tokio::io::{AsyncReadExt, AsyncWriteExt, BufReader, ReadHalf, WriteHalf};
+use tokio::net::TcpStream;
+use tokio::sync::{mpsc, watch};
+use tokio::task::JoinSet;
+use tokio_rustls::TlsStream;
+
+use super::LinkError;
+use super::counted::Counted;
+
+/// Frames that a lane holds in each direction, of at most 1 MiB.
+const WAITING: usize = 4;
+/// Small frames and headers are read through a buffer of this size; what is larger passes it by.
+const BUFFER: usize = 16 * 1024;
+/// How long a peer may be silent, or leave what was sent unacknowledged, before the link counts as broken. Guessed:
+/// longer than a switch needs to converge, shorter than an operator's patience.
+const SILENCE: Duration = Duration::from_secs(15);
+
+pub(super) type Tls = TlsStream<Counted<TcpStream>>;
+pub(super) type Got = Result<Option<(Frame, u64)>, LinkError>;
+
+/// A connection whose ends have proven themselves.
+pub(super) struct Connection {
+    reader: BufReader<ReadHalf<Tls>>,
+    writer: WriteHalf<Tls>,
+    pub(super) peer: String,
+    pub(super) count: Arc<AtomicU64>,
+}
+
+impl Connection {
+    pub(super) fn new(stream: Tls, peer: String) -> Connection {
+        let count = stream.get_ref().0.count.clone();
+        let (reader, writer) = tokio::io::split(stream);
+        Connection { reader: BufReader::with_capacity(BUFFER, reader), writer, peer, count }
+    }
+
+    /// The next frame, before the tasks have begun.
+    pub(super) async fn next(&mut self) -> Got {
+        next(&mut self.reader, &self.peer).await
+    }
+
+    /// Sends a frame, before the tasks have begun.
+    pub(super) async fn send(&mut self, frame: &Frame) -> Result<(), LinkError> {
+        let (bytes, _) = frame.encode();
+        let written = async {
+            self.writer.write_all(&bytes).await?;
+            self.writer.flush().await
+        };
+        written.await.map_err(|source| LinkError::Io { peer: self.peer.clone(), source })
+    }
+
+    /// Begins to read and write. `over` is told when nothing more can come.
+    pub(super) fn start(
+        self,
+        readers: &mut JoinSet<()>,
+        writers: &mut JoinSet<()>,
+        over: watch::Sender<bool>,
+    ) -> (Inlet, Outlet) {
+        let Connection { mut reader, writer, peer, .. } = self;
+        let (came, coming) = mpsc::channel(WAITING);
+        readers.spawn(async move {
+            loop {
+                let got = next(&mut reader, &peer).await;
+                let ends = !matches!(got, Ok(Some(_)));
+                if came.send(got).await.is_err() || ends {
+                    break;
+                }
+            }
+            over.send_replace(true);
+        });
+        let (goes, going) = mpsc::channel(WAITING);
+        let failure = Arc::new(Mutex::new(None));
+        let failed = failure.clone();
+        writers.spawn(async move {
+            if let Err(error) = write(going, writer).await {
+                *failed.lock().unwrap_or_else(PoisonError::into_inner) = Some(error);
+            }
+        });
+        (Inlet { coming }, Outlet { goes, failure })
+    }
+}
+
+/// Where a lane's frames come out.
+pub(super) struct Inlet {
+    coming: mpsc::Receiver<Got>,
+}
+
+impl Inlet {
+    pub(super) async fn next(&mut self) -> Got {
+        self.coming.recv().await.unwrap_or(Ok(None))
+    }
+}
+
+/// Where a lane's frames go in.
+pub(super) struct Outlet {
+    goes: mpsc::Sender<Bytes>,
+    failure: Arc<Mutex<Option<io::Error>>>,
+}
+
+impl Outlet {
+    pub(super) async fn send(&self, bytes: Bytes) -> io::Result<()> {
+        let sent = self.goes.send(bytes).await;
+        sent.map_err(|_| {
+            let failure = self.failure.lock().unwrap_or_else(PoisonError::into_inner).take();
+            failure.unwrap_or_else(|| io::ErrorKind::BrokenPipe.into())
+        })
+    }
+}
+
+async fn next(stream: &mut BufReader<ReadHalf<Tls>>, peer: &str) -> Got {
+    let io = |source| LinkError::Io { peer: peer.into(), source };
+    let mut header = [0; HEADER];
+    match stream.read(&mut header[..1]).await {
+        Ok(0) => return Ok(None),
+        // A process that is killed takes no leave.
+        Err(error) if error.kind() == io::ErrorKind::UnexpectedEof => return Ok(None),
+        Ok(_) => stream.read_exact(&mut header[1..]).await.map_err(io)?,
+        Err(error) => return Err(io(error)),
+    };
+    let bad = |source| LinkError::Frame { peer: peer.into(), source };
+    let header = Header::decode(&header).map_err(bad)?;
+    let length = header.length as usize;
+    let mut payload = BytesMut::with_capacity(length);
+    let mut rest = stream.take(length as u64);
+    while payload.len() < length {
+        if rest.read_buf(&mut payload).await.map_err(io)? == 0 {
+            return Err(io(io::ErrorKind::UnexpectedEof.into()));
+        }
+    }
+    let frame = header.frame(payload.freeze()).map_err(bad)?;
+    Ok(Some((frame, header.checksum())))
+}
+
+async fn write(mut going: mpsc::Receiver<Bytes>, mut stream: WriteHalf<Tls>) -> io::Result<()> {
+    while let Some(bytes) = going.recv().await {
+        stream.write_all(&bytes).await?;
+        // Whoever has nothing more to say now may wait for an answer.
+        while let Ok(bytes) = going.try_recv() {
+            stream.write_all(&bytes).await?;
+        }
+        stream.flush().await?;
+    }
+    stream.shutdown().await
+}
+
+/// Tells the system how a lane is used.
+pub(super) fn prepare(stream: &TcpStream) -> io::Result<()> {
+    use rustix::net::sockopt;
+    // Latency matters more than packet count: seal and answer are single small frames.
+    stream.set_nodelay(true)?;
+    // A site that burns sends no goodbye: without these a write would hang for a quarter of an hour.
+    sockopt::set_socket_keepalive(stream, true)?;
+    sockopt::set_tcp_keepidle(stream, SILENCE / 3)?;
+    sockopt::set_tcp_keepintvl(stream, SILENCE / 3)?;
+    sockopt::set_tcp_keepcnt(stream, 2)?;
+    sockopt::set_tcp_user_timeout(stream, SILENCE.as_millis() as u32)?;
+    Ok(())
+}
