@@ -126,6 +126,20 @@ async fn what_had_arrived_of_an_epoch_does_not_travel_again_when_its_sender_is_s
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_process_server_that_starts_while_control_is_away_goes_on() {
+    let mut sites = Sites::replicating(21).await;
+    sites.must_become_equal("after the first copy").await;
+    sites.stop_process_server().await;
+    sites.control.vanish();
+    sites.scribble(50);
+    assert_ne!(sites.replica(0), sites.home.content(NAME, &key(0)).unwrap());
+    // It has its list, and proves itself with the certificate that it was given before.
+    sites.launch_process_server();
+    sites.becomes_equal().await;
+    sites.end().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn what_changes_on_the_way_is_noticed_and_sent_again() {
     let sites = Sites::replicating(13).await;
     sites.must_become_equal("after the first copy").await;

@@ -342,7 +342,7 @@ fn encode(seed: u64, leaves: &[Leaf]) -> Vec<u8> {
     bytes
 }
 
-fn decode(seed: u64, bytes: &[u8]) -> Option<Vec<Leaf>> {
+pub(crate) fn decode(seed: u64, bytes: &[u8]) -> Option<Vec<Leaf>> {
     let (body, checksum) = bytes.split_last_chunk::<8>()?;
     let good = XxHash3_64::oneshot_with_seed(seed, body) == u64::from_le_bytes(*checksum);
     good.then(|| body.as_chunks::<32>().0.iter().take(PAGE_LEAVES as usize).copied().collect())

@@ -28,6 +28,8 @@ mod disk;
 mod epoch;
 mod error;
 mod fields;
+#[cfg(test)]
+mod fuzz;
 mod history;
 mod index;
 mod kept;

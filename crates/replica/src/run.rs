@@ -27,7 +27,7 @@ use crate::volume::Volume;
 
 pub(crate) const RUN_SUFFIX: &str = ".run";
 const HEADER_MAGIC: &[u8; 8] = b"SKYERUNS";
-const PAGE_MAGIC: u32 = u32::from_le_bytes(*b"SKRP");
+pub(crate) const PAGE_MAGIC: u32 = u32::from_le_bytes(*b"SKRP");
 /// So many windows of one level make one of the next.
 const FAN: u64 = 8;
 /// Numbers in a window of the lowest level: with two records for each epoch, eight epochs.
@@ -250,7 +250,7 @@ impl Ascending for RunEntries<'_> {
     }
 }
 
-fn decode(window: Window, number: u64, bytes: &[u8]) -> Option<Vec<Oldest>> {
+pub(crate) fn decode(window: Window, number: u64, bytes: &[u8]) -> Option<Vec<Oldest>> {
     let (body, checksum) = bytes.split_last_chunk::<8>()?;
     if XxHash3_64::oneshot(body) != u64::from_le_bytes(*checksum) {
         return None;

@@ -95,13 +95,14 @@ impl Entry {
     /// Whether it can be an entry of `id` at all.
     pub fn sound(&self, id: &SegmentId) -> bool {
         let inside = self.offset.checked_add(self.length).is_some_and(|end| end <= id.disk_size);
-        let small = self.offset / BLOCK == (self.offset + self.length.max(1) - 1) / BLOCK;
-        let placed = if self.is_zero() {
-            self.position == 0 && self.checksum == 0
-        } else {
-            small && self.position != 0 && self.stored <= self.length
-        };
-        self.length > 0 && inside && placed
+        if self.length == 0 || !inside {
+            return false;
+        }
+        let small = self.offset / BLOCK == (self.offset + self.length - 1) / BLOCK;
+        if self.is_zero() {
+            return self.position == 0 && self.checksum == 0;
+        }
+        small && self.position != 0 && self.stored <= self.length
     }
 }
 

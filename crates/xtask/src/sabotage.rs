@@ -25,7 +25,7 @@ use crate::command::{output, run};
 use crate::target_dir;
 
 /// Those with a fault, or with a test that catches one.
-const PACKAGES: [&str; 5] = ["protocol", "platforms", "replica", "process-server", "master-target"];
+const PACKAGES: [&str; 6] = ["protocol", "platforms", "replica", "component", "process-server", "master-target"];
 /// No test takes a quarter of it.
 const PATIENCE: Duration = Duration::from_secs(300);
 

@@ -194,7 +194,9 @@ async fn a_frame_that_was_changed_before_it_was_encrypted_is_refused() {
     bytes[4000] ^= 1;
     stream.write_all(&bytes).await.unwrap();
     stream.flush().await.unwrap();
-    assert!(matches!(far.incoming.next().await, Err(LinkError::Frame { source: BadFrame::Checksum, .. })));
+    let came = far.incoming.next().await;
+    let refused = matches!(came, Err(LinkError::Frame { source: BadFrame::Checksum, .. }));
+    assert!(refused, "a changed frame was believed");
 }
 
 #[tokio::test]

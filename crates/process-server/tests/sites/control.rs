@@ -62,6 +62,11 @@ impl Control {
         Control { url, desks, authority, server }
     }
 
+    /// It cannot be reached any more.
+    pub fn vanish(&self) {
+        self.server.abort();
+    }
+
     fn desk<T>(&self, component: &str, look: impl FnOnce(&mut Desk) -> T) -> T {
         look(lock(&self.desks).entry(component.to_string()).or_default())
     }

@@ -165,6 +165,12 @@ impl Sites {
     }
 
     pub async fn start_process_server(&mut self) {
+        self.launch_process_server();
+        self.control.registered(PROCESS_SERVER).await;
+    }
+
+    /// Starts it, whether control can be reached or not.
+    pub fn launch_process_server(&mut self) {
         let config = process_server::Config {
             name: PROCESS_SERVER.into(),
             site: "home".parse().unwrap(),
@@ -177,7 +183,6 @@ impl Sites {
         let (stop, stopped) = oneshot::channel();
         let task = tokio::spawn(process_server::run(config, async { drop(stopped.await) }));
         self.process_server = Some(Part { stop, task });
-        self.control.registered(PROCESS_SERVER).await;
     }
 
     pub async fn stop_process_server(&mut self) {
@@ -241,6 +246,16 @@ impl Sites {
             );
         }
         status
+    }
+
+    /// Waits until the replica is the machine, whether control can be reached or not.
+    pub async fn becomes_equal(&self) {
+        let deadline = tokio::time::Instant::now() + PATIENCE;
+        let equal = |place| self.home.content(NAME, &key(place)).unwrap() == self.replica(place);
+        while !(0..SIZES.len()).all(equal) {
+            assert!(tokio::time::Instant::now() < deadline, "the replica never became what the machine is");
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
     }
 
     /// The bytes of a replica's disk.

@@ -156,10 +156,10 @@ pub(crate) const FAULTS: [Fault; 19] = [
         catchers: &[
             by("protocol", "lib", "frame::tests::a_flipped_bit_anywhere_is_noticed", "was not noticed"),
             by(
-                "process-server",
-                "replication",
-                "what_changes_on_the_way_is_noticed_and_sent_again",
-                "the replica is not what the machine is",
+                "component",
+                "lib",
+                "link::tests::a_frame_that_was_changed_before_it_was_encrypted_is_refused",
+                "a changed frame was believed",
             ),
         ],
     },
