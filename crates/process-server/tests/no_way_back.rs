@@ -73,7 +73,7 @@ async fn raise(sites: &Sites, generation: u64) -> Result<Outcome, Fault> {
 
 /// Opens the first epoch of a generation and sends all of both disks.
 async fn copy(sites: &Sites, generation: u64, base: Option<Attempt>, value: u8) -> Sender {
-    let mut sender = Sender::dial(&sites, TOKEN, generation).await.unwrap();
+    let mut sender = Sender::dial(sites, TOKEN, generation).await.unwrap();
     sender.open(sites.lineage, at(generation), base, disks()).await.unwrap();
     for (disk, size) in SIZES.iter().enumerate() {
         for index in 0..size / BLOCK {

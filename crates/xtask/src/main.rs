@@ -3,7 +3,7 @@
 //! ```text
 //!   setup ─► check = fmt · clippy · tidy · tests (· deny)
 //!     │
-//!     └────► demo · sabotage · bench · simulate
+//!     └────► demo · sabotage · bench · fuzz · simulate
 //! ```
 //! `test` is setup and check together, and is exactly what continuous integration runs.
 
@@ -12,6 +12,7 @@ mod check;
 mod command;
 mod cpio;
 mod demo;
+mod fuzz;
 mod initramfs;
 mod packages;
 mod sabotage;
@@ -36,6 +37,8 @@ usage: cargo xtask <chore>
                build faults in, one at a time: each must be caught by a test
   bench replica [--json FILE] [--dir DIR]
                what the replica costs, against fio on the same disk: about two minutes once it is built
+  fuzz [--seconds N] [TARGET..] | --list
+               what is decoded from the wire or a retention volume, fed by libFuzzer; a minute each without --seconds
   simulate replica [--seeds N | --seed N] [--sabotage NAME]
                random schedules of epochs, power cuts and prunes against a model; 2000 take some minutes";
 
@@ -53,7 +56,7 @@ fn main() -> ExitCode {
 fn chore(arguments: &[String]) -> Result<()> {
     let root = workspace_root()?;
     let Some((chore, rest)) = arguments.split_first() else { bail!("{USAGE}") };
-    if !rest.is_empty() && !["demo", "sabotage", "bench", "simulate"].contains(&chore.as_str()) {
+    if !rest.is_empty() && !["demo", "sabotage", "bench", "fuzz", "simulate"].contains(&chore.as_str()) {
         bail!("`{chore}` takes no arguments\n{USAGE}");
     }
     match chore.as_str() {
@@ -67,6 +70,7 @@ fn chore(arguments: &[String]) -> Result<()> {
         "demo" => demo::demo(&root, rest),
         "sabotage" => sabotage::sabotage(&root, rest),
         "bench" => bench::bench(&root, rest),
+        "fuzz" => fuzz::fuzz(&root, rest),
         "simulate" => simulate::simulate(&root, rest),
         _ => bail!("there is no chore called {chore}\n{USAGE}"),
     }

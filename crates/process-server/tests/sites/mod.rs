@@ -78,6 +78,8 @@ pub struct Sites {
     master_target: Option<Part>,
     /// Where the master target listens.
     pub address: String,
+    /// Connections of each link that the process server makes.
+    pub connections: u8,
 }
 
 pub fn key(place: usize) -> DiskKey {
@@ -129,6 +131,7 @@ impl Sites {
             process_server: None,
             master_target: None,
             address: String::new(),
+            connections: 2,
         };
         sites.start_master_target().await;
         let grant = Grant { generation: GENERATION, token: TOKEN.into() };
@@ -177,7 +180,7 @@ impl Sites {
             server: self.control.url.clone(),
             join_token: "join".into(),
             data_dir: self.dir.path().join("home"),
-            connections: 2,
+            connections: self.connections,
             platform: Arc::new(self.home.clone()),
         };
         let (stop, stopped) = oneshot::channel();
