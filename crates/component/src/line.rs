@@ -16,7 +16,7 @@
 use std::collections::BTreeMap;
 use std::path::Path;
 use std::sync::{Arc, Mutex, PoisonError};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use async_trait::async_trait;
 use identity::{Credentials, IdentityError, Request};
@@ -31,12 +31,12 @@ use protocol::order::{
 use protocol::rest::{Register, Registered};
 use tokio::sync::{Notify, watch};
 
-use crate::clock::now_ms;
-
 /// How long control may hold an exchange open; also how often figures are refreshed.
 const WAIT: Duration = Duration::from_millis(1000);
 /// How long a component waits before it dials control again.
 const RETRY: Duration = Duration::from_millis(500);
+/// How long it waits after a certificate could not be renewed, which lasts for weeks still.
+const RENEW_AGAIN: Duration = Duration::from_secs(60 * 60);
 
 /// How a component belongs to a system.
 #[derive(Debug, Clone)]
@@ -135,19 +135,22 @@ pub async fn serve(membership: Membership, duty: Arc<dyn Duty>, news: Arc<Notify
     let book: Book = Arc::default();
     // Registered afresh at every start: its address may have changed with it.
     let mut token = None;
-    let mut renew_at_ms = u64::MAX;
+    // When it registered last, and how long that is good for: by this host's own count, for its clock may be far from control's.
+    let mut renewed = (Instant::now(), Duration::ZERO);
     let mut seen = 0;
     loop {
-        if now_ms() > renew_at_ms {
-            token = None;
-        }
-        let Some(current): Option<String> = token.clone() else {
+        if token.is_none() || renewed.0.elapsed() >= renewed.1 {
             match register(&client, &membership).await {
-                Some(registered) => (token, renew_at_ms) = (Some(registered.token), registered.renew_at_ms),
+                Some(registered) => {
+                    renewed = (Instant::now(), Duration::from_millis(registered.renew_after_ms));
+                    token = Some(registered.token);
+                }
+                // What it has is still good.
+                None if token.is_some() => renewed = (Instant::now(), RENEW_AGAIN),
                 None => tokio::time::sleep(RETRY).await,
             }
-            continue;
-        };
+        }
+        let Some(current): Option<String> = token.clone() else { continue };
         let request = request(duty.heartbeat().await, &book, seen);
         let reported: Vec<String> = request.reports.iter().filter(|r| ended(r)).map(|r| r.id.clone()).collect();
         let url = format!("{}/api/v1/components/{}/exchange", membership.server, membership.registration.name);
@@ -280,7 +283,8 @@ async fn register(client: &reqwest::Client, membership: &Membership) -> Option<R
             return None;
         }
     };
-    let registered: Registered = reply.json().await.ok()?;
+    let unclear = |error: &reqwest::Error| tracing::error!(%error, "control's answer to a registration cannot be read");
+    let registered: Registered = reply.json().await.inspect_err(unclear).ok()?;
     let identity = request.answered(&registered.certificate, &registered.authority).inspect_err(failed).ok()?;
     if let Err(error) = membership.credentials.replace(identity) {
         failed(&error);

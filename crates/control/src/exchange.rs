@@ -11,7 +11,7 @@
 //!   ones that were made for this component, also across restarts.
 //! - An order that the component did not confirm is handed out again; one that it works on does not keep it busy.
 
-use std::time::{Duration, Instant, UNIX_EPOCH};
+use std::time::{Duration, Instant};
 
 use identity::Certified;
 use protocol::fault::{Fault, code};
@@ -58,9 +58,8 @@ impl Control {
         audit::note(&mut change, None, &format!("component {name} registered"), None).await?;
         commit(change).await?;
         self.wake_exchanges();
-        let Certified { certificate, authority, renew_at } = certified;
-        let renew_at_ms = renew_at.duration_since(UNIX_EPOCH).map_or(0, |since| since.as_millis() as u64);
-        Ok(Registered { token, certificate, authority, renew_at_ms })
+        let Certified { certificate, authority, renew_after } = certified;
+        Ok(Registered { token, certificate, authority, renew_after_ms: renew_after.as_millis() as u64 })
     }
 
     /// One exchange with the component `name` (the caller has checked its token).

@@ -1,6 +1,6 @@
 //! The authority: it says whose key is whose.
 
-use std::time::{Duration, SystemTime};
+use std::time::Duration;
 
 use rcgen::{
     BasicConstraints, CertificateParams, CertificateSigningRequestParams, DistinguishedName, DnType,
@@ -38,8 +38,8 @@ pub struct Certified {
     pub certificate: String,
     /// The authority's own certificate, as PEM.
     pub authority: String,
-    /// When it should be renewed.
-    pub renew_at: SystemTime,
+    /// After how long it should be renewed.
+    pub renew_after: Duration,
 }
 
 /// A fresh key that asks to be certified.
@@ -100,8 +100,7 @@ impl Authority {
         params.use_authority_key_identifier_extension = true;
         lasts(&mut params, CERTIFICATE_LASTS);
         let certificate = params.signed_by(&request.public_key, &self.issuer)?.pem();
-        let renew_at = SystemTime::now() + CERTIFICATE_LASTS / 3;
-        Ok(Certified { certificate, authority: self.certificate.clone(), renew_at })
+        Ok(Certified { certificate, authority: self.certificate.clone(), renew_after: CERTIFICATE_LASTS / 3 })
     }
 }
 

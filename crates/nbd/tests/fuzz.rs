@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use nbd::{Address, Client, Options, Server, Uri};
 use peers::{Memory, pattern};
-use tokio::io::{AsyncReadExt, AsyncWriteExt, duplex};
+use tokio::io::{AsyncReadExt, AsyncWriteExt, DuplexStream, duplex};
 use tokio::time::timeout;
 
 /// For each target in a run of all tests.
@@ -26,6 +26,13 @@ fn opening() -> Vec<u8> {
     let go = [&1u32.to_be_bytes()[..], b"d", &0u16.to_be_bytes()].concat();
     let head = [&3u32.to_be_bytes()[..], b"IHAVEOPT", &7u32.to_be_bytes(), &(go.len() as u32).to_be_bytes()].concat();
     [head, go].concat()
+}
+
+/// Says it, leaves, and hears what comes.
+async fn say(near: &mut DuplexStream, words: &[u8]) {
+    let _ = near.write_all(words).await;
+    let _ = near.shutdown().await;
+    let _ = near.read_to_end(&mut Vec::new()).await;
 }
 
 #[test]
@@ -48,11 +55,7 @@ fn whatever_a_client_says() {
         runtime.block_on(async {
             let (mut near, far) = duplex(1 << 16);
             let (incoming, outgoing) = tokio::io::split(far);
-            let talk = async {
-                let _ = near.write_all(&words).await;
-                let _ = near.shutdown().await;
-                let _ = near.read_to_end(&mut Vec::new()).await;
-            };
+            let talk = say(&mut near, &words);
             let both = async { tokio::join!(server.serve(incoming, outgoing), talk) };
             timeout(PATIENCE, both).await.expect("the server ends when its client has left");
         });
@@ -92,11 +95,7 @@ fn whatever_a_server_says() {
         runtime.block_on(async {
             let (mut near, far) = duplex(1 << 16);
             let (incoming, outgoing) = tokio::io::split(far);
-            let talk = async {
-                let _ = near.write_all(&words).await;
-                let _ = near.shutdown().await;
-                let _ = near.read_to_end(&mut Vec::new()).await;
-            };
+            let talk = say(&mut near, &words);
             let asks = async {
                 let options = Options { contexts: vec!["base:allocation".into()], ..Default::default() };
                 let Ok(client) = Client::over(incoming, outgoing, "d", &options).await else { return };

@@ -144,6 +144,23 @@ async fn a_process_server_that_starts_while_control_is_away_goes_on() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_certificate_is_renewed_in_time_and_one_that_cannot_be_ends_nothing() {
+    let mut sites = Sites::prepared(25).await;
+    sites.control.registers_for(100);
+    sites.replicate().await;
+    for _ in 0..3 {
+        sites.renewed().await;
+    }
+    sites.must_become_equal("while certificates are renewed").await;
+    sites.control.registers_for(0);
+    a_moment(300).await;
+    sites.scribble(20);
+    sites.wire.cut();
+    sites.must_become_equal("after control took no registration any more").await;
+    sites.end().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn what_changes_on_the_way_is_noticed_and_sent_again() {
     let sites = Sites::replicating(13).await;
     sites.must_become_equal("after the first copy").await;

@@ -328,8 +328,8 @@ pub struct Registered {
     pub certificate: String,
     /// The certificate of the authority by which it recognises others, as PEM.
     pub authority: String,
-    /// When it should register again, in ms since 1970: its certificate lasts three times as long.
-    pub renew_at_ms: u64,
+    /// In how many ms it should register again: its certificate lasts three times as long.
+    pub renew_after_ms: u64,
 }
 
 /// A machine at a site.

@@ -1,4 +1,4 @@
-//! Fuzz targets: everything that is decoded from the retention volume. See CONTRIBUTING.md for how to run one for longer.
+//! Fuzz targets: the pages, tables and sectors of a retention volume. See CONTRIBUTING.md for how to run one for longer.
 
 use std::time::Duration;
 

@@ -45,6 +45,13 @@ impl Site {
         (dialled.unwrap(), accepted.unwrap())
     }
 
+    /// A link of one connection, of which this end is in the test's hand.
+    async fn by_hand(&mut self) -> (tokio_rustls::client::TlsStream<TcpStream>, Link) {
+        let greeting = Message::Greeting { version: VERSION, link: uuid::Uuid::new_v4(), lane: 0, lanes: 1 };
+        let stream = self.connect(&greeting.into()).await;
+        (stream, self.door.next().await.unwrap())
+    }
+
     /// A connection by hand, whose first frame is `greeting`.
     async fn connect(&self, greeting: &Frame) -> tokio_rustls::client::TlsStream<TcpStream> {
         let identity = certified(&self.authority, "home");
@@ -174,9 +181,7 @@ async fn a_lane_that_breaks_ends_the_link_at_both_ends() {
 #[tokio::test]
 async fn a_stream_that_ends_inside_a_frame_is_an_error_not_an_end() {
     let mut site = Site::open().await;
-    let greeting = Message::Greeting { version: VERSION, link: uuid::Uuid::new_v4(), lane: 0, lanes: 1 };
-    let mut stream = site.connect(&greeting.into()).await;
-    let mut far = site.door.next().await.unwrap();
+    let (mut stream, mut far) = site.by_hand().await;
     let (bytes, _) = Frame::Message(Message::Ping { number: 1 }).encode();
     stream.write_all(&bytes[..bytes.len() - 1]).await.unwrap();
     stream.flush().await.unwrap();
@@ -187,9 +192,7 @@ async fn a_stream_that_ends_inside_a_frame_is_an_error_not_an_end() {
 #[tokio::test]
 async fn a_frame_that_was_changed_before_it_was_encrypted_is_refused() {
     let mut site = Site::open().await;
-    let greeting = Message::Greeting { version: VERSION, link: uuid::Uuid::new_v4(), lane: 0, lanes: 1 };
-    let mut stream = site.connect(&greeting.into()).await;
-    let mut far = site.door.next().await.unwrap();
+    let (mut stream, mut far) = site.by_hand().await;
     let mut bytes = data(1, 5000).encode().0.to_vec();
     bytes[4000] ^= 1;
     stream.write_all(&bytes).await.unwrap();

@@ -1,10 +1,12 @@
 //! A control server that decides nothing: it hands out what a test wants and collects what components say.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::Duration;
 
 use axum::extract::{Path, State};
+use axum::http::StatusCode;
 use axum::routing::post;
 use axum::{Json, Router};
 use identity::{Authority, Certified, Identity, Request};
@@ -39,6 +41,8 @@ pub struct Control {
     pub url: String,
     desks: Desks,
     authority: Arc<Authority>,
+    /// For how long a registration is good, in ms; 0 while none is taken.
+    good_for: Arc<AtomicU64>,
     server: tokio::task::JoinHandle<()>,
 }
 
@@ -52,14 +56,20 @@ impl Control {
     pub async fn start() -> Control {
         let desks = Desks::default();
         let authority = Arc::new(Authority::make().unwrap());
+        let good_for = Arc::new(AtomicU64::new(3_600_000));
         let app = Router::new()
             .route("/api/v1/components/register", post(register))
-            .with_state((desks.clone(), authority.clone()))
+            .with_state((desks.clone(), authority.clone(), good_for.clone()))
             .route("/api/v1/components/{name}/exchange", post(exchange).with_state(desks.clone()));
         let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
         let url = format!("http://{}", listener.local_addr().unwrap());
         let server = tokio::spawn(async move { axum::serve(listener, app).await.unwrap() });
-        Control { url, desks, authority, server }
+        Control { url, desks, authority, good_for, server }
+    }
+
+    /// Registrations are good for so many ms from now on; for 0 none is taken.
+    pub fn registers_for(&self, ms: u64) {
+        self.good_for.store(ms, Ordering::SeqCst);
     }
 
     /// It cannot be reached any more.
@@ -146,14 +156,18 @@ fn lock(desks: &Desks) -> MutexGuard<'_, BTreeMap<String, Desk>> {
 }
 
 async fn register(
-    State((desks, authority)): State<(Desks, Arc<Authority>)>,
+    State((desks, authority, good_for)): State<(Desks, Arc<Authority>, Arc<AtomicU64>)>,
     Json(Register { registration, certificate_request }): Json<Register>,
-) -> Json<Registered> {
+) -> Result<Json<Registered>, StatusCode> {
+    let renew_after_ms = good_for.load(Ordering::SeqCst);
+    if renew_after_ms == 0 {
+        return Err(StatusCode::FORBIDDEN);
+    }
     let mut desks = lock(&desks);
     let desk = desks.entry(registration.name.clone()).or_default();
     let Certified { certificate, authority, .. } = authority.certify(&registration.name, &certificate_request).unwrap();
     desk.registered = Some(registration);
-    Json(Registered { token: "component".into(), certificate, authority, renew_at_ms: u64::MAX })
+    Ok(Json(Registered { token: "component".into(), certificate, authority, renew_after_ms }))
 }
 
 async fn exchange(

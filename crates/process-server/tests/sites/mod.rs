@@ -333,6 +333,11 @@ impl Sites {
         file.write_all_at(&[byte[0] ^ 1], offset).unwrap();
     }
 
+    /// Waits until the process server has registered once more.
+    pub async fn renewed(&self) {
+        self.control.registered(PROCESS_SERVER).await;
+    }
+
     /// The codes of all faults that the replication ever showed.
     pub fn faults(&self) -> std::collections::BTreeSet<String> {
         self.control.faults(PROCESS_SERVER)
