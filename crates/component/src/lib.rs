@@ -12,4 +12,4 @@ pub mod line;
 pub mod link;
 
 pub use line::{Duty, Heartbeat, Membership, Ticket};
-pub use link::{Dialler, Door, Link, LinkError};
+pub use link::{CONNECTIONS, Dialler, Door, Link, LinkError, Listen};

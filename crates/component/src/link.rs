@@ -29,11 +29,12 @@ use protocol::Fault;
 use protocol::fault::code;
 use protocol::frame::{BadFrame, Frame};
 use protocol::session::Message;
+use rustls::pki_types::CertificateDer;
 use tokio::sync::watch;
 use tokio::task::JoinSet;
 
-pub use dial::Dialler;
-pub use door::Door;
+pub use dial::{CONNECTIONS, Dialler};
+pub use door::{Door, Listen};
 use lane::{Connection, Inlet, Outlet};
 
 /// Why a link ended.
@@ -121,6 +122,8 @@ pub struct Link {
     pub incoming: Incoming,
     /// What goes.
     pub outgoing: Outgoing,
+    /// The other end's, where that dialled.
+    certificate: Option<CertificateDer<'static>>,
 }
 
 /// The half that reads.
@@ -150,7 +153,7 @@ const GRACE: Duration = Duration::from_secs(1);
 const LAST_WORDS: Duration = Duration::from_secs(5);
 
 impl Link {
-    fn of(connections: Vec<Connection>) -> Link {
+    fn of(connections: Vec<Connection>, certificate: Option<CertificateDer<'static>>) -> Link {
         let (tell, over) = watch::channel(false);
         let (mut readers, mut writers) = (JoinSet::new(), JoinSet::new());
         let peer = connections.first().map_or_else(String::new, |first| first.peer.clone());
@@ -164,7 +167,13 @@ impl Link {
         Link {
             incoming: Incoming { lanes: inlets, turn: 0, over, peer: peer.clone(), _readers: readers },
             outgoing: Outgoing { lanes: outlets, turn: 0, peer, counted, writers },
+            certificate,
         }
+    }
+
+    /// Whether the component of that name is what dialled.
+    pub fn is_from(&self, name: &str) -> bool {
+        self.certificate.as_ref().is_some_and(|certificate| identity::is_named(certificate, name))
     }
 }
 

@@ -26,6 +26,10 @@ impl Checks<'_> {
         self.done.push(Check { what: what.into(), fault: result.err() });
     }
 
+    fn movers(&mut self, from: &SiteName, to: &SiteName) {
+        self.note(format!("movers from {from} to {to} can come together"), self.fleet.meet(from, to));
+    }
+
     fn component(&mut self, site: &SiteName, role: Role) {
         self.note(format!("{role} at {site} is connected"), self.fleet.need(site, role).map(|_| ()));
     }
@@ -98,9 +102,11 @@ pub(crate) fn protect(fleet: &Fleet, items: &[Item], name: &str, operation: &Ope
         Fault::new(code::BAD_REQUEST, "the interval is not usable", format!("{interval_ms} ms; 100 ms to a day are"))
     };
     checks.note("the interval is usable", if sane { Ok(()) } else { Err(insane()) });
-    // R24: the way home needs these two.
+    checks.movers(from, to);
+    // R24: the way home needs these two, and that they come together.
     checks.component(to, Role::ProcessServer);
     checks.component(from, Role::MasterTarget);
+    checks.movers(to, from);
     checks.done
 }
 
@@ -213,6 +219,7 @@ fn both_ways(checks: &mut Checks<'_>, item: &Item, here: Side, shut_down: bool) 
     for side in [here, here.other()] {
         checks.component(item.site(side), Role::ProcessServer);
         checks.component(item.site(side), Role::MasterTarget);
+        checks.movers(item.site(side), item.site(side.other()));
     }
     not_running_at_target(checks, item, shut_down);
 }

@@ -116,6 +116,24 @@ impl Fleet {
             .is_some_and(|heard| heard.elapsed() < self.connected_within)
     }
 
+    /// Where others dial a component, if they can.
+    pub fn address(&self, name: &str) -> Option<String> {
+        self.components.get(name)?.registration.address.clone()
+    }
+
+    /// Checks that the process server at one site and the master target at the other can come together: one must be
+    /// dialled by the other. Nothing is said while one of them is not there at all.
+    pub fn meet(&self, from: &SiteName, to: &SiteName) -> Result<(), Fault> {
+        let (Some(source), Some(target)) = (self.at(from, Role::ProcessServer), self.at(to, Role::MasterTarget)) else {
+            return Ok(());
+        };
+        if self.address(&source).is_some() || self.address(&target).is_some() {
+            return Ok(());
+        }
+        let message = format!("{source} and {target} cannot come together");
+        Err(Fault::new(code::NO_ADDRESS, message, "neither says where it can be dialled"))
+    }
+
     /// Whether an order was handed out to a component.
     pub fn was_handed(&self, name: &str, order: &str) -> bool {
         self.components.get(name).is_some_and(|component| component.handed.keys().any(|(id, _)| id == order))

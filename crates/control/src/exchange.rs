@@ -18,11 +18,11 @@ use protocol::fault::{Fault, code};
 use protocol::id::SiteName;
 use protocol::keeping::{ItemManifest, Keeping};
 use protocol::order::{ExchangeReply, ExchangeRequest, NumberedOrder, Replication, ReportState, Role, Wishes};
-use protocol::replication::Peer;
+use protocol::replication::{Peer, Target};
 use protocol::rest::{Register, Registered};
 
 use crate::clock::now_ms;
-use crate::component::{Saved, save_text};
+use crate::component::{Fleet, Saved, save_text};
 use crate::database::{commit, to_text};
 use crate::item::Item;
 use crate::{Control, audit, item, order_book, token};
@@ -201,7 +201,7 @@ impl Control {
                 }
                 Role::MasterTarget => {
                     let site = &component.registration.site;
-                    let keepings = items.iter().filter_map(|item| keeping(item, site)).collect();
+                    let keepings = items.iter().filter_map(|item| keeping(&fleet, item, site, name)).collect();
                     Wishes { replications: vec![], keepings }
                 }
             };
@@ -224,8 +224,8 @@ impl Control {
     }
 }
 
-/// What a master target at `site` is to keep of `item`.
-fn keeping(item: &Item, site: &SiteName) -> Option<Keeping> {
+/// What the master target `component` at `site` is to keep of `item`.
+fn keeping(fleet: &Fleet, item: &Item, site: &SiteName, component: &str) -> Option<Keeping> {
     let manifest = || ItemManifest {
         home: item.home.clone(),
         away: item.away.clone(),
@@ -240,27 +240,48 @@ fn keeping(item: &Item, site: &SiteName) -> Option<Keeping> {
         item: item.name.clone(),
         lineage: item.lineage,
         retention: item.retention.clone(),
+        sender: sender(fleet, item, component),
         manifest: manifest(),
     })
 }
 
+/// The master target that the item is replicated to now.
+fn keeper(fleet: &Fleet, item: &Item) -> Option<String> {
+    let to = item.stage.runs_at().other();
+    match item.bound(to, Role::MasterTarget) {
+        Some(bound) if fleet.components.contains_key(bound) => Some(bound.to_string()),
+        _ => fleet.at(item.site(to), Role::MasterTarget),
+    }
+}
+
+/// Whom the master target `component` is to dial for `item`: the process server that sends its epochs and cannot dial it.
+fn sender(fleet: &Fleet, item: &Item, component: &str) -> Option<Peer> {
+    item.active_wish()?;
+    if keeper(fleet, item)? != component || fleet.address(component).is_some() {
+        return None;
+    }
+    let name = fleet.at(item.site(item.stage.runs_at()), Role::ProcessServer)?;
+    Some(Peer { address: fleet.address(&name)?, name })
+}
+
 /// What `component` has to do with `item` in the way of replication.
-fn replication(fleet: &crate::component::Fleet, item: &Item, component: &str) -> Option<Replication> {
+fn replication(fleet: &Fleet, item: &Item, component: &str) -> Option<Replication> {
     let wish = item.active_wish()?;
     let from = item.stage.runs_at();
     if fleet.at(item.site(from), Role::ProcessServer)? != component {
         return None;
     }
-    let keeper = match item.bound(from.other(), Role::MasterTarget) {
-        Some(bound) if fleet.components.contains_key(bound) => bound.to_string(),
-        _ => fleet.at(item.site(from.other()), Role::MasterTarget)?,
+    let keeper = keeper(fleet, item)?;
+    let target = match fleet.address(&keeper) {
+        Some(address) => Target::Dial(Peer { name: keeper, address }),
+        None => Target::Await(keeper),
     };
     Some(Replication {
         item: item.name.clone(),
         machine: item.spec.name.clone(),
         lineage: item.lineage,
         generation: wish.generation,
-        target: Peer { address: fleet.components.get(&keeper)?.registration.address.clone()?, name: keeper },
+        target,
         token: wish.token.clone(),
         standpoint: wish.standpoint.clone(),
         sync: wish.sync,

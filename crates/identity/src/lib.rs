@@ -21,7 +21,7 @@ mod tls;
 
 pub use authority::{Authority, Certified, Request};
 pub use keeping::Credentials;
-pub use tls::{Identity, server_name};
+pub use tls::{Identity, is_named, server_name};
 
 /// Why an identity cannot be had.
 #[derive(Debug, thiserror::Error)]

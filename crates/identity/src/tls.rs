@@ -3,10 +3,10 @@
 use std::fmt::Write;
 use std::sync::Arc;
 
-use rustls::client::{Resumption, WebPkiServerVerifier};
+use rustls::client::{Resumption, WebPkiServerVerifier, verify_server_name};
 use rustls::pki_types::pem::PemObject;
-use rustls::pki_types::{CertificateDer, PrivateKeyDer};
-use rustls::server::{NoServerSessionStorage, WebPkiClientVerifier};
+use rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName};
+use rustls::server::{NoServerSessionStorage, ParsedCertificate, WebPkiClientVerifier};
 use rustls::{ClientConfig, RootCertStore, ServerConfig};
 
 use crate::IdentityError;
@@ -71,6 +71,15 @@ impl Identity {
 pub(crate) fn certificates(text: &str) -> Result<Vec<CertificateDer<'static>>, IdentityError> {
     let all: Result<Vec<_>, _> = CertificateDer::pem_slice_iter(text.as_bytes()).collect();
     all.map_err(|why| IdentityError::Pem { what: "a certificate", why: why.to_string() })
+}
+
+/// Whether a certificate that was believed is `name`'s.
+pub fn is_named(certificate: &CertificateDer<'_>, name: &str) -> bool {
+    let (Ok(parsed), Ok(wanted)) = (ParsedCertificate::try_from(certificate), ServerName::try_from(server_name(name)))
+    else {
+        return false;
+    };
+    verify_server_name(&parsed, &wanted).is_ok()
 }
 
 /// The name by which a component's certificate is recognised: components may be called anything, host names may not.

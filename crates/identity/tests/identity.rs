@@ -5,7 +5,7 @@ use std::os::unix::fs::PermissionsExt;
 use std::sync::Arc;
 use std::time::Duration;
 
-use identity::{Authority, Credentials, Identity, Request, server_name};
+use identity::{Authority, Credentials, Identity, Request, is_named, server_name};
 use rcgen::{BasicConstraints, CertificateParams, IsCa, KeyPair};
 use rustls::pki_types::CertificateDer;
 use rustls::pki_types::pem::PemObject;
@@ -97,6 +97,17 @@ fn nothing_but_the_key_is_taken_from_a_request() {
     }
     assert!(authority.certify("home", &forged).is_err());
     assert!(authority.certify("home", "").is_err());
+}
+
+#[test]
+fn a_certificate_is_one_name_s() {
+    let authority = Authority::make().unwrap();
+    let certified = authority.certify("home", &Request::make().unwrap().pem).unwrap();
+    let der = CertificateDer::from_pem_slice(certified.certificate.as_bytes()).unwrap();
+    assert!(is_named(&der, "home"));
+    for other in ["", "hom", "home2", "HOME"] {
+        assert!(!is_named(&der, other), "{other}");
+    }
 }
 
 #[test]

@@ -13,6 +13,7 @@ use protocol::{Attempt, Fault, ItemId, Lineage};
 use replica::{Content, DiskHome, DiskRecord, Replica, Spec};
 
 use crate::absorb::absorb;
+use crate::dialling::Dialling;
 use crate::difference::difference;
 use crate::fold::fold;
 use crate::item::Item;
@@ -26,6 +27,7 @@ use crate::{served, test_machine};
 
 pub(crate) struct MasterTarget {
     pub(crate) shelf: Arc<Shelf>,
+    pub(crate) dialling: Dialling,
 }
 
 impl MasterTarget {
@@ -276,6 +278,7 @@ impl Duty for MasterTarget {
 
     async fn follow(&self, wishes: Wishes) {
         let Wishes { replications: _, keepings } = wishes;
+        self.dialling.follow(&keepings);
         let shelf = self.shelf.clone();
         let kept = blocking(move || {
             shelf.keep_by(keepings);

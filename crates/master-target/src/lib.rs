@@ -17,6 +17,7 @@
 //!   again under the same name (its guest waits meanwhile); an unfinished epoch is resumed, or rolled back where none can come.
 
 mod absorb;
+mod dialling;
 mod difference;
 mod duty;
 mod export;
@@ -38,16 +39,13 @@ mod test_machine;
 mod verify;
 mod view;
 
-use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::sync::Arc;
 
-use component::{Door, Membership};
+use component::{Dialler, Door, Listen, Membership};
 use platforms::Platform;
-use protocol::fault::code;
 use protocol::order::{Registration, Role};
 use protocol::{Fault, SiteName};
-use tokio::net::TcpListener;
 use tokio::sync::Notify;
 
 /// How a master target is set up.
@@ -64,10 +62,10 @@ pub struct Config {
     pub data_dir: PathBuf,
     /// Where journals are kept: the retention volume (R9).
     pub retention: PathBuf,
-    /// Where movers are listened for.
-    pub listen: SocketAddr,
-    /// Where movers of other sites reach it (`host:port`); with port 0 the port that the system chose is put in.
-    pub advertise: String,
+    /// Where process servers of other sites dial it; none where they cannot: then it dials them.
+    pub listen: Option<Listen>,
+    /// Connections of each link that it dials (H4), from 1 to 32.
+    pub connections: u8,
     /// The hypervisor of its site.
     pub platform: Arc<dyn Platform>,
 }
@@ -78,25 +76,28 @@ pub struct Config {
 /// `RPL-014` when the retention volume is not fit (R9); `RPL-005` when directories or the port cannot be used, or a replica
 /// cannot be opened.
 pub async fn run(config: Config, shutdown: impl Future<Output = ()>) -> Result<(), Fault> {
-    let unusable = |what: String| move |error: std::io::Error| Fault::new(code::REPLICA_IO, what, error.to_string());
-    let listener =
-        TcpListener::bind(config.listen).await.map_err(unusable(format!("{} cannot be listened on", config.listen)))?;
-    let port = listener.local_addr().map_err(unusable("the listening port is unknown".into()))?.port();
-    let address = config.advertise.strip_suffix(":0").map_or(config.advertise.clone(), |host| format!("{host}:{port}"));
+    let listening = match &config.listen {
+        Some(listen) => Some(listen.bind().await?),
+        None => None,
+    };
     let shelf = shelf::Shelf::open(&config.data_dir, &config.retention, config.platform.clone()).await?;
     let shelf = Arc::new(shelf);
     let registration = Registration {
         name: config.name,
         site: config.site,
         role: Role::MasterTarget,
-        address: Some(address),
+        address: listening.as_ref().map(|(_, address)| address.clone()),
         version: env!("CARGO_PKG_VERSION").into(),
         platform: config.platform.name().into(),
     };
     let credentials = component::line::credentials(&config.data_dir.join("master-target.pem"))?;
-    let door = Door::open(listener, credentials.clone());
+    let door = listening.map(|(listener, _)| Door::open(listener, credentials.clone()));
+    let dialler = Dialler { credentials: credentials.clone(), connections: config.connections };
     let membership = Membership { server: config.server, join_token: config.join_token, registration, credentials };
-    let duty = Arc::new(duty::MasterTarget { shelf: shelf.clone() });
+    let duty = Arc::new(duty::MasterTarget {
+        shelf: shelf.clone(),
+        dialling: dialling::Dialling::new(dialler, shelf.clone()),
+    });
     tokio::select! {
         () = component::line::serve(membership, duty, Arc::new(Notify::new())) => {}
         () = session::accept(door, shelf.clone()) => {}

@@ -17,7 +17,7 @@ use protocol::session::{MOST_HASHED, Message};
 use protocol::{BLOCK, BlockMap, Extent, Fault};
 use replica::DiskHome;
 use tokio::sync::{mpsc, oneshot};
-use tokio::task::AbortHandle;
+use tokio::task::{AbortHandle, JoinHandle};
 
 use crate::feed::{Feed, Queued};
 use crate::item::{Item, Opened, protocol_fault};
@@ -31,25 +31,58 @@ const HELLO: Duration = Duration::from_secs(10);
 const CATCHING_UP: Duration = Duration::from_secs(30);
 
 /// Accepts sessions for ever.
-pub(crate) async fn accept(mut door: Door, shelf: Arc<Shelf>) {
+pub(crate) async fn accept(door: Option<Door>, shelf: Arc<Shelf>) {
+    let Some(mut door) = door else { return std::future::pending().await };
     while let Some(link) = door.next().await {
         let shelf = shelf.clone();
-        // A session knows how it can be ended: a later session of the same item takes its place.
-        let (tell, told) = oneshot::channel();
-        let task = tokio::spawn(async move {
-            let Ok(me) = told.await else { return };
-            let peer = link.incoming.peer().to_string();
-            if let Err(error) = greet(link, &shelf, me).await {
-                tracing::debug!(peer, %error, "a session ended");
-            }
-        });
-        let _ = tell.send(task.abort_handle());
+        tokio::spawn(async move { begin(link, &shelf, Some(HELLO)).await });
     }
 }
 
-async fn greet(link: Link, shelf: &Shelf, me: AbortHandle) -> Result<(), LinkError> {
-    let Link { mut incoming, mut outgoing } = link;
-    let Ok(hello) = tokio::time::timeout(HELLO, incoming.message("hello")).await else { return Ok(()) };
+/// Follows what comes over a link until it ends; its hello must come within `patience`, if that is given.
+pub(crate) async fn begin(link: Link, shelf: &Arc<Shelf>, patience: Option<Duration>) {
+    let shelf = shelf.clone();
+    // A session knows how it can be ended: a later session of the same item takes its place.
+    let (tell, told) = oneshot::channel();
+    let session = Session(tokio::spawn(async move {
+        let Ok(me) = told.await else { return };
+        let peer = link.incoming.peer().to_string();
+        if let Err(error) = greet(link, &shelf, me, patience).await {
+            tracing::debug!(peer, %error, "a session ended");
+        }
+    }));
+    let _ = tell.send(session.0.abort_handle());
+    session.ended().await;
+}
+
+/// A session's task, which ends with whoever waits for it.
+struct Session(JoinHandle<()>);
+
+impl Session {
+    async fn ended(mut self) {
+        if let Err(error) = (&mut self.0).await
+            && error.is_panic()
+        {
+            tracing::error!(%error, "a session failed");
+        }
+    }
+}
+
+impl Drop for Session {
+    fn drop(&mut self) {
+        self.0.abort();
+    }
+}
+
+async fn greet(link: Link, shelf: &Shelf, me: AbortHandle, patience: Option<Duration>) -> Result<(), LinkError> {
+    let Link { mut incoming, mut outgoing, .. } = link;
+    let hello = match patience {
+        None => incoming.message("hello").await,
+        Some(patience) => match tokio::time::timeout(patience, incoming.message("hello")).await {
+            Ok(hello) => hello,
+            Err(_) => return Ok(()),
+        },
+    };
     let result = match hello? {
         Message::Hello { item, token, generation } => {
             shelf.must(&item).and_then(|item| item.admit(&token, generation, me).map(|()| item))

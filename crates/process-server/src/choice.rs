@@ -129,7 +129,7 @@ mod tests {
             machine: "web01".into(),
             lineage: Lineage(Default::default()),
             generation,
-            target: protocol::replication::Peer { name: String::new(), address: String::new() },
+            target: protocol::replication::Target::Await(String::new()),
             token: String::new(),
             standpoint: None,
             sync,

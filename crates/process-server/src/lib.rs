@@ -24,20 +24,18 @@ mod duty;
 mod epoch;
 mod keep;
 mod pieces;
+mod reach;
 mod replication;
 mod session;
 
 use std::path::PathBuf;
 use std::sync::Arc;
 
-use component::{Dialler, Membership};
+use component::{Dialler, Door, Listen, Membership};
 use platforms::Platform;
 use protocol::order::{Registration, Role};
 use protocol::{Fault, SiteName};
 use tokio::sync::Notify;
-
-/// Connections of a session where nobody says otherwise (guessed): two cores each at both ends, and lines of some milliseconds.
-pub const CONNECTIONS: u8 = 4;
 
 /// How a process server is set up.
 pub struct Config {
@@ -51,8 +49,10 @@ pub struct Config {
     pub join_token: String,
     /// Where it keeps its list of replications and the attempts it used.
     pub data_dir: PathBuf,
-    /// Connections of each session with a master target (H4), from 1 to 32.
+    /// Connections of each link that it dials (H4), from 1 to 32.
     pub connections: u8,
+    /// Where master targets dial it that cannot be dialled themselves; none where there are none.
+    pub listen: Option<Listen>,
     /// The hypervisor of its site.
     pub platform: Arc<dyn Platform>,
 }
@@ -60,13 +60,17 @@ pub struct Config {
 /// Runs a process server until `shutdown` ends. Machines and change maps stay as they are then.
 ///
 /// # Errors
-/// `RPL-005` when the data directory cannot be used.
+/// `RPL-005` when the data directory or the port cannot be used.
 pub async fn run(config: Config, shutdown: impl Future<Output = ()>) -> Result<(), Fault> {
+    let listening = match &config.listen {
+        Some(listen) => Some(listen.bind().await?),
+        None => None,
+    };
     let registration = Registration {
         name: config.name,
         site: config.site,
         role: Role::ProcessServer,
-        address: None,
+        address: listening.as_ref().map(|(_, address)| address.clone()),
         version: env!("CARGO_PKG_VERSION").into(),
         platform: config.platform.name().into(),
     };
@@ -79,11 +83,15 @@ pub async fn run(config: Config, shutdown: impl Future<Output = ()>) -> Result<(
         credentials: credentials.clone(),
     };
     let news = Arc::new(Notify::new());
+    let door = listening.map(|(listener, _)| Door::open(listener, credentials.clone()));
+    let offers = Arc::new(reach::Offers::default());
     let dialler = Dialler { credentials, connections: config.connections };
-    let means = replication::Means { platform: config.platform, keep, dialler, news: news.clone() };
+    let reach = reach::Reach { dialler, offers: offers.clone() };
+    let means = replication::Means { platform: config.platform, keep, reach, news: news.clone() };
     let duty = Arc::new(duty::ProcessServer::start(means).await);
     tokio::select! {
         () = component::line::serve(membership, duty.clone(), news) => {}
+        () = offers.accept(door) => {}
         () = shutdown => {}
     }
     duty.stop().await;

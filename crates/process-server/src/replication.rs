@@ -15,7 +15,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use component::clock::now_ms;
-use component::link::{Dialler, LinkError};
+use component::link::LinkError;
 use platforms::{Capture, Platform};
 use protocol::epoch::{Point, PointKind};
 use protocol::fault::code;
@@ -28,6 +28,7 @@ use tokio::time::Instant;
 use crate::choice::Choice;
 use crate::epoch::{Broken, Epoch};
 use crate::keep::Keep;
+use crate::reach::Reach;
 use crate::session::{Session, said_by_target};
 
 /// How long an open cut waits for a broken link. Guessed: a switch that reboots takes longer, a lost packet does not.
@@ -46,7 +47,7 @@ pub(crate) enum Ask {
 pub(crate) struct Means {
     pub(crate) platform: Arc<dyn Platform>,
     pub(crate) keep: Arc<Keep>,
-    pub(crate) dialler: Dialler,
+    pub(crate) reach: Reach,
     /// Has control told of what is new.
     pub(crate) news: Arc<Notify>,
 }
@@ -181,7 +182,7 @@ impl Worker {
     /// Opens everything and sends epochs until something fails.
     async fn round(&mut self, slot: &mut Slot) -> Result<std::convert::Infallible, Fault> {
         let wish = self.wish.borrow().clone();
-        let mut session = Session::open(&self.means.dialler, &wish).await.map_err(|error| error.fault())?;
+        let mut session = Session::open(&self.means.reach, &wish).await.map_err(|error| error.fault())?;
         *slot = None;
         let capture = slot.insert(self.means.platform.capture(&wish.machine, wish.lineage).await?);
         settle_predecessor(capture.as_mut(), session.target.newest).await?;
@@ -338,7 +339,7 @@ impl Worker {
     /// A new session within the patience that an open cut has.
     async fn reopen(&self, wish: &Replication, since: Instant) -> Option<Session> {
         while since.elapsed() < CUT_PATIENCE {
-            match Session::open(&self.means.dialler, wish).await {
+            match Session::open(&self.means.reach, wish).await {
                 Ok(session) => return Some(session),
                 Err(LinkError::Refused(_)) => return None,
                 Err(_) => tokio::time::sleep(BACKOFF.0 * 2).await,

@@ -8,7 +8,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
-use component::link::{Dialler, Incoming, Link, LinkError, Outgoing};
+use component::link::{Incoming, Link, LinkError, Outgoing};
 use protocol::Fault;
 use protocol::epoch::DiskSize;
 use protocol::frame::Frame;
@@ -18,6 +18,7 @@ use protocol::session::Message;
 use tokio::sync::mpsc;
 
 use crate::choice::Target;
+use crate::reach::Reach;
 
 /// How long the target may take to answer hello, or to roll an unfinished epoch back.
 const PATIENCE: Duration = Duration::from_secs(120);
@@ -47,9 +48,9 @@ impl Drop for Session {
 }
 
 impl Session {
-    /// Dials the target and introduces itself.
-    pub(crate) async fn open(dialler: &Dialler, wish: &Replication) -> Result<Session, LinkError> {
-        let Link { incoming, mut outgoing } = dialler.dial(&wish.target).await?;
+    /// Comes by a link to the target and introduces itself.
+    pub(crate) async fn open(reach: &Reach, wish: &Replication) -> Result<Session, LinkError> {
+        let Link { incoming, mut outgoing, .. } = reach.link(&wish.item, &wish.target).await?;
         let hello = Message::Hello { item: wish.item.clone(), token: wish.token.clone(), generation: wish.generation };
         outgoing.say(hello).await?;
         let (answer, answers) = mpsc::channel(64);

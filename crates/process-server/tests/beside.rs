@@ -7,13 +7,11 @@ use std::process::Command;
 
 use nbd::{Client, Options, Uri};
 use platforms::Platform;
+use protocol::Attempt;
 use protocol::beside::ServedDisk;
 use protocol::fault::code;
-use protocol::keeping::{ItemManifest, Keeping};
 use protocol::machine::{DiskSource, MachineSpec, Power};
 use protocol::order::{Order, Outcome};
-use protocol::stage::{Side, Stage};
-use protocol::{Attempt, PolicyName, Retention};
 
 use sites::{GENERATION, MASTER_TARGET, NAME, SIZES, Sites, key};
 
@@ -192,26 +190,16 @@ async fn views_read_as_their_points_while_epochs_arrive_and_what_is_written_to_o
 async fn what_control_knows_of_an_item_is_written_down_beside_its_replica() {
     let mut sites = Sites::replicating(34).await;
     sites.must_become_equal("after the first copy").await;
-    let mut manifest = ItemManifest {
-        home: "home".parse().unwrap(),
-        away: "cloud".parse().unwrap(),
-        machine: sites.home.machine(NAME).await.unwrap().unwrap().spec,
-        generation: GENERATION,
-        stage: Stage::Protected { runs_at: Side::Home },
-        policy: PolicyName::standard(),
-        rpo_limit_ms: 15_000,
-        interval_ms: 1000,
-    };
+    let mut keeping = sites::keeping(sites.lineage);
+    keeping.manifest.machine = sites.home.machine(NAME).await.unwrap().unwrap().spec;
     for generation in [GENERATION, GENERATION + 1] {
-        manifest.generation = generation;
-        let (item, lineage, retention) = (NAME.parse().unwrap(), sites.lineage, Retention::default());
-        let keeping = Keeping { item, lineage, retention, manifest: manifest.clone() };
-        sites.control.keep(MASTER_TARGET, vec![keeping]);
-        sites.is_remembered(&manifest).await;
+        keeping.manifest.generation = generation;
+        sites.control.keep(MASTER_TARGET, vec![keeping.clone()]);
+        sites.is_remembered(&keeping.manifest).await;
         sites.control.keep(MASTER_TARGET, vec![]);
         sites.stop_master_target().await;
         sites.start_master_target().await;
-        sites.is_remembered(&manifest).await;
+        sites.is_remembered(&keeping.manifest).await;
     }
     sites.end().await;
 }

@@ -77,6 +77,7 @@ catalogue! {
     PROTOCOL = "MOV-005", "the other mover broke the protocol", "bring both components to the same version";
     TRACKED_REFUSED = "MOV-006", "the changes since the common point are not known, so nothing can be sent as tracked", "use --sync compare (or leave --sync away: compare is then chosen by itself)";
     PEER = "MOV-007", "one of two movers did not believe the other to be who it says", "both belong to the same control server? See both in: sockeye component list, and that the clocks of the two hosts agree within a day; a restart of a component has it certified anew";
+    NO_ADDRESS = "MOV-008", "two movers only dial out, so that neither can be dialled", "let one of the two be reached: start that site's master target without --outbound-only, or the other site's process server with --listen";
     // RPL: replicas
     REPLICA_ABSENT = "RPL-001", "the master target keeps no replica of the item", "protect the item again";
     REPLICA_EXISTS = "RPL-002", "the master target keeps a replica of that name already", "unprotect the old item first, or choose another name";

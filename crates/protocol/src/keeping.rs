@@ -14,6 +14,7 @@ use crate::epoch::Point;
 use crate::fault::Fault;
 use crate::id::{ItemId, Lineage, PolicyName, SiteName};
 use crate::machine::MachineSpec;
+use crate::replication::Peer;
 use crate::retention::{Retention, Space};
 use crate::stage::Stage;
 
@@ -120,6 +121,9 @@ pub struct Keeping {
     pub lineage: Lineage,
     /// Which points stay.
     pub retention: Retention,
+    /// The process server that sends its epochs and cannot dial here: it is to be dialled.
+    #[serde(default)]
+    pub sender: Option<Peer>,
     /// What control knows of it.
     pub manifest: ItemManifest,
 }

@@ -50,6 +50,25 @@ impl std::fmt::Display for Peer {
     }
 }
 
+/// How a process server and its master target come together.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Target {
+    /// The process server dials it.
+    Dial(Peer),
+    /// It cannot be dialled: it dials the process server. This is its name.
+    Await(String),
+}
+
+impl std::fmt::Display for Target {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Target::Dial(peer) => write!(f, "{peer}"),
+            Target::Await(name) => write!(f, "{name} (which dials)"),
+        }
+    }
+}
+
 /// What a process server should be replicating.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Replication {
@@ -62,7 +81,7 @@ pub struct Replication {
     /// The generation that this site is authorised to write.
     pub generation: u64,
     /// The master target.
-    pub target: Peer,
+    pub target: Target,
     /// The secret to present there.
     pub token: String,
     /// Where this copy stood when its generation began (the machine's own writes since are added by the process server

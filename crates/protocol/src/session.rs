@@ -3,6 +3,7 @@
 //! ```text
 //!   process server                                master target
 //!     Greeting{link, lane, lanes} ──────────────►                        on each connection, by the end that dials
+//!                        ◄──────────────────────── Offer{item}           only where that is the master target
 //!     Hello{token,item} ────────────────────────►
 //!                        ◄──────────────────────── Welcome{position, newest, disks}
 //!     OpenEpoch{header} ────────────────────────►
@@ -48,6 +49,11 @@ pub enum Message {
         lane: u8,
         /// How many there are; at most [`MOST_LANES`].
         lanes: u8,
+    },
+    /// First word of a receiver that dialled: which item it takes epochs of. `Hello` follows when there is something to send.
+    Offer {
+        /// The item.
+        item: ItemId,
     },
     /// Sender's first word on a link.
     Hello {

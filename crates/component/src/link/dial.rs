@@ -19,6 +19,9 @@ use super::{Link, LinkError};
 /// How long a peer may take to answer, and to prove who it is.
 const PATIENCE: Duration = Duration::from_secs(10);
 
+/// Connections of a link where nobody says otherwise (guessed): two cores each at both ends, and lines of some milliseconds.
+pub const CONNECTIONS: u8 = 4;
+
 /// Dials others in a component's name.
 #[derive(Clone)]
 pub struct Dialler {
@@ -42,7 +45,7 @@ impl Dialler {
             let dialled = dial(&identity, peer, greeting);
             async { tokio::time::timeout(PATIENCE, dialled).await.unwrap_or_else(|_| Err(too_late(peer))) }
         });
-        Ok(Link::of(try_join_all(dialled).await?))
+        Ok(Link::of(try_join_all(dialled).await?, None))
     }
 }
 

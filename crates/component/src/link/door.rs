@@ -10,6 +10,7 @@
 //! - All lanes of a link come from the same component.
 
 use std::collections::HashMap;
+use std::net::SocketAddr;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
@@ -18,6 +19,7 @@ use protocol::Fault;
 use protocol::fault::code;
 use protocol::frame::Frame;
 use protocol::session::{MOST_LANES, Message, VERSION};
+use rustls::pki_types::CertificateDer;
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
 use tokio::task::JoinSet;
@@ -32,6 +34,32 @@ use super::{Link, LinkError, message};
 const WAITING: usize = 256;
 /// How long one may take for that.
 const PATIENCE: Duration = Duration::from_secs(20);
+
+/// Where a component listens, and what others are told.
+#[derive(Debug, Clone)]
+pub struct Listen {
+    /// The address of this host.
+    pub address: SocketAddr,
+    /// Where others reach it (`host:port`); with port 0 the port that the system chose is put in.
+    pub advertise: String,
+}
+
+impl Listen {
+    /// Begins to listen; also gives the address that others are told.
+    ///
+    /// # Errors
+    /// `RPL-005` when the system does not let it.
+    pub async fn bind(&self) -> Result<(TcpListener, String), Fault> {
+        let unusable = |error: std::io::Error| {
+            Fault::new(code::REPLICA_IO, format!("{} cannot be listened on", self.address), error.to_string())
+                .with_remedy("choose another with --listen, or end what listens there")
+        };
+        let listener = TcpListener::bind(self.address).await.map_err(unusable)?;
+        let port = listener.local_addr().map_err(unusable)?.port();
+        let host = self.advertise.strip_suffix(":0");
+        Ok((listener, host.map_or(self.advertise.clone(), |host| format!("{host}:{port}"))))
+    }
+}
 
 /// Where a component is dialled.
 pub struct Door {
@@ -56,7 +84,7 @@ impl Door {
 
 /// A link of which some lanes are still on their way.
 struct Gathering {
-    certificate: Vec<u8>,
+    certificate: CertificateDer<'static>,
     lanes: Vec<Option<(Connection, OwnedSemaphorePermit)>>,
 }
 
@@ -124,7 +152,7 @@ async fn welcome(
     let identity = credentials.now().ok_or(LinkError::Uncertified)?;
     let stream = TlsAcceptor::from(identity.server()).accept(Counted::new(stream)).await;
     let stream = stream.map_err(|source| LinkError::Io { peer: peer.into(), source })?;
-    let certificate = stream.get_ref().1.peer_certificates().and_then(|chain| chain.first()).map(|own| own.to_vec());
+    let certificate = stream.get_ref().1.peer_certificates().and_then(|chain| chain.first().cloned());
     let mut connection = Connection::new(stream.into(), peer.into());
     let greeting = message(connection.next().await?, peer, "a greeting")?;
     let (link, lane, lanes) = match understood(greeting) {
@@ -134,7 +162,8 @@ async fn welcome(
             return Err(LinkError::Refused(fault));
         }
     };
-    let certificate = certificate.unwrap_or_default();
+    let nobody = || LinkError::Io { peer: peer.into(), source: std::io::ErrorKind::PermissionDenied.into() };
+    let certificate = certificate.ok_or_else(nobody)?;
     let mut all = lock(gatherings);
     let known = all.contains_key(&link);
     let gathering = all
@@ -153,7 +182,7 @@ async fn welcome(
     }
     let lanes = all.remove(&link).into_iter().flat_map(|gathering| gathering.lanes).flatten();
     let connections = lanes.map(|(connection, _)| connection).collect();
-    Ok(Welcomed::Whole(Box::new(Link::of(connections))))
+    Ok(Welcomed::Whole(Box::new(Link::of(connections, Some(certificate)))))
 }
 
 /// Which lane of which link it is that a connection wants to be.

@@ -79,7 +79,7 @@ async fn frames_arrive_in_order_over_any_number_of_connections_and_are_counted_a
     let mut site = Site::open().await;
     for connections in [1, 2, 5, MOST_LANES] {
         let (near, mut far) = site.pair(connections).await;
-        let Link { mut incoming, mut outgoing } = near;
+        let Link { mut incoming, mut outgoing, .. } = near;
         let sends = async {
             for sequence in 1..=200 {
                 outgoing.send(&data(sequence, 1 + (sequence as usize * 977) % 70_000)).await.unwrap();
@@ -112,7 +112,7 @@ async fn what_was_said_last_still_arrives() {
     for connections in [1, 3] {
         let (near, mut far) = site.pair(connections).await;
         let fault = Fault::new(code::NOT_AUTHORISED, "no", "because");
-        let Link { incoming, mut outgoing } = near;
+        let Link { incoming, mut outgoing, .. } = near;
         outgoing.say(Message::Ping { number: 1 }).await.unwrap();
         outgoing.say(Message::Refused { fault: fault.clone() }).await.unwrap();
         drop((incoming, outgoing));
@@ -165,7 +165,7 @@ async fn a_lane_that_breaks_ends_the_link_at_both_ends() {
             }
         }
     };
-    let Link { incoming: mut heard, outgoing: kept_open } = far;
+    let Link { incoming: mut heard, outgoing: kept_open, .. } = far;
     let receives = async {
         let mut last = 0;
         while let Ok(Some((Frame::Data { sequence, .. }, _))) = heard.next().await {

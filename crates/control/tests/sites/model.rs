@@ -10,6 +10,7 @@ use protocol::keeping::KeepingStatus;
 use protocol::machine::{Boot, DiskFormat, DiskSource, DiskSpec, Machine, MachineSpec, Power};
 use protocol::order::{Moved, Outcome, Progress, Replication, ReplicationPhase, ReplicationStatus, Sync};
 use protocol::position::{Changes, Delta, Distrust, Position, delta};
+use protocol::replication::Target;
 use protocol::verified::Damage;
 use protocol::{BlockMap, DiskKey};
 
@@ -219,7 +220,7 @@ impl Model {
     /// One epoch from the machine at `at` to the replica at the other site.
     pub(super) fn epoch(&mut self, at: &str, wish: &Replication, kind: PointKind) -> Result<Point, Fault> {
         let to = Model::other(at);
-        if wish.target.address != format!("{to}:1") {
+        if !matches!(&wish.target, Target::Dial(peer) if peer.address == format!("{to}:1")) {
             self.breaches.push(format!("{at} is to send to {}", wish.target));
         }
         if !self.sites[to].master_target {

@@ -11,17 +11,19 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
-use component::Dialler;
+use component::{Dialler, Listen};
 use identity::Credentials;
 use platforms::simulated::Simulated;
 use platforms::{Platform, Start};
 use protocol::epoch::{DiskSize, Point};
-use protocol::keeping::ItemManifest;
+use protocol::keeping::{ItemManifest, Keeping};
 use protocol::machine::{Boot, DiskFormat, DiskSource, DiskSpec, MachineSpec};
 use protocol::order::{Grant, Order, Outcome, Replication, ReplicationStatus, Sync};
-use protocol::replication::Peer;
+use protocol::replication::{Peer, Target};
+use protocol::retention::Retention;
+use protocol::stage::{Side, Stage};
 use protocol::verified::Verified;
-use protocol::{Attempt, DiskKey, Fault, Lineage};
+use protocol::{Attempt, DiskKey, Fault, Lineage, PolicyName};
 use tokio::sync::oneshot;
 use tokio::task::JoinHandle;
 
@@ -80,6 +82,8 @@ pub struct Sites {
     pub address: String,
     /// Connections of each link that the process server makes.
     pub connections: u8,
+    /// Whether the master target dials the process server.
+    pub outbound_only: bool,
 }
 
 pub fn key(place: usize) -> DiskKey {
@@ -90,9 +94,46 @@ pub fn disks() -> Vec<DiskSize> {
     SIZES.iter().enumerate().map(|(place, size)| DiskSize { disk: key(place), size: *size }).collect()
 }
 
+fn anywhere() -> Listen {
+    Listen { address: "127.0.0.1:0".parse().unwrap(), advertise: "127.0.0.1:0".into() }
+}
+
+/// What the master target is to keep of the item, by default.
+pub fn keeping(lineage: Lineage) -> Keeping {
+    let manifest = ItemManifest {
+        home: "home".parse().unwrap(),
+        away: "cloud".parse().unwrap(),
+        machine: MachineSpec {
+            name: NAME.into(),
+            memory_mib: 64,
+            vcpus: 1,
+            boot: Boot::Firmware,
+            disks: vec![],
+            cards: vec![],
+            native: std::collections::BTreeMap::new(),
+        },
+        generation: GENERATION,
+        stage: Stage::Protected { runs_at: Side::Home },
+        policy: PolicyName::standard(),
+        rpo_limit_ms: 900_000,
+        interval_ms: 1000,
+    };
+    let retention = Retention::default();
+    Keeping { item: NAME.parse().unwrap(), lineage, retention, sender: None, manifest }
+}
+
 impl Sites {
     /// A running machine at home, and a replica at the other site that waits for its first epoch.
     pub async fn prepared(seed: u64) -> Sites {
+        Sites::with(seed, false).await
+    }
+
+    /// The same with a master target that nobody can dial.
+    pub async fn outbound_only(seed: u64) -> Sites {
+        Sites::with(seed, true).await
+    }
+
+    async fn with(seed: u64, outbound_only: bool) -> Sites {
         let dir = tempfile::tempdir().unwrap();
         for site in ["home", "cloud", "cloud/site"] {
             std::fs::create_dir(dir.path().join(site)).unwrap();
@@ -132,6 +173,7 @@ impl Sites {
             master_target: None,
             address: String::new(),
             connections: 2,
+            outbound_only,
         };
         sites.start_master_target().await;
         let grant = Grant { generation: GENERATION, token: TOKEN.into() };
@@ -150,12 +192,16 @@ impl Sites {
 
     /// Lets epochs flow.
     pub async fn replicate(&mut self) {
+        let target = match self.outbound_only {
+            true => Target::Await(MASTER_TARGET.into()),
+            false => Target::Dial(Peer { name: MASTER_TARGET.into(), address: self.wire.address.clone() }),
+        };
         let wish = Replication {
             item: NAME.parse().unwrap(),
             machine: NAME.into(),
             lineage: self.lineage,
             generation: GENERATION,
-            target: Peer { name: MASTER_TARGET.into(), address: self.wire.address.clone() },
+            target,
             token: TOKEN.into(),
             standpoint: None,
             sync: Sync::Tracked,
@@ -169,7 +215,22 @@ impl Sites {
 
     pub async fn start_process_server(&mut self) {
         self.launch_process_server();
-        self.control.registered(PROCESS_SERVER).await;
+        if let Some(address) = self.control.registered(PROCESS_SERVER).await {
+            self.wire.lead_to(address);
+        }
+    }
+
+    /// Has the master target dial the process server.
+    pub fn let_it_dial(&self) {
+        let mut keeping = keeping(self.lineage);
+        keeping.sender = Some(Peer { name: PROCESS_SERVER.into(), address: self.wire.address.clone() });
+        self.control.keep(MASTER_TARGET, vec![keeping]);
+    }
+
+    /// Waits until the replication shows a fault of that code.
+    pub async fn says(&self, entry: &protocol::fault::Entry) {
+        let shows = |status: &ReplicationStatus| status.fault.as_ref().is_some_and(|fault| fault.is(entry));
+        self.control.status(PROCESS_SERVER, entry.title, shows).await;
     }
 
     /// Starts it, whether control can be reached or not.
@@ -181,6 +242,7 @@ impl Sites {
             join_token: "join".into(),
             data_dir: self.dir.path().join("home"),
             connections: self.connections,
+            listen: self.outbound_only.then(anywhere),
             platform: Arc::new(self.home.clone()),
         };
         let (stop, stopped) = oneshot::channel();
@@ -202,15 +264,17 @@ impl Sites {
             join_token: "join".into(),
             data_dir: cloud.clone(),
             retention: cloud.join("retention"),
-            listen: "127.0.0.1:0".parse().unwrap(),
-            advertise: "127.0.0.1:0".into(),
+            listen: (!self.outbound_only).then(anywhere),
+            connections: self.connections,
             platform: Arc::new(self.cloud.clone()),
         };
         let (stop, stopped) = oneshot::channel();
         let task = tokio::spawn(master_target::run(config, async { drop(stopped.await) }));
         self.master_target = Some(Part { stop, task });
-        self.address = self.control.registered(MASTER_TARGET).await.unwrap();
-        self.wire.lead_to(self.address.clone());
+        if let Some(address) = self.control.registered(MASTER_TARGET).await {
+            self.wire.lead_to(address.clone());
+            self.address = address;
+        }
     }
 
     pub async fn stop_master_target(&mut self) {

@@ -23,7 +23,7 @@ impl Sender {
     /// Says hello; the fault is the target's refusal.
     pub async fn dial(sites: &Sites, token: &str, generation: u64) -> Result<Sender, Fault> {
         let peer = Peer { name: MASTER_TARGET.into(), address: sites.address.clone() };
-        let Link { incoming, outgoing } = sites.dialler("by-hand").dial(&peer).await.unwrap();
+        let Link { incoming, outgoing, .. } = sites.dialler("by-hand").dial(&peer).await.unwrap();
         let mut sender = Sender { incoming, outgoing, sequence: 0, totals: EpochTotals::default() };
         let item = NAME.parse().unwrap();
         let hello = Message::Hello { item, token: token.into(), generation };

@@ -55,8 +55,14 @@ pub struct ProcessServer {
     #[command(flatten)]
     pub mover: Mover,
     /// Connections of each session with a master target, 1 to 32: more where the line is long and each is throttled
-    #[arg(long, value_name = "N", default_value_t = process_server::CONNECTIONS, value_parser = clap::value_parser!(u8).range(1..=32))]
+    #[arg(long, value_name = "N", default_value_t = component::CONNECTIONS, value_parser = clap::value_parser!(u8).range(1..=32))]
     pub connections: u8,
+    /// Where to listen for master targets that cannot be dialled (--outbound-only)
+    #[arg(long, value_name = "A")]
+    pub listen: Option<SocketAddr>,
+    /// Where they reach it, as host:port (default: the listening address, when it names one host)
+    #[arg(long, value_name = "H:P", requires = "listen")]
+    pub advertise: Option<String>,
 }
 
 #[derive(Debug, Args)]
@@ -69,6 +75,12 @@ pub struct MasterTarget {
     /// Where process servers reach it, as host:port (default: the listening address, when it names one host)
     #[arg(long, value_name = "H:P")]
     pub advertise: Option<String>,
+    /// It cannot be dialled: it dials the process servers of other sites (theirs need --listen)
+    #[arg(long, conflicts_with_all = ["listen", "advertise"])]
+    pub outbound_only: bool,
+    /// Connections of each link that it dials, 1 to 32
+    #[arg(long, value_name = "N", default_value_t = component::CONNECTIONS, value_parser = clap::value_parser!(u8).range(1..=32))]
+    pub connections: u8,
     /// The retention volume: where recovery points are kept (default: DATA-DIR/retention)
     #[arg(long, value_name = "R")]
     pub retention: Option<PathBuf>,

@@ -1,8 +1,10 @@
 //! `process-server` and `master-target`: the two movers of a site, as processes of their own.
 
+use std::net::SocketAddr;
 use std::path::Path;
 use std::sync::Arc;
 
+use component::Listen;
 use platforms::Platform;
 use platforms::qemu::Qemu;
 
@@ -25,6 +27,7 @@ pub async fn process_server(global: &Global, server: &ProcessServer) -> Result<E
         join_token: join_token(mover)?,
         data_dir: directory(&mover.data_dir)?,
         connections: server.connections,
+        listen: server.listen.map(|address| listen(address, server.advertise.as_ref())).transpose()?,
         platform: platform(mover)?,
     };
     tracing::info!(name = config.name, server = config.server, "process server starts");
@@ -48,11 +51,14 @@ pub async fn master_target(global: &Global, target: &MasterTarget) -> Result<End
         join_token: join_token(mover)?,
         data_dir,
         retention,
-        listen: target.listen,
-        advertise: advertise(target)?,
+        connections: target.connections,
+        listen: match target.outbound_only {
+            true => None,
+            false => Some(listen(target.listen, target.advertise.as_ref())?),
+        },
         platform: platform(mover)?,
     };
-    tracing::info!(name = config.name, server = config.server, address = config.advertise, "master target starts");
+    tracing::info!(name = config.name, server = config.server, "master target starts");
     master_target::run(config, Stop::on_signals()?.wait()).await?;
     Ok(Ending::Done)
 }
@@ -96,14 +102,17 @@ fn platform(mover: &Mover) -> Result<Arc<dyn Platform>, Trouble> {
     }
 }
 
-/// Where others reach it: an address that listens on every interface names no host.
-fn advertise(target: &MasterTarget) -> Result<String, Trouble> {
-    match &target.advertise {
-        Some(address) => Ok(address.clone()),
-        None if target.listen.ip().is_unspecified() => Err(Trouble::usage(
-            "it is not known where others reach this master target",
-            format!("{} names no host: give --advertise HOST:PORT, or --listen an address of this host", target.listen),
-        )),
-        None => Ok(target.listen.to_string()),
-    }
+/// Where to listen, and what others are told: an address that listens on every interface names no host.
+fn listen(address: SocketAddr, advertise: Option<&String>) -> Result<Listen, Trouble> {
+    let advertise = match advertise {
+        Some(advertise) => advertise.clone(),
+        None if address.ip().is_unspecified() => {
+            return Err(Trouble::usage(
+                "it is not known where others reach this component",
+                format!("{address} names no host: give --advertise HOST:PORT, or --listen an address of this host"),
+            ));
+        }
+        None => address.to_string(),
+    };
+    Ok(Listen { address, advertise })
 }

@@ -12,6 +12,7 @@ use std::net::{Ipv4Addr, SocketAddr, TcpListener};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
+use component::Listen;
 use platforms::qemu::Qemu;
 use protocol::{Fault, SiteName};
 use serde::Serialize;
@@ -106,8 +107,8 @@ fn start(
             join_token: join_token.clone(),
             data_dir: directory(&dir.join("master-target"))?,
             retention: directory(&dir.join("retention"))?,
-            listen,
-            advertise: listen.to_string(),
+            listen: Some(Listen { address: listen, advertise: listen.to_string() }),
+            connections: component::CONNECTIONS,
             platform: platform.clone(),
         };
         movers.spawn(master_target::run(target, stop.wait()));
@@ -117,7 +118,8 @@ fn start(
             server: server.clone(),
             join_token: join_token.clone(),
             data_dir: directory(&dir.join("process-server"))?,
-            connections: process_server::CONNECTIONS,
+            connections: component::CONNECTIONS,
+            listen: None,
             platform,
         };
         movers.spawn(process_server::run(source, stop.wait()));
