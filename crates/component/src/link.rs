@@ -171,6 +171,24 @@ impl Link {
         }
     }
 
+    /// Two ends of a link inside this process: frames are handed over as they are.
+    pub fn pair() -> (Link, Link) {
+        let ((here, to_here), (there, to_there)) = (lane::near(), lane::near());
+        (Link::within(here, to_there), Link::within(there, to_here))
+    }
+
+    fn within(inlet: Inlet, outlet: Outlet) -> Link {
+        // There is only one lane: nobody waits for another.
+        let (_, over) = watch::channel(false);
+        let peer = "the other end in this process".to_string();
+        let (readers, writers) = Default::default();
+        Link {
+            incoming: Incoming { lanes: vec![inlet], turn: 0, over, peer: peer.clone(), _readers: readers },
+            outgoing: Outgoing { lanes: vec![outlet], turn: 0, peer, counted: Vec::new(), writers },
+            certificate: None,
+        }
+    }
+
     /// Whether the component of that name is what dialled.
     pub fn is_from(&self, name: &str) -> bool {
         self.certificate.as_ref().is_some_and(|certificate| identity::is_named(certificate, name))
@@ -186,9 +204,11 @@ impl Incoming {
     pub async fn next(&mut self) -> Result<Option<(Frame, u64)>, LinkError> {
         let Incoming { lanes, turn, over, peer, .. } = self;
         let straggling = async {
-            if over.wait_for(|over| *over).await.is_ok() {
-                tokio::time::sleep(GRACE).await;
+            if over.wait_for(|over| *over).await.is_err() {
+                // Whoever would tell is gone, and with it the lanes.
+                std::future::pending::<()>().await;
             }
+            tokio::time::sleep(GRACE).await;
         };
         tokio::select! {
             biased;
@@ -232,9 +252,8 @@ impl Outgoing {
     /// # Errors
     /// [`LinkError::Io`].
     pub async fn send(&mut self, frame: &Frame) -> Result<u64, LinkError> {
-        let (bytes, checksum) = frame.encode();
-        let sent = self.lanes[self.turn].send(bytes).await;
-        sent.map_err(|source| LinkError::Io { peer: self.peer.clone(), source })?;
+        let sent = self.lanes[self.turn].send(frame).await;
+        let checksum = sent.map_err(|source| LinkError::Io { peer: self.peer.clone(), source })?;
         self.turn = (self.turn + 1) % self.lanes.len();
         Ok(checksum)
     }

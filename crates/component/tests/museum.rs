@@ -29,10 +29,14 @@ enum Becomes {
 
 const EXHIBITS: &[(&str, Becomes)] = &[
     ("v3-hello.bin", Becomes::Refused("not a greeting")),
-    ("v4-greeting.bin", Becomes::Link(&[Message::Ping { number: 7 }])),
-    ("v4-greeting-with-more.bin", Becomes::Link(&[])),
-    ("v5-greeting.bin", Becomes::Refused("versions of the movers differ")),
-    ("greeting-of-33-lanes.bin", Becomes::Refused("makes no sense")),
+    ("v4-greeting.bin", Becomes::Refused("versions of the movers differ")),
+    ("v4-greeting-with-more.bin", Becomes::Refused("versions of the movers differ")),
+    ("v5-greeting-and-ping.bin", Becomes::Link(&[Message::Ping { number: 7 }])),
+    // Was made before there was a version 5: it says more than that one does.
+    ("v5-greeting.bin", Becomes::Link(&[])),
+    ("v6-greeting.bin", Becomes::Refused("versions of the movers differ")),
+    ("greeting-of-33-lanes.bin", Becomes::Refused("versions of the movers differ")),
+    ("v5-greeting-of-33-lanes.bin", Becomes::Refused("makes no sense")),
     ("greeting-with-a-flipped-bit.bin", Becomes::CutOff),
     ("greeting-of-16-gib.bin", Becomes::CutOff),
     ("http.bin", Becomes::CutOff),

@@ -34,6 +34,11 @@ impl Credentials {
         Ok(Credentials { file, now: RwLock::new(now) })
     }
 
+    /// An identity that is not kept: it ends with the process.
+    pub fn of(identity: Identity) -> Credentials {
+        Credentials { file: PathBuf::new(), now: RwLock::new(Some(identity)) }
+    }
+
     /// The identity, if there is one.
     pub fn now(&self) -> Option<Identity> {
         self.now.read().unwrap_or_else(PoisonError::into_inner).clone()

@@ -25,6 +25,7 @@ mod feed;
 mod fold;
 mod hashing;
 mod item;
+mod leaves;
 mod outside;
 mod raise;
 mod record;

@@ -9,22 +9,18 @@ use std::io;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use bytes::Bytes;
 use nbd::qemu_nbd::Settings;
-use nbd::{Client, Options, QemuNbd};
+use nbd::{Client, QemuNbd};
 use protocol::machine::DiskFormat;
-use protocol::{BlockMap, Extent};
+use protocol::BlockMap;
+use replica::Disk;
 use rustix::process::{Pid, Signal, kill_process};
 use tokio::runtime::Handle;
-
-const ALLOCATION: &str = "base:allocation";
-/// A request that takes longer than this is not slow storage but a dead child.
-const STUCK: Duration = Duration::from_secs(120);
+use transfer::{ExportDisk, Reader};
 
 /// A disk behind a `qemu-nbd` of our own. Its calls block; they are made on blocking threads only.
 pub(crate) struct OutsideDisk {
-    client: Client,
-    runtime: Handle,
+    disk: ExportDisk,
     // Ends the program when the disk is dropped.
     _program: QemuNbd,
 }
@@ -38,54 +34,31 @@ impl OutsideDisk {
         };
         let (client, program) = runtime.block_on(async {
             let program = begin_program(&Settings::file(path, format, &socket)).await?;
-            let options = Options::with_contexts([ALLOCATION]);
-            let client = Client::connect(&program.uri(), &options).await.map_err(io::Error::other)?;
+            let client = Client::connect(&program.uri(), &Reader::options()).await.map_err(io::Error::other)?;
             Ok::<_, io::Error>((client, program))
         })?;
-        Ok(OutsideDisk { client, runtime, _program: program })
-    }
-
-    fn wait<T>(&self, work: impl Future<Output = Result<T, nbd::Error>>) -> io::Result<T> {
-        self.runtime.block_on(async {
-            match tokio::time::timeout(STUCK, work).await {
-                Ok(done) => done.map_err(io::Error::other),
-                Err(_) => Err(io::ErrorKind::TimedOut.into()),
-            }
-        })
+        Ok(OutsideDisk { disk: ExportDisk::new(client, runtime), _program: program })
     }
 }
 
-impl replica::Disk for OutsideDisk {
+impl Disk for OutsideDisk {
     fn size(&self) -> u64 {
-        self.client.size()
+        self.disk.size()
     }
-
     fn read_at(&self, offset: u64, buffer: &mut [u8]) -> io::Result<()> {
-        let length = u32::try_from(buffer.len()).map_err(|_| io::ErrorKind::InvalidInput)?;
-        let bytes = self.wait(self.client.read(offset, length))?;
-        buffer.copy_from_slice(&bytes);
-        Ok(())
+        self.disk.read_at(offset, buffer)
     }
-
     fn write_at(&self, offset: u64, bytes: &[u8]) -> io::Result<()> {
-        self.wait(self.client.write(offset, Bytes::copy_from_slice(bytes)))
+        self.disk.write_at(offset, bytes)
     }
-
     fn write_zeroes(&self, offset: u64, length: u64) -> io::Result<()> {
-        self.wait(self.client.write_zeroes(offset, length))
+        self.disk.write_zeroes(offset, length)
     }
-
     fn flush(&self) -> io::Result<()> {
-        self.wait(self.client.flush())
+        self.disk.flush()
     }
-
     fn data(&self, offset: u64, length: u64) -> io::Result<BlockMap> {
-        if !self.client.has_context(ALLOCATION) {
-            return Ok([Extent::new(offset, length)].into_iter().collect());
-        }
-        let told = self.wait(self.client.block_status(ALLOCATION, offset, length))?;
-        let data = told.into_iter().filter(|extent| extent.flags & nbd::status::ZERO == 0);
-        Ok(data.map(|extent| Extent::new(extent.offset, extent.length)).collect())
+        self.disk.data(offset, length)
     }
 }
 

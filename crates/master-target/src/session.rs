@@ -1,34 +1,32 @@
 //! The receiving end of a mover session.
 //!
 //! ```text
-//!   link ─► reader task ─► bounded queue ─► batches ─► item.apply (blocking) ─► Received
+//!   link ─► reader task ─┬─► bounded queue ─► batches ─► item.apply (blocking) ─► Received
+//!                        └─► questions ─► Trees ─► Hashes        beside the batches, which do not wait for it
 //! ```
 //! While a batch is being journalled and written the next one arrives and is prepared ([`crate::feed`]); the queue's bound
 //! and two batches are the memory that a session may take. A control message is answered when all before it is applied.
 
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use component::link::{Door, Incoming, Link, LinkError, Outgoing};
-use protocol::epoch::Basis;
 use protocol::frame::Frame;
-use protocol::leaf::{Leaf, LeafKey, SPOILT_LEAF, ZERO_LEAF, leaf};
-use protocol::session::{MOST_HASHED, Message};
-use protocol::{BLOCK, BlockMap, Extent, Fault};
-use replica::DiskHome;
-use tokio::sync::{mpsc, oneshot};
+use protocol::session::{MOST_ASKED, Message};
+use protocol::{Extent, Fault};
+use tokio::sync::{Mutex, mpsc, oneshot};
 use tokio::task::{AbortHandle, JoinHandle};
+use transfer::{Question, Trees};
 
 use crate::feed::{Feed, Queued};
 use crate::item::{Item, Opened, protocol_fault};
+use crate::leaves::ItemLeaves;
 use crate::shelf::{Shelf, blocking};
 
 /// Frames that may wait: 64 of at most 1 MiB.
 const QUEUE: usize = 64;
 /// How long a stranger may take to say hello.
 const HELLO: Duration = Duration::from_secs(10);
-/// How long kept leaves are brought up to date before the disks are read instead. A sender waits for two minutes.
-const CATCHING_UP: Duration = Duration::from_secs(30);
 
 /// Accepts sessions for ever.
 pub(crate) async fn accept(door: Option<Door>, shelf: Arc<Shelf>) {
@@ -113,15 +111,21 @@ async fn serve(incoming: Incoming, mut outgoing: Outgoing, item: Arc<Item>) -> R
             leaf_key: leaves.key(),
         })
         .await?;
+    let trees = Trees::new(Arc::new(ItemLeaves::of(item.clone())), leaves.key());
     drop(leaves);
     let (queue, mut queued) = mpsc::channel(QUEUE);
-    let reader = tokio::spawn(read(incoming, queue));
-    let result = follow(&mut queued, &mut outgoing, &item).await;
+    let (ask, asked) = mpsc::channel(MOST_ASKED);
+    let reader = tokio::spawn(read(incoming, queue, ask));
+    let outgoing = Mutex::new(outgoing);
+    let result = tokio::select! {
+        result = follow(&mut queued, &outgoing, &item) => result,
+        result = hash(trees, asked, &outgoing) => result,
+    };
     reader.abort();
     match result {
         Err(Ended::Refuse(fault)) => {
             tracing::warn!(item = %item.id(), %fault, cause = %fault.cause, "a session is refused");
-            outgoing.say(Message::Refused { fault }).await
+            outgoing.into_inner().say(Message::Refused { fault }).await
         }
         Err(Ended::Link(error)) => Err(error),
         Ok(()) => Ok(()),
@@ -145,9 +149,17 @@ impl From<Fault> for Ended {
     }
 }
 
-async fn read(mut incoming: Incoming, queue: mpsc::Sender<Queued>) {
+/// Hands on what comes: questions for hashes to `ask`, all else to `queue`.
+async fn read(mut incoming: Incoming, queue: mpsc::Sender<Queued>, ask: mpsc::Sender<Question>) {
     loop {
         let next = match incoming.next().await {
+            Ok(Some((Frame::Message(Message::HashRequest { disk, level, offset, length }), _))) => {
+                let question = Question { disk, level, extent: Extent::new(offset, length) };
+                if ask.send(question).await.is_err() {
+                    return;
+                }
+                continue;
+            }
             Ok(Some(frame)) => Ok(frame),
             Ok(None) => return,
             Err(error) => Err(error),
@@ -159,7 +171,28 @@ async fn read(mut incoming: Incoming, queue: mpsc::Sender<Queued>) {
     }
 }
 
-async fn follow(queue: &mut mpsc::Receiver<Queued>, outgoing: &mut Outgoing, item: &Arc<Item>) -> Result<(), Ended> {
+/// Answers questions for hashes until the session ends otherwise.
+async fn hash(
+    mut trees: Trees,
+    mut asked: mpsc::Receiver<Question>,
+    outgoing: &Mutex<Outgoing>,
+) -> Result<(), Ended> {
+    loop {
+        tokio::select! {
+            Some(question) = asked.recv(), if trees.under_way() < MOST_ASKED => trees.ask(question)?,
+            answer = trees.next() => {
+                let answer = answer?;
+                outgoing.lock().await.send(&answer).await?;
+            }
+        }
+    }
+}
+
+async fn follow(
+    queue: &mut mpsc::Receiver<Queued>,
+    outgoing: &Mutex<Outgoing>,
+    item: &Arc<Item>,
+) -> Result<(), Ended> {
     let mut feed = Feed::default();
     let mut after_batch = None;
     loop {
@@ -179,128 +212,29 @@ async fn follow(queue: &mut mpsc::Receiver<Queued>, outgoing: &mut Outgoing, ite
             }
         };
         if let Some(through) = applied {
-            outgoing.say(Message::Received { through }).await?;
+            outgoing.lock().await.say(Message::Received { through }).await?;
         }
         if let Some(message) = message {
-            answer(message, outgoing, item).await?;
+            let answer = answer(message, item).await?;
+            outgoing.lock().await.say(answer).await?;
         }
     }
 }
 
-async fn answer(message: Message, outgoing: &mut Outgoing, item: &Arc<Item>) -> Result<(), Ended> {
+async fn answer(message: Message, item: &Arc<Item>) -> Result<Message, Fault> {
     let of = item.clone();
     match message {
         Message::OpenEpoch { header } => {
             let attempt = header.attempt;
             let Opened { known, resumed, resume_after } = blocking(move || of.open_epoch(&header)).await?;
-            outgoing.say(Message::EpochOpened { attempt, known, resumed, resume_after }).await?;
+            Ok(Message::EpochOpened { attempt, known, resumed, resume_after })
         }
         Message::Seal { attempt, totals } => {
             let point = blocking(move || of.seal(attempt, totals)).await?;
-            outgoing.say(Message::Sealed { point }).await?;
             item.tend();
+            Ok(Message::Sealed { point })
         }
-        Message::HashRequest { disk, offset, length } => {
-            let (leaves, read) = blocking(move || hash(&of, disk, offset, length)).await?;
-            outgoing.send(&Frame::Hashes { disk, offset, read, leaves }).await?;
-        }
-        Message::Ping { number } => outgoing.say(Message::Pong { number }).await?,
-        _ => return Err(protocol_fault("a message came that is not a sender's").into()),
-    }
-    Ok(())
-}
-
-/// The leaves of a stretch of a replica disk, and how much was read for them: nothing where they are kept, else all but holes.
-/// While an epoch is resumed: of what it inherited the leaves of what is there now; of the rest those of the newest point,
-/// if that is what the epoch is compared with, and otherwise such as equal no block's.
-fn hash(item: &Item, disk: u16, offset: u64, length: u64) -> Result<(Vec<Leaf>, u64), Fault> {
-    let disks = item.replica.disks();
-    let size = disks.get(usize::from(disk)).map(|disk| disk.size);
-    let fits = size.is_some_and(|size| offset.checked_add(length).is_some_and(|end| end <= size));
-    if !fits || length == 0 || length > MOST_HASHED || !offset.is_multiple_of(BLOCK) {
-        return Err(protocol_fault("hashes were asked for that do not exist"));
-    }
-    let key = item.leaves().map_err(|error| item.fault(&error))?.key();
-    let stretch = Stretch { item, disk: usize::from(disk), extent: Extent::new(offset, length), key };
-    let Some(basis) = item.resumed() else { return stretch.newest(&[]) };
-    let (mut leaves, mut read) = (Vec::new(), 0);
-    let mut buffer = vec![0; BLOCK as usize];
-    for block in stretch.blocks() {
-        let bytes = &mut buffer[..block.length as usize];
-        let written = item.look(stretch.disk, block.offset, bytes)?;
-        read += if written { block.length } else { 0 };
-        leaves.push(written.then(|| leaf(&key, bytes)));
-    }
-    if basis == Basis::Compared && leaves.iter().any(Option::is_none) {
-        let (newest, more) = stretch.newest(&leaves)?;
-        let both = leaves.into_iter().zip(newest);
-        return Ok((both.map(|(now, newest)| now.unwrap_or(newest)).collect(), read + more));
-    }
-    Ok((leaves.into_iter().map(|leaf| leaf.unwrap_or(SPOILT_LEAF)).collect(), read))
-}
-
-/// A part of a replica's disk that hashes are asked for.
-struct Stretch<'a> {
-    item: &'a Item,
-    disk: usize,
-    extent: Extent,
-    key: LeafKey,
-}
-
-impl Stretch<'_> {
-    fn blocks(&self) -> impl Iterator<Item = Extent> + use<> {
-        let (offset, end) = (self.extent.offset, self.extent.end());
-        (offset..end).step_by(BLOCK as usize).map(move |at| Extent::new(at, BLOCK.min(end - at)))
-    }
-
-    /// The leaves of the newest point, not of what the open epoch has made of it: the same question then always has the
-    /// same answer, also when a link broke and a stretch is asked for again. Those that are `known` need not be right.
-    fn newest(&self, known: &[Option<Leaf>]) -> Result<(Vec<Leaf>, u64), Fault> {
-        let Stretch { item, disk, extent, key } = self;
-        let failed = |error: replica::ReplicaError| item.fault(&error);
-        // Without a way back there is no point; but nothing of a stretch is written before its hashes were told.
-        let (replica, kept) = (&item.replica, item.leaves().map_err(failed)?);
-        let newest = replica.newest();
-        if newest.is_none() && item.newest().is_none() {
-            return Err(protocol_fault("hashes were asked of a replica without a point"));
-        }
-        let mut read = 0;
-        // Only what is inside nobody else writes. Another disk may have been put back from a backup: that is what a compare
-        // is for.
-        let inside = replica.disks().get(*disk).is_some_and(|disk| disk.home == DiskHome::Inside);
-        if let Some(newest) = newest.as_ref().filter(|_| inside) {
-            if kept.at().is_some_and(|at| at != newest.attempt) {
-                // What changed in the last minute or so. Where it is more than that, the sender is not kept waiting for it.
-                let begun = Instant::now();
-                read = kept.update(&|| begun.elapsed() > CATCHING_UP).map_err(failed)?.read;
-            }
-            if let Some(leaves) = kept.kept(newest.attempt, *disk, extent.offset, extent.length) {
-                return Ok((leaves, read));
-            }
-        }
-        let view = newest.map(|newest| replica.view(newest.attempt)).transpose().map_err(failed)?;
-        let data = match &view {
-            Some(view) => view.data(*disk, extent.offset, extent.length),
-            None => replica.data_present(*disk, extent.offset, extent.length),
-        };
-        let data = data.map_err(failed)?;
-        let mut buffer = vec![0; BLOCK as usize];
-        let mut leaves = Vec::with_capacity(extent.length.div_ceil(BLOCK) as usize);
-        for (n, block) in self.blocks().enumerate() {
-            let one: BlockMap = [block].into_iter().collect();
-            if data.intersection(&one).is_empty() || known.get(n).is_some_and(Option::is_some) {
-                leaves.push(ZERO_LEAF);
-                continue;
-            }
-            let bytes = &mut buffer[..block.length as usize];
-            match &view {
-                Some(view) => view.read(*disk, block.offset, bytes),
-                None => replica.read_present(*disk, block.offset, bytes),
-            }
-            .map_err(failed)?;
-            read += block.length;
-            leaves.push(leaf(key, bytes));
-        }
-        Ok((leaves, read))
+        Message::Ping { number } => Ok(Message::Pong { number }),
+        _ => Err(protocol_fault("a message came that is not a sender's")),
     }
 }

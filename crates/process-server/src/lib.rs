@@ -4,9 +4,8 @@
 //!   control ─orders─► duty ── machines: shut down · start · settle
 //!                      │
 //!                      └── one replication per item
-//!                            capture ─ cut ─► choice ─► pieces ─► session ═══► master target
-//!                            (platforms)     (trust)   (read,     (frames)
-//!                                                       compare)
+//!                            capture ─ cut ─► choice ─► epoch ─► session ═══► master target
+//!                            (platforms)     (trust)   (read, compare: transfer)
 //! ```
 //!
 //! # Always true
@@ -19,11 +18,10 @@
 //! - replications go on from the list on its own disk, whether control can be reached or not.
 
 mod choice;
-mod compare;
+mod cut;
 mod duty;
 mod epoch;
 mod keep;
-mod pieces;
 mod reach;
 mod replication;
 mod session;

@@ -24,9 +24,10 @@ use protocol::order::{Moved, Outcome, Progress, Replication, ReplicationPhase, R
 use protocol::{Attempt, Fault};
 use tokio::sync::{Notify, mpsc, oneshot, watch};
 use tokio::time::Instant;
+use transfer::Stopped;
 
 use crate::choice::Choice;
-use crate::epoch::{Broken, Epoch};
+use crate::epoch::Epoch;
 use crate::keep::Keep;
 use crate::reach::Reach;
 use crate::session::{Session, said_by_target};
@@ -308,11 +309,11 @@ impl Worker {
                     return Ok((point, moved));
                 }
                 // What arrived is not undone: the next attempt goes on with it.
-                Err(Broken::Attempt(fault)) => return Err(fault),
-                Err(Broken::Link(error)) if said_by_target(&error).is_some() => {
+                Err(Stopped::Fault(fault)) => return Err(fault),
+                Err(Stopped::Link(error)) if said_by_target(&error).is_some() => {
                     return Err(error.fault());
                 }
-                Err(Broken::Link(error)) => error.fault(),
+                Err(Stopped::Link(error)) => error.fault(),
             };
             let since = *broken_since.get_or_insert_with(Instant::now);
             lock(&self.status).fault = Some(fault.clone());

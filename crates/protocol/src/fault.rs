@@ -103,6 +103,10 @@ catalogue! {
     MACHINE_FENCED = "PLT-008", "the machine may not start here: another site is authorised to run it", "fail over or fail back to this site";
     DISK_IN_USE = "PLT-009", "another program has the disk open", "end that program, then repeat";
     CAPTURED = "PLT-010", "the machine's disks are being captured", "end its replication first, then repeat";
+    // CPY: copying a disk that is no item's
+    COPY_SOURCE = "CPY-001", "the source of a copy cannot be used", "look at its path or address; end the program that writes it, or copy from a snapshot or a view";
+    COPY_TARGET = "CPY-002", "the target of a copy cannot be used", "look at its path or address, its size and its free space; end the program that uses it; then run the same command again: it goes on";
+    COPY_DIFFERS = "CPY-003", "a copy is not what its source is", "see that nobody writes either disk, and the medium's health; then run the same command again with --sync compare --verify";
 }
 
 impl Fault {
@@ -138,7 +142,7 @@ mod tests {
         let mut seen = std::collections::BTreeSet::new();
         for entry in CATALOGUE {
             let (room, number) = entry.code.split_once('-').unwrap();
-            assert!(["CTL", "MOV", "RPL", "PLT"].contains(&room) && number.len() == 3, "{}", entry.code);
+            assert!(["CTL", "MOV", "RPL", "PLT", "CPY"].contains(&room) && number.len() == 3, "{}", entry.code);
             assert!(seen.insert(entry.code), "{} is given twice", entry.code);
             assert!(!entry.title.is_empty() && !entry.remedy.is_empty());
             assert_eq!(explain(&entry.code.to_lowercase()).unwrap().code, entry.code);

@@ -58,15 +58,17 @@ pub enum Frame {
         /// Number of bytes.
         length: u64,
     },
-    /// Leaf hashes of the receiver's disk, ascending from `offset`.
+    /// Hashes of the receiver's disk, ascending from `offset`.
     Hashes {
         /// Index into the disks of `Welcome`.
         disk: u16,
-        /// First byte of the first leaf.
+        /// That of the request.
+        level: u8,
+        /// First byte that the first one stands for.
         offset: u64,
         /// Bytes that the receiver read for them: none where it keeps leaves.
         read: u64,
-        /// One leaf for each [`crate::BLOCK`] (the last may cover less).
+        /// One for each [`crate::leaf::span`] of the level (the last may cover less).
         leaves: Vec<Leaf>,
     },
 }
@@ -189,9 +191,10 @@ impl Header {
                     return Err(malformed("not a whole number of leaves"));
                 }
                 let (offset, disk, read) = (payload.get_u64_le(), payload.get_u64_le(), payload.get_u64_le());
-                let disk = u16::try_from(disk).map_err(|_| malformed("the disk index is out of range"))?;
+                let disk = u32::try_from(disk).ok().and_then(|both| Some((both as u16, u8::try_from(both >> 16).ok()?)));
+                let (disk, level) = disk.ok_or_else(|| malformed("the disk index or the level is out of range"))?;
                 let leaves = payload.chunks_exact(32).filter_map(|leaf| leaf.try_into().ok()).collect();
-                Ok(Frame::Hashes { disk, offset, read, leaves })
+                Ok(Frame::Hashes { disk, level, offset, read, leaves })
             }
         }
     }
@@ -223,9 +226,9 @@ impl Frame {
                 out.put_u64_le(u64::from(*disk) << 48 | (length & ((1 << 48) - 1)));
                 ZERO
             }
-            Frame::Hashes { disk, offset, read, leaves } => {
+            Frame::Hashes { disk, level, offset, read, leaves } => {
                 out.put_u64_le(*offset);
-                out.put_u64_le(u64::from(*disk));
+                out.put_u64_le(u64::from(*level) << 16 | u64::from(*disk));
                 out.put_u64_le(*read);
                 leaves.iter().for_each(|leaf| out.put_slice(leaf));
                 HASHES
@@ -278,7 +281,7 @@ mod tests {
             Frame::Message(Message::Ping { number: 7 }),
             Frame::Data { sequence: 1, disk: 3, offset: 65536, bytes: Bytes::from_static(b"hello") },
             Frame::Zero { sequence: 2, disk: 65535, offset: 0, length: 1 << 40 },
-            Frame::Hashes { disk: 1, offset: 1 << 30, read: 1 << 16, leaves: vec![[7; 32], [0; 32]] },
+            Frame::Hashes { disk: 65535, level: 2, offset: 1 << 30, read: 1 << 16, leaves: vec![[7; 32], [0; 32]] },
         ];
         for frame in frames {
             let (bytes, checksum) = frame.encode();

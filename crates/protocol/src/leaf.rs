@@ -1,12 +1,23 @@
-//! Leaves: hashes of single blocks, by which two ends compare disks and a replica proves its own.
+//! Leaves: hashes of single blocks, by which two ends compare disks and a replica proves its own; and the trees made of them.
 //!
-//! Both ends of a compare must make them alike: keyed BLAKE3 with the secret of the receiving replica, which tells it in its
-//! welcome. BLAKE3 resists chosen collisions; without the key a leaf does not even tell whether a known block is there.
+//! ```text
+//!   level 2   root of a stretch                 16 MiB      asked for first
+//!   level 1   node node node … (16)              1 MiB      only where the root differs
+//!   level 0   leaf leaf leaf … (16 of a node)   64 KiB      only below nodes that differ
+//! ```
+//!
+//! Both ends of a compare must make them alike: HighwayHash keyed with the secret of the receiving replica, which tells it in
+//! its welcome. Without the key nobody can make two blocks that collide, nor tell from a leaf whether a known block is there
+//! (decision 0021 says why it is this one).
 
-/// A hash of one [`crate::BLOCK`] of a disk (the last may be shorter), or [`ZERO_LEAF`].
+use highway::{HighwayHash, HighwayHasher, Key};
+
+use crate::extent::BLOCK;
+
+/// A hash of one [`BLOCK`] of a disk (the last may be shorter) or of the nodes below it, or [`ZERO_LEAF`].
 pub type Leaf = [u8; 32];
 
-/// The leaf of a block that holds only zeroes, which is never hashed.
+/// The leaf of a block that holds only zeroes, which is never hashed; and the node above such leaves only.
 pub const ZERO_LEAF: Leaf = [0; 32];
 
 /// In the place of a leaf that equals no block's: what should be there cannot be vouched for.
@@ -15,12 +26,64 @@ pub const SPOILT_LEAF: Leaf = [0xff; 32];
 /// The secret that leaves are made with.
 pub type LeafKey = [u8; 32];
 
+/// Which function leaves are made with, for those that are kept: others are made anew.
+pub const LEAF_FUNCTION: &str = "highway-256";
+
+/// The level of the root of a stretch.
+pub const ROOT: u8 = 2;
+
+/// So many nodes have one node above them.
+const FANOUT: usize = 16;
+
+/// How many bytes of a disk one node of `level` stands for; from [`ROOT`] on it does not grow any more.
+pub const fn span(level: u8) -> u64 {
+    match level {
+        0 => BLOCK,
+        1 => BLOCK * FANOUT as u64,
+        _ => BLOCK * (FANOUT * FANOUT) as u64,
+    }
+}
+
+/// Whether all bytes are zero.
+pub fn is_zero(bytes: &[u8]) -> bool {
+    // In pieces that the compiler takes at once: a test that may stop at every byte took longer than reading them.
+    let (pieces, rest) = bytes.as_chunks::<64>();
+    let any = |piece: &[u8]| piece.iter().fold(0, |all, byte| all | byte) != 0;
+    !pieces.iter().any(|piece| any(piece)) && !any(rest)
+}
+
 /// The leaf of a block.
 pub fn leaf(key: &LeafKey, block: &[u8]) -> Leaf {
-    // Sixteen bytes at a time: one by one this took longer than reading them.
-    let (words, rest) = block.as_chunks::<16>();
-    let zero = words.iter().all(|word| *word == [0; 16]) && rest.iter().all(|byte| *byte == 0);
-    if zero { ZERO_LEAF } else { *blake3::keyed_hash(key, block).as_bytes() }
+    if is_zero(block) { ZERO_LEAF } else { hash(key, 0, block) }
+}
+
+/// The nodes of `level` over leaves of which the first begins at a multiple of that level's [`span`].
+pub fn nodes(key: &LeafKey, leaves: &[Leaf], level: u8) -> Vec<Leaf> {
+    let mut nodes = leaves.to_vec();
+    for level in 1..=level.min(ROOT) {
+        nodes = nodes.chunks(FANOUT).map(|below| node(key, level, below)).collect();
+    }
+    nodes
+}
+
+fn node(key: &LeafKey, level: u8, below: &[Leaf]) -> Leaf {
+    let flat = below.as_flattened();
+    if is_zero(flat) { ZERO_LEAF } else { hash(key, level, flat) }
+}
+
+fn hash(key: &LeafKey, level: u8, bytes: &[u8]) -> Leaf {
+    let words = key.as_chunks::<8>().0;
+    let mut words: [u64; 4] = std::array::from_fn(|n| u64::from_le_bytes(words[n]));
+    // A block that holds leaves is not the node above them.
+    words[0] ^= u64::from(level);
+    let mut hasher = HighwayHasher::new(Key(words));
+    hasher.append(bytes);
+    let mut leaf = [0; 32];
+    for (place, word) in leaf.as_chunks_mut::<8>().0.iter_mut().zip(hasher.finalize256()) {
+        *place = word.to_le_bytes();
+    }
+    // One in 2^255; but then it would say something else.
+    if leaf == ZERO_LEAF || leaf == SPOILT_LEAF { [0x5a; 32] } else { leaf }
 }
 
 #[cfg(test)]
@@ -39,5 +102,36 @@ mod tests {
             assert_ne!(leaf(&one, &block), leaf(&other, &block));
             block[at] = 0;
         }
+    }
+
+    #[test]
+    fn a_single_bit_anywhere_is_not_zero() {
+        for length in [0, 1, 63, 64, 65, 4096, 4099] {
+            let mut bytes = vec![0; length];
+            assert!(is_zero(&bytes));
+            for at in 0..length {
+                bytes[at] = 128;
+                assert!(!is_zero(&bytes), "{at} of {length}");
+                bytes[at] = 0;
+            }
+        }
+    }
+
+    #[test]
+    fn a_node_changes_with_any_leaf_below_it_and_is_no_leaf() {
+        let key = [3; 32];
+        let mut leaves: Vec<Leaf> = vec![ZERO_LEAF; 300];
+        assert_eq!(nodes(&key, &leaves, ROOT), [ZERO_LEAF; 2]);
+        leaves[299] = leaf(&key, b"x");
+        assert_eq!(nodes(&key, &leaves, 0), leaves);
+        let (level1, level2) = (nodes(&key, &leaves, 1), nodes(&key, &leaves, ROOT));
+        assert_eq!((level1.len(), level2.len()), (19, 2));
+        assert_eq!((level1[17], level2[0]), (ZERO_LEAF, ZERO_LEAF));
+        assert!(level1[18] != ZERO_LEAF && level2[1] != ZERO_LEAF);
+        leaves[298] = SPOILT_LEAF;
+        assert_ne!(nodes(&key, &leaves, ROOT)[1], level2[1]);
+        // The bytes below a node, read as a block, have another hash.
+        let below = leaves[..16].as_flattened();
+        assert!(leaf(&key, &[1; 512]) != hash(&key, 1, &[1; 512]) && leaf(&key, below) == ZERO_LEAF);
     }
 }

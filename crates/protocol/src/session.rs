@@ -13,8 +13,8 @@
 //!     Seal{totals} ─────────────────────────────►
 //!                        ◄──────────────────────── Sealed{point}         = acknowledged, durable
 //!
-//!     HashRequest ──────────────────────────────►                        while comparing
-//!                        ◄──────────────────────── Hashes
+//!     HashRequest{level} ───────────────────────►                        while comparing, many in flight
+//!                        ◄──────────────────────── Hashes                in the order of the requests
 //!     either end: Refused{fault}, then closes
 //! ```
 //!
@@ -30,7 +30,7 @@ use crate::leaf::LeafKey;
 use crate::position::Position;
 
 /// The version of the session protocol that this build speaks. A peer with another major version is refused in words.
-pub const VERSION: u32 = 4;
+pub const VERSION: u32 = 5;
 
 /// The most connections of one link.
 pub const MOST_LANES: u8 = 32;
@@ -113,15 +113,42 @@ pub enum Message {
         /// The point.
         point: Point,
     },
-    /// Asks for the receiver's leaf hashes of `offset .. offset + length` of a disk.
+    /// Asks for the receiver's hashes of `offset .. offset + length` of a disk (see [`crate::leaf`]).
     HashRequest {
         /// Index into the `disks` of `Welcome`.
         disk: u16,
-        /// First byte; a multiple of [`crate::BLOCK`].
+        /// 0 for leaves, up to [`crate::leaf::ROOT`]. Above 0 the range lies within one stretch.
+        level: u8,
+        /// First byte; a multiple of the level's [`crate::leaf::span`].
         offset: u64,
-        /// Number of bytes; at most [`MOST_HASHED`].
+        /// Number of bytes; at most [`MOST_HASHED`]; a multiple of the span, or as far as the disk goes.
         length: u64,
     },
+    /// First word of a sender that copies a disk which is no item's (`sockeye copy`): the target's only one, disk 0.
+    Copy {
+        /// Made up by the sender for this copy: over another link the same copy goes on.
+        id: uuid::Uuid,
+        /// Bytes of the source.
+        size: u64,
+    },
+    /// The target of a copy is ready for its frames.
+    CopyReady {
+        /// Whether it may hold anything but zeroes.
+        has_content: bool,
+        /// Whether an earlier copy onto it had not finished.
+        unfinished: bool,
+        /// The secret with which the receiver hashes, and the sender too.
+        leaf_key: LeafKey,
+        /// Where this very copy was begun over another link: frames up to this sequence number arrived.
+        resume_after: Option<u64>,
+    },
+    /// The sender of a copy has sent everything.
+    CopyEnd {
+        /// What was sent.
+        totals: EpochTotals,
+    },
+    /// The copy is durable. The sender may ask for hashes once more, to compare.
+    Copied,
     /// The end: the message says why.
     Refused {
         /// Code, cause and remedy.
@@ -141,3 +168,5 @@ pub enum Message {
 
 /// The most bytes that one `HashRequest` may ask for.
 pub const MOST_HASHED: u64 = 64 * 1024 * 1024;
+/// The most requests for hashes that may be under way in a session.
+pub const MOST_ASKED: usize = 64;

@@ -17,7 +17,7 @@ const MESSAGES: &[&str] = &[
     r#"{"message":"welcome","position":null,"newest":"1.6","disks":[{"disk":"disk0","size":65536}],"has_content":true,"leaf_key":[0,1,2,3,4,5,6,7,8,9,10,11,12,13,14,15,16,17,18,19,20,21,22,23,24,25,26,27,28,29,30,31]}"#,
     r#"{"message":"open_epoch","header":{"lineage":"6f1c2a34-5b7d-4e8f-9a0b-1c2d3e4f5a6b","attempt":"1.7","base":null,"basis":"tracked","cut_at_ms":1,"disks":[],"kind":"final","expected_bytes":0}}"#,
     r#"{"message":"seal","attempt":"1.7","totals":{"frames":1,"data_bytes":2,"zero_bytes":3,"digest":4}}"#,
-    r#"{"message":"hash_request","disk":0,"offset":0,"length":65536}"#,
+    r#"{"message":"hash_request","disk":0,"level":2,"offset":0,"length":65536}"#,
     r#"{"message":"refused","fault":{"code":"MOV-005","message":"a","cause":"b","remedy":"c"}}"#,
 ];
 

@@ -8,7 +8,7 @@ use std::fs::File;
 use std::io;
 use std::num::NonZeroU64;
 use std::os::fd::AsRawFd;
-use std::os::unix::fs::FileExt;
+use std::os::unix::fs::{FileExt, FileTypeExt, OpenOptionsExt};
 use std::path::Path;
 use std::sync::Arc;
 
@@ -36,6 +36,8 @@ pub trait Disk: Send + Sync {
     /// A hint: what was written here may go to the medium now rather than all at once in the next [`Disk::flush`], which
     /// alone says whether it got there.
     fn write_out(&self, _extent: Extent) {}
+    /// A hint: what is read next should come from the medium rather than from memory.
+    fn forget(&self) {}
     /// A superset of the bytes in `offset .. offset + length` that may be other than zero.
     fn data(&self, offset: u64, length: u64) -> io::Result<BlockMap> {
         Ok([Extent::new(offset, length)].into_iter().collect())
@@ -60,17 +62,35 @@ impl FileDisk {
         FileDisk::over(file)
     }
 
-    /// The file at `path`, whose length is the disk's size.
+    /// The file or block device at `path`, whose length is the disk's size.
     ///
     /// # Errors
-    /// `WouldBlock` when another program has the disk open; what the file system says.
+    /// `WouldBlock` when another program has the disk open, `ResourceBusy` when a device is mounted; what the file system
+    /// says.
     pub fn open(path: &Path) -> io::Result<FileDisk> {
-        FileDisk::over(File::options().read(true).write(true).open(path)?)
+        let mut options = File::options();
+        options.read(true).write(true);
+        if path.metadata()?.file_type().is_block_device() {
+            // The kernel then refuses a device that is mounted, or part of another.
+            options.custom_flags(libc::O_EXCL);
+        }
+        FileDisk::over(options.open(path)?)
+    }
+
+    /// The file or block device at `path`, to be read: nobody writes it meanwhile. Writing fails.
+    ///
+    /// # Errors
+    /// As for [`FileDisk::open`], but others may read it, too.
+    pub fn read_only(path: &Path) -> io::Result<FileDisk> {
+        let file = File::open(path)?;
+        lock::share(&file)?;
+        let size = length(&file)?;
+        Ok(FileDisk { file, size })
     }
 
     fn over(file: File) -> io::Result<FileDisk> {
         lock::take(&file)?;
-        let size = file.metadata()?.len();
+        let size = length(&file)?;
         // A sync that failed in an earlier life may have left pages that were never written: the truth is on the medium.
         fadvise(&file, 0, None, Advice::DontNeed)?;
         Ok(FileDisk { file, size })
@@ -123,6 +143,10 @@ impl Disk for FileDisk {
         // Without the flags that wait, it consumes no error: the next flush still reports it.
         unsafe { libc::sync_file_range(self.file.as_raw_fd(), offset, length, libc::SYNC_FILE_RANGE_WRITE) };
     }
+    fn forget(&self) {
+        // What cannot be forgotten is read from memory.
+        let _ = fadvise(&self.file, 0, None, Advice::DontNeed);
+    }
     fn data(&self, offset: u64, length: u64) -> io::Result<BlockMap> {
         let mut map = BlockMap::new();
         let end = offset.saturating_add(length).min(self.size);
@@ -148,6 +172,11 @@ impl Disk for FileDisk {
         }
         Ok(map)
     }
+}
+
+/// Bytes of a file or of a block device, of which the metadata say nothing.
+fn length(file: &File) -> io::Result<u64> {
+    Ok(seek(file, SeekFrom::End(0))?)
 }
 
 /// Opens a disk that the replica keeps in its own directory. An opener for [`crate::Replica::open`] and

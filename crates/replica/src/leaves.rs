@@ -3,8 +3,8 @@
 //! ```text
 //!   newest point ─► view ─► leaves that changed since the last hashed point ─► leaves-N.hashes ─ sync ─► leaves.json
 //! ```
-//! A leaf is the keyed BLAKE3 of 64 KiB, or all zeroes for a block of zeroes; the key is a secret of this replica, so a
-//! leaf tells nothing to who does not have it. Hashing runs beside the epochs and keeps none waiting: it reads a view.
+//! A leaf is the keyed hash of 64 KiB (`protocol::leaf`), or all zeroes for a block of zeroes; the key is a secret of this
+//! replica, so a leaf tells nothing to who does not have it. Hashing runs beside the epochs and keeps none waiting: it reads a view.
 //! The point that the leaves stand for is held as a view holds it, so what changed since can be told.
 //!
 //! # Always true
@@ -19,9 +19,9 @@
 
 use std::collections::BTreeSet;
 use std::io;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError, TryLockError};
+use std::sync::{Arc, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard, TryLockError};
 
-use protocol::leaf::{Leaf, LeafKey, SPOILT_LEAF, ZERO_LEAF, leaf};
+use protocol::leaf::{LEAF_FUNCTION, Leaf, LeafKey, SPOILT_LEAF, ZERO_LEAF, leaf};
 use protocol::{Attempt, BLOCK, BlockMap, Extent, Lineage};
 use serde::{Deserialize, Serialize};
 use twox_hash::XxHash3_64;
@@ -49,6 +49,9 @@ type Page = Vec<Leaf>;
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 struct Standing {
     lineage: Lineage,
+    /// What they were made with; leaves of another function are made anew.
+    #[serde(default)]
+    function: String,
     key: LeafKey,
     /// The point up to which every change is in the leaves.
     at: Option<Attempt>,
@@ -67,7 +70,8 @@ struct Written {
 pub struct Leaves {
     store: Arc<Store>,
     key: LeafKey,
-    state: Mutex<State>,
+    /// Read by who asks for leaves, several at once; written while they are brought up to date.
+    state: RwLock<State>,
 }
 
 struct State {
@@ -102,12 +106,17 @@ impl Leaves {
     pub fn open(replica: &Replica) -> Result<Leaves, ReplicaError> {
         let store = replica.store().clone();
         let standing = match load(&store) {
-            Some(standing) if standing.lineage == store.manifest.lineage => standing,
+            Some(standing)
+                if standing.lineage == store.manifest.lineage && standing.function == LEAF_FUNCTION =>
+            {
+                standing
+            }
             _ => {
                 // Two random identities have far more than 128 random bits.
                 let seed = [Lineage::fresh(), Lineage::fresh()].map(|lineage| lineage.0.into_bytes()).concat();
                 let key = *blake3::hash(&seed).as_bytes();
-                let standing = Standing { lineage: store.manifest.lineage, key, at: None, changing: true };
+                let (lineage, function) = (store.manifest.lineage, LEAF_FUNCTION.to_string());
+                let standing = Standing { lineage, function, key, at: None, changing: true };
                 save(&store, &standing)?;
                 standing
             }
@@ -117,7 +126,7 @@ impl Leaves {
             Some(Err(ReplicaError::PointGone(_) | ReplicaError::Damaged { .. })) | None => None,
             Some(view) => Some(view?),
         };
-        Ok(Leaves { store, key: standing.key, state: Mutex::new(State { standing, held }) })
+        Ok(Leaves { store, key: standing.key, state: RwLock::new(State { standing, held }) })
     }
 
     /// The secret.
@@ -127,7 +136,7 @@ impl Leaves {
 
     /// The point that the leaves stand for; none while they stand for none, or are being changed.
     pub fn at(&self) -> Option<Attempt> {
-        self.try_lock().and_then(|state| state.settled().map(|view| view.point().attempt))
+        self.try_read().and_then(|state| state.settled().map(|view| view.point().attempt))
     }
 
     /// Brings the leaves to the newest point: reads what changed since the last time, through a view. Where it is stopped
@@ -136,7 +145,7 @@ impl Leaves {
     /// # Errors
     /// I/O; `Damaged` when what changed cannot be read; `NoSpace`; `Closed`, `Failed`. The leaves then stand for none.
     pub fn update(&self, stop: &dyn Fn() -> bool) -> Result<Hashed, ReplicaError> {
-        let mut state = self.lock();
+        let mut state = self.write();
         self.store.usable()?;
         let mut hashed = Hashed { at: None, read: 0, spoilt: 0 };
         let Some(newest) = self.store.chain.newest() else { return Ok(hashed) };
@@ -170,7 +179,7 @@ impl Leaves {
     /// The leaves of `offset .. offset + length` of a disk at the point `at`, without reading the disk; none when they are
     /// not kept for that point, or are damaged. `offset` is a multiple of 64 KiB.
     pub fn kept(&self, at: Attempt, disk: usize, offset: u64, length: u64) -> Option<Vec<Leaf>> {
-        let state = self.try_lock()?;
+        let state = self.try_read()?;
         state.settled().filter(|view| view.point().attempt == at)?;
         self.store.within(disk, offset, length).ok()?;
         let (first, last) = (offset / BLOCK, (offset + length).div_ceil(BLOCK));
@@ -188,13 +197,13 @@ impl Leaves {
     /// Lets go of the point, so that an epoch can begin that keeps no way back. Until the next update the leaves stand for
     /// none.
     pub fn let_go(&self) {
-        self.lock().held = None;
+        self.write().held = None;
     }
 
     /// A page of leaves (none when it is damaged), and a view of the point that it stands for; nothing while they stand
     /// for none.
     pub(crate) fn stand(&self, disk: usize, page: u64) -> Result<Option<(View, Option<Page>)>, ReplicaError> {
-        let state = self.lock();
+        let state = self.state.read().unwrap_or_else(PoisonError::into_inner);
         let Some(view) = state.settled() else { return Ok(None) };
         Ok(Some((view.clone(), self.page(disk, page)?)))
     }
@@ -215,12 +224,12 @@ impl Leaves {
         u64::from_le_bytes([a, b, c, d, e, f, g, h]) ^ (disk as u64) << 48 ^ page
     }
 
-    fn lock(&self) -> MutexGuard<'_, State> {
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    fn write(&self) -> RwLockWriteGuard<'_, State> {
+        self.state.write().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn try_lock(&self) -> Option<MutexGuard<'_, State>> {
-        match self.state.try_lock() {
+    fn try_read(&self) -> Option<RwLockReadGuard<'_, State>> {
+        match self.state.try_read() {
             Ok(state) => Some(state),
             Err(TryLockError::Poisoned(poisoned)) => Some(poisoned.into_inner()),
             Err(TryLockError::WouldBlock) => None,

@@ -30,6 +30,18 @@ pub(crate) fn take(file: &File) -> io::Result<()> {
     Ok(())
 }
 
+/// Takes the lock of a reader that lets nobody write meanwhile.
+///
+/// # Errors
+/// `WouldBlock` when somebody writes the file; what the file system says.
+pub(crate) fn share(file: &File) -> io::Result<()> {
+    ofd(file, libc::F_OFD_SETLK, libc::F_RDLCK, SHARES_NO_WRITING)?;
+    match ofd(file, libc::F_OFD_GETLK, libc::F_WRLCK, WRITES)? == libc::F_UNLCK as libc::c_short {
+        true => Ok(()),
+        false => Err(io::Error::new(io::ErrorKind::WouldBlock, "another program writes the disk")),
+    }
+}
+
 #[allow(unsafe_code)]
 fn ofd(file: &File, command: libc::c_int, kind: libc::c_int, byte: libc::off_t) -> io::Result<libc::c_short> {
     // rustix has no OFD locks. SAFETY: `flock` is plain numbers, for which all zeroes is a value; the kernel
@@ -55,7 +67,11 @@ mod tests {
         let path = directory.path().join("d.raw");
         let first = crate::FileDisk::create(&path, 4096).unwrap();
         assert_eq!(crate::FileDisk::open(&path).err().unwrap().kind(), io::ErrorKind::WouldBlock);
+        assert_eq!(crate::FileDisk::read_only(&path).err().unwrap().kind(), io::ErrorKind::WouldBlock);
         drop(first);
+        let readers = [crate::FileDisk::read_only(&path).unwrap(), crate::FileDisk::read_only(&path).unwrap()];
+        assert_eq!(crate::FileDisk::open(&path).err().unwrap().kind(), io::ErrorKind::WouldBlock);
+        drop(readers);
         crate::FileDisk::open(&path).unwrap();
     }
 }

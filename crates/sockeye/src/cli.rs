@@ -5,12 +5,14 @@
 //!            see:   status · item · points · point · policy · verify · job · component · vm list · explain · events · audit
 //!            move:  protect · failover · cleanup · view · change-point · commit · fold · reprotect · failback · complete · cancel
 //!                   · reverse · unprotect
+//!            copy:  copy · receive           a disk onto a disk, without a server
 //!            roles: server · process-server · master-target · up
 //! ```
 //!
 //! This page only says what can be typed; `verb/` and `roles/` do it. Names are checked here, before anything is sent:
 //! what cannot be understood ends with exit code 2 and nothing has happened.
 
+mod copy;
 mod history;
 mod machine;
 mod moves;
@@ -22,6 +24,7 @@ use std::time::Duration;
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use protocol::id::{Attempt, ItemId, SiteName};
 
+pub use copy::{Copy, CopySync, Place, Receive};
 pub use history::{AddPolicy, OnPoint, PointVerb, PolicyVerb, Sure};
 pub use machine::{Disk, VmDefine, VmLocal, VmStop};
 pub use moves::{ChangePoint, Commit, Failback, Failover, Protect, Reprotect, Then, Unprotect, View, Which};
@@ -178,6 +181,15 @@ unless --complete is given, which lets the job run through.")]
     Complete(OnItem),
     /// Give up what is under way, as far as the item's stage allows
     Cancel(OnItem),
+
+    // ---- copy
+    /// Make one disk a copy of another, sending only what differs (asks no server)
+    #[command(after_help = "\
+A copy that is broken off leaves a mark (DST.half-written): the target must not be used then. The same command goes on, and
+what had arrived is not copied again.")]
+    Copy(Copy),
+    /// Take one copy from `sockeye copy` on another host (asks no server)
+    Receive(Receive),
 
     // ---- start
     /// Sign in to a control server and remember it

@@ -7,6 +7,7 @@
 
 mod cli;
 mod client;
+mod copying;
 mod ending;
 mod fault;
 mod profile;

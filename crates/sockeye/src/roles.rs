@@ -18,16 +18,19 @@ use std::io::IsTerminal;
 use tracing_subscriber::EnvFilter;
 
 use crate::cli::{Global, Verb};
+use crate::copying;
 use crate::ending::{Ending, Trouble};
 use crate::show::Screen;
 
-/// Runs the role that was typed; none if the verb is none.
+/// Runs the role that was typed, or what else asks no server; none if the verb is none of these.
 pub async fn run(global: &Global, verb: &Verb) -> Option<Result<Ending, Trouble>> {
     let screen = Screen::new(global.output);
     match verb {
         Verb::Server(server) => Some(server::run(screen, server).await),
         Verb::ProcessServer(server) => Some(mover::process_server(global, server).await),
         Verb::MasterTarget(target) => Some(mover::master_target(global, target).await),
+        Verb::Copy(copy) => Some(copying::copy(screen, copy).await),
+        Verb::Receive(receive) => Some(copying::receive(screen, receive).await),
         Verb::Up(up) => Some(up::run(screen, up).await),
         _ => None,
     }

@@ -5,13 +5,14 @@
 use super::Complaint;
 use super::tree::Tree;
 
-const ROOMS: [&str; 10] = [
+const ROOMS: [&str; 11] = [
     "protocol",
     "nbd",
     "replica",
     "platforms",
     "identity",
     "component",
+    "transfer",
     "process-server",
     "master-target",
     "control",
@@ -19,15 +20,16 @@ const ROOMS: [&str; 10] = [
 ];
 
 /// Who may depend on whom. ARCHITECTURE.md shows the same table with what each crate is for.
-const ALLOWED: [(&str, &[&str]); 14] = [
+const ALLOWED: [(&str, &[&str]); 15] = [
     ("protocol", &[]),
     ("nbd", &[]),
     ("replica", &["protocol"]),
     ("platforms", &["protocol", "nbd"]),
     ("identity", &[]),
     ("component", &["protocol", "identity"]),
-    ("process-server", &["protocol", "nbd", "platforms", "component"]),
-    ("master-target", &["protocol", "nbd", "platforms", "replica", "component"]),
+    ("transfer", &["protocol", "nbd", "replica", "component"]),
+    ("process-server", &["protocol", "nbd", "platforms", "component", "transfer"]),
+    ("master-target", &["protocol", "nbd", "platforms", "replica", "component", "transfer"]),
     ("control", &["protocol", "identity"]),
     ("api", &["protocol", "control"]),
     (
@@ -37,7 +39,9 @@ const ALLOWED: [(&str, &[&str]); 14] = [
             "nbd",
             "replica",
             "platforms",
+            "identity",
             "component",
+            "transfer",
             "process-server",
             "master-target",
             "control",

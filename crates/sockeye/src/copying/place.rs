@@ -1,0 +1,143 @@
+//! Opens the two disks of a copy.
+
+use std::io;
+use std::path::Path;
+use std::sync::Arc;
+use std::sync::atomic::AtomicU64;
+
+use protocol::fault::code;
+use protocol::{DiskKey, Fault};
+use replica::{Disk, FileDisk};
+use tokio::runtime::Handle;
+use transfer::copy::{Mark, Receiving};
+use transfer::{ExportDisk, Reader};
+
+use crate::cli::Place;
+
+/// Reads of an export are this long at most: every server takes them.
+const READ: u64 = protocol::BLOCK;
+
+/// Opens the source; what is read of it is counted.
+pub async fn source(place: &Place) -> Result<(Reader, Arc<AtomicU64>), Fault> {
+    let read = Arc::new(AtomicU64::new(0));
+    let name = (0, key()?);
+    let reader = match place {
+        Place::Path(path) => {
+            let unusable = |error: io::Error| source_fault(&path.display(), &error);
+            if Mark::beside(path).is_set().map_err(unusable)? {
+                let cause = "an earlier copy onto it had not finished";
+                return Err(source_fault(&path.display(), &cause)
+                    .with_remedy("finish that copy first: run its command again, it goes on"));
+            }
+            Reader::disk(name, Arc::new(FileDisk::read_only(path).map_err(unusable)?), read.clone())
+        }
+        Place::Export(uri) => {
+            let client = nbd::Client::connect(uri, &Reader::options()).await.map_err(|error| source_fault(uri, &error))?;
+            let size = client.size();
+            Reader::export(name, client, None, (size, READ), read.clone())
+        }
+        Place::Remote { .. } => {
+            let cause = "a disk that is offered on another host takes copies, it gives none";
+            return Err(source_fault(&"sockeye+tls://", &cause)
+                .with_remedy("run sockeye receive on this host and sockeye copy on the other"));
+        }
+    };
+    if reader.size == 0 {
+        return Err(Fault::new(code::COPY_SOURCE, "the source of a copy is empty", "it has no bytes"));
+    }
+    Ok((reader, read))
+}
+
+/// A target, opened once the source's size is known.
+pub fn target(place: &Place, state: &Path, dry_run: bool) -> Result<Receiving, Fault> {
+    match place.clone() {
+        Place::Path(path) => {
+            let mark = match is_plain(&path) {
+                true => Mark::beside(&path),
+                false => Mark::within(state, &path.to_string_lossy()),
+            };
+            let open = move |size| {
+                let disk: Arc<dyn Disk> = match (path.try_exists(), dry_run) {
+                    // It would be made: nothing but zeroes is there.
+                    (Ok(false), true) => Arc::new(Nothing(size)),
+                    (Ok(false), false) => opened(&path, FileDisk::create(&path, size))?,
+                    (_, true) => opened(&path, FileDisk::read_only(&path))?,
+                    (_, false) => opened(&path, FileDisk::open(&path))?,
+                };
+                large_enough(&path.display(), disk, size)
+            };
+            Ok(Receiving::new(Box::new(open), mark))
+        }
+        Place::Export(uri) => {
+            let mark = Mark::within(state, &uri.to_string());
+            let runtime = Handle::current();
+            let open = move |size| {
+                let options = Reader::options();
+                let connected =
+                    tokio::task::block_in_place(|| runtime.block_on(nbd::Client::connect(&uri, &options)));
+                let client = connected.map_err(|error| target_fault(&uri, &error))?;
+                if client.read_only() && !dry_run {
+                    return Err(target_fault(&uri, &"the export is read-only"));
+                }
+                large_enough(&uri, Arc::new(ExportDisk::new(client, runtime.clone())), size)
+            };
+            Ok(Receiving::new(Box::new(open), mark))
+        }
+        Place::Remote { address, .. } => {
+            Err(target_fault(&address, &"it is on another host: receive stands where the disk is"))
+        }
+    }
+}
+
+fn opened(path: &Path, disk: io::Result<FileDisk>) -> Result<Arc<FileDisk>, Fault> {
+    disk.map(Arc::new).map_err(|error| target_fault(&path.display(), &error))
+}
+
+fn large_enough(name: &dyn std::fmt::Display, disk: Arc<dyn Disk>, size: u64) -> Result<Arc<dyn Disk>, Fault> {
+    match disk.size() >= size {
+        true => Ok(disk),
+        false => Err(target_fault(name, &format!("it has {} bytes, the source {size}", disk.size()))),
+    }
+}
+
+/// Whether something is, or would be, a file rather than a device.
+fn is_plain(path: &Path) -> bool {
+    path.metadata().map_or(true, |metadata| metadata.is_file())
+}
+
+fn key() -> Result<DiskKey, Fault> {
+    "disk".parse().map_err(|_| source_fault(&"disk", &"a disk cannot be called that"))
+}
+
+fn source_fault(name: &dyn std::fmt::Display, cause: &dyn std::fmt::Display) -> Fault {
+    Fault::new(code::COPY_SOURCE, format!("{name} cannot be copied"), cause.to_string())
+}
+
+fn target_fault(name: &dyn std::fmt::Display, cause: &dyn std::fmt::Display) -> Fault {
+    Fault::new(code::COPY_TARGET, format!("{name} cannot become a copy"), cause.to_string())
+}
+
+/// A target of a dry run that is not there.
+struct Nothing(u64);
+
+impl Disk for Nothing {
+    fn size(&self) -> u64 {
+        self.0
+    }
+    fn read_at(&self, _: u64, buffer: &mut [u8]) -> io::Result<()> {
+        buffer.fill(0);
+        Ok(())
+    }
+    fn write_at(&self, _: u64, _: &[u8]) -> io::Result<()> {
+        Err(io::ErrorKind::ReadOnlyFilesystem.into())
+    }
+    fn write_zeroes(&self, _: u64, _: u64) -> io::Result<()> {
+        Err(io::ErrorKind::ReadOnlyFilesystem.into())
+    }
+    fn flush(&self) -> io::Result<()> {
+        Ok(())
+    }
+    fn data(&self, _: u64, _: u64) -> io::Result<protocol::BlockMap> {
+        Ok(protocol::BlockMap::new())
+    }
+}

@@ -1,0 +1,293 @@
+//! The end of a copy with the target.
+
+use std::io;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use component::link::{Incoming, Link, LinkError, Outgoing};
+use protocol::epoch::EpochTotals;
+use protocol::fault::code;
+use protocol::frame::Frame;
+use protocol::leaf::{Leaf, LeafKey};
+use protocol::session::{MOST_ASKED, Message};
+use protocol::{Extent, Fault};
+use replica::Disk;
+use tokio::sync::{mpsc, watch};
+use uuid::Uuid;
+
+use super::Mark;
+use crate::reader::leaves_of;
+use crate::{Hashed, Question, Trees};
+
+/// Frames that wait for being written: at most 1 MiB each.
+const QUEUE: usize = 16;
+/// The sender hears about what was written at least each so many frames.
+const NOTICE: u64 = 64;
+
+/// Opens the target for a source of that many bytes.
+type Open = Box<dyn Fn(u64) -> Result<Arc<dyn Disk>, Fault> + Send + Sync>;
+
+/// How a session of a copy ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Taken {
+    /// The target is whole, durably.
+    Whole,
+    /// The sender left; nothing was written, or the mark says so.
+    Left,
+}
+
+/// A target that takes a copy.
+pub struct Receiving {
+    open: Open,
+    mark: Mark,
+    key: LeafKey,
+    now: Option<Now>,
+}
+
+/// The copy that is under way: it outlives its links.
+struct Now {
+    id: Uuid,
+    disk: Arc<dyn Disk>,
+    size: u64,
+    written: Written,
+}
+
+/// What came of it so far.
+#[derive(Clone, Default)]
+struct Written {
+    taken: u64,
+    totals: EpochTotals,
+}
+
+struct Leaves {
+    disk: Arc<dyn Disk>,
+    size: u64,
+    key: LeafKey,
+}
+
+impl Hashed for Leaves {
+    fn size(&self, disk: u16) -> Option<u64> {
+        (disk == 0).then_some(self.size)
+    }
+
+    fn leaves(&self, _: u16, extent: Extent) -> Result<(Vec<Leaf>, u64), Fault> {
+        leaves_of(self.disk.as_ref(), extent, &self.key).map_err(|error| unusable("read", &error))
+    }
+}
+
+impl Receiving {
+    /// A target that `open` opens, once the size is known, and that `mark` marks while it is half written.
+    pub fn new(open: Open, mark: Mark) -> Receiving {
+        let random = [Uuid::new_v4(), Uuid::new_v4()].map(Uuid::into_bytes);
+        let key = std::array::from_fn(|n| random[n / 16][n % 16]);
+        Receiving { open, mark, key, now: None }
+    }
+
+    /// Takes what comes over a link, until the target is whole or the sender leaves. A copy that a broken link cut off goes
+    /// on in the next.
+    ///
+    /// # Errors
+    /// The target cannot be used or the sender breaks the rules (it was told), or the link ended in the middle.
+    pub async fn take(&mut self, link: Link) -> Result<Taken, Fault> {
+        let Link { incoming, mut outgoing, .. } = link;
+        match self.follow(incoming, &mut outgoing).await {
+            Ok(taken) => Ok(taken),
+            Err(Ended::Link(error)) => Err(error.fault()),
+            Err(Ended::Fault(fault)) => {
+                // Whether it hears that or not.
+                let _ = outgoing.say(Message::Refused { fault: fault.clone() }).await;
+                Err(fault)
+            }
+        }
+    }
+
+    async fn follow(&mut self, mut incoming: Incoming, outgoing: &mut Outgoing) -> Result<Taken, Ended> {
+        let Message::Copy { id, size } = incoming.message("the announcement of a copy").await? else {
+            return Err(broken("it does not begin with the announcement of a copy").into());
+        };
+        let resume_after = match &self.now {
+            Some(now) if now.id == id && now.size == size => Some(now.written.taken),
+            _ => None,
+        };
+        let now = match (resume_after, self.now.take()) {
+            (Some(_), Some(now)) => now,
+            _ => Now { id, disk: (self.open)(size)?, size, written: Written::default() },
+        };
+        let (disk, mark) = (now.disk.clone(), self.mark.clone());
+        let now = self.now.insert(now);
+        let unfinished = mark.is_set().map_err(|error| unusable("marked", &error))?;
+        let has_content = unfinished || {
+            let disk = disk.clone();
+            let data = tokio::task::spawn_blocking(move || disk.data(0, size)).await.map_err(io::Error::other);
+            !data.flatten().map_err(|error| unusable("read", &error))?.is_empty()
+        };
+        outgoing
+            .say(Message::CopyReady { has_content, unfinished, leaf_key: self.key, resume_after })
+            .await?;
+
+        let mut trees = Trees::new(Arc::new(Leaves { disk: disk.clone(), size, key: self.key }), self.key);
+        let (queue, queued) = mpsc::channel(QUEUE);
+        let through = Arc::new(AtomicU64::new(now.written.taken));
+        let (news, mut newly) = watch::channel(());
+        let writer = Writer { disk: disk.clone(), size, mark: mark.clone(), through: through.clone(), news };
+        let written = now.written.clone();
+        let writing = tokio::task::spawn_blocking(move || writer.write(queued, written));
+        let end = relay(&mut incoming, outgoing, &mut trees, queue, (&mut newly, &through)).await;
+        let (written, failed) = writing.await.map_err(|error| unusable("written", &io::Error::other(error)))?;
+        let began = written.taken > 0;
+        now.written = written;
+        if let Some(fault) = failed {
+            self.now = None;
+            return Err(fault.into());
+        }
+        let Some(totals) = end? else { return Ok(Taken::Left) };
+        if totals != now.written.totals {
+            let cause = format!("sent: {totals:?}; arrived: {:?}", now.written.totals);
+            self.now = None;
+            return Err(Fault::new(code::TOTALS, "the copy is incomplete", cause).into());
+        }
+        self.now = None;
+        tokio::task::spawn_blocking(move || {
+            if began || unfinished {
+                disk.flush()?;
+                mark.clear()?;
+            }
+            disk.forget();
+            Ok(())
+        })
+        .await
+        .map_err(io::Error::other)
+        .flatten()
+        .map_err(|error| unusable("made durable", &error))?;
+        outgoing.say(Message::Copied).await?;
+        self.verify(incoming, outgoing, trees).await
+    }
+
+    /// Answers questions about the finished target, if the sender has any.
+    async fn verify(&self, mut incoming: Incoming, outgoing: &mut Outgoing, mut trees: Trees) -> Result<Taken, Ended> {
+        trees.forget();
+        loop {
+            tokio::select! {
+                next = incoming.next(), if trees.under_way() < MOST_ASKED => match next {
+                    Ok(Some((Frame::Message(Message::HashRequest { disk, level, offset, length }), _))) => {
+                        trees.ask(Question { disk, level, extent: Extent::new(offset, length) })?;
+                    }
+                    _ => return Ok(Taken::Whole),
+                },
+                answer = trees.next() => outgoing.send(&answer?).await.map(drop)?,
+            }
+        }
+    }
+}
+
+/// Hands frames to the writer and answers, until the sender has sent everything, or leaves. The writer ends with it.
+async fn relay(
+    incoming: &mut Incoming,
+    outgoing: &mut Outgoing,
+    trees: &mut Trees,
+    queue: mpsc::Sender<(Frame, u64)>,
+    (news, through): (&mut watch::Receiver<()>, &AtomicU64),
+) -> Result<Option<EpochTotals>, Ended> {
+    let mut waiting = None;
+    loop {
+        tokio::select! {
+            next = incoming.next(), if waiting.is_none() && trees.under_way() < MOST_ASKED => match next? {
+                Some((Frame::Message(Message::HashRequest { disk, level, offset, length }), _)) => {
+                    trees.ask(Question { disk, level, extent: Extent::new(offset, length) })?;
+                }
+                Some((Frame::Message(Message::CopyEnd { totals }), _)) => return Ok(Some(totals)),
+                Some((Frame::Message(_) | Frame::Hashes { .. }, _)) => {
+                    return Err(broken("a message came that is not a sender's").into());
+                }
+                Some(frame) => waiting = Some(frame),
+                None => return Ok(None),
+            },
+            permit = queue.reserve(), if waiting.is_some() => match (permit, waiting.take()) {
+                (Ok(permit), Some(frame)) => permit.send(frame),
+                // Why the writer ended, it says itself.
+                _ => return Ok(None),
+            },
+            answer = trees.next() => outgoing.send(&answer?).await.map(drop)?,
+            Ok(()) = news.changed() => {
+                outgoing.say(Message::Received { through: through.load(Ordering::Relaxed) }).await?;
+            }
+        }
+    }
+}
+
+enum Ended {
+    Link(LinkError),
+    Fault(Fault),
+}
+
+impl From<LinkError> for Ended {
+    fn from(error: LinkError) -> Ended {
+        Ended::Link(error)
+    }
+}
+
+impl From<Fault> for Ended {
+    fn from(fault: Fault) -> Ended {
+        Ended::Fault(fault)
+    }
+}
+
+/// Writes frames, on a thread of its own.
+struct Writer {
+    disk: Arc<dyn Disk>,
+    size: u64,
+    mark: Mark,
+    through: Arc<AtomicU64>,
+    news: watch::Sender<()>,
+}
+
+impl Writer {
+    fn write(self, mut queued: mpsc::Receiver<(Frame, u64)>, mut written: Written) -> (Written, Option<Fault>) {
+        let mut told = written.taken;
+        while let Some((frame, checksum)) = queued.blocking_recv() {
+            if let Err(fault) = self.one(&frame, checksum, &mut written) {
+                return (written, Some(fault));
+            }
+            self.through.store(written.taken, Ordering::Relaxed);
+            if queued.is_empty() || written.taken - told >= NOTICE {
+                told = written.taken;
+                self.news.send_replace(());
+            }
+        }
+        (written, None)
+    }
+
+    fn one(&self, frame: &Frame, checksum: u64, written: &mut Written) -> Result<(), Fault> {
+        let (sequence, disk, offset, data, zero) = match frame {
+            Frame::Data { sequence, disk, offset, bytes } => (*sequence, *disk, *offset, bytes.len() as u64, 0),
+            Frame::Zero { sequence, disk, offset, length } => (*sequence, *disk, *offset, 0, *length),
+            Frame::Message(_) | Frame::Hashes { .. } => return Err(broken("a message came in the place of data")),
+        };
+        if sequence <= written.taken {
+            return Ok(());
+        }
+        let fits = offset.checked_add(data + zero).is_some_and(|end| end <= self.size);
+        if sequence != written.taken + 1 || disk != 0 || !fits {
+            return Err(broken("a frame is missing, or beyond the disk"));
+        }
+        if written.taken == 0 {
+            self.mark.set().map_err(|error| unusable("marked", &error))?;
+        }
+        let done = match frame {
+            Frame::Data { bytes, .. } => self.disk.write_at(offset, bytes),
+            _ => self.disk.write_zeroes(offset, zero),
+        };
+        done.map_err(|error| unusable("written", &error))?;
+        written.taken = sequence;
+        written.totals.count(data, zero, checksum);
+        Ok(())
+    }
+}
+
+fn unusable(what: &str, error: &io::Error) -> Fault {
+    Fault::new(code::COPY_TARGET, format!("the target cannot be {what}"), error.to_string())
+}
+
+fn broken(why: &str) -> Fault {
+    Fault::new(code::PROTOCOL, "the copy was broken off", why)
+}
