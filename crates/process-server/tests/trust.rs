@@ -175,9 +175,9 @@ async fn disks_whose_images_were_exchanged_are_compared() {
     for (from, to) in [(home.image(0), aside.clone()), (home.image(1), home.image(0)), (aside, home.image(1))] {
         std::fs::rename(from, to).unwrap();
     }
-    for place in 0..SIZES.len() {
-        run("qemu-img", &["resize", "-q", "--shrink", &home.image(place).to_string_lossy(), &SIZES[place].to_string()])
-            .await;
+    for (place, size) in SIZES.into_iter().enumerate() {
+        let image = home.image(place).to_string_lossy().into_owned();
+        run("qemu-img", &["resize", "-q", "--shrink", &image, &size.to_string()]).await;
     }
     switch_on(&sites).await;
     must_compare(sites, home, Distrust::DiskTouched).await;
