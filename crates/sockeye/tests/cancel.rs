@@ -54,7 +54,7 @@ fn half_way_home(scene: &Scene) -> anyhow::Result<Job> {
 /// Calls the job off and waits until it is undone: the machine runs on where it was.
 fn call_off(scene: &Scene, job: &Job) -> anyhow::Result<()> {
     scene.begin(&["cancel", MACHINE, "--yes"])?;
-    let job = scene.follow(job.id)?;
+    let job = scene.end_of(job.id)?;
     ensure!(job.state == JobState::Cancelled, "{job:?}");
     let view = scene.world.status()?;
     ensure!(view.stage == Stage::NotProtected { runs_at: Side::Away }, "{view:?}");
@@ -116,7 +116,7 @@ fn a_failback_that_is_called_off_leaves_home_as_it_was_and_the_next_one_arrives(
         scene.world.kill(At::Home, Part::MasterTarget);
         scene.begin(&["cancel", MACHINE, "--yes"])?;
         scene.world.start(At::Home, Part::MasterTarget)?;
-        let job = scene.follow(job.id)?;
+        let job = scene.end_of(job.id)?;
         ensure!(job.state == JobState::Cancelled, "{job:?}");
         ensure!(home_holds(scene)? == before, "called off while its keeper was dead: home is not what it was");
 

@@ -116,7 +116,7 @@ fn a_failback_that_is_called_off_leaves_home_as_it_was() {
         ensure!(home_holds(scene)? != before, "phase 1 wrote nothing at home: that proves nothing");
 
         let from_ms = now_ms();
-        let cancelled = scene.follow(scene.begin(&["cancel", MACHINE, "--yes"])?.id)?;
+        let cancelled = scene.end_of(scene.begin(&["cancel", MACHINE, "--yes"])?.id)?;
         ensure!(cancelled.state == JobState::Cancelled, "{cancelled:?}");
         let view = scene.world.status()?;
         ensure!(view.stage == Stage::NotProtected { runs_at: Side::Away }, "{view:?}");

@@ -145,7 +145,7 @@ fn move_with_a_kill(
     let job = go(scene)?;
     wait_for_it(scene, from.other(), &before, moment)?;
     scene.kill(victim, dead)?;
-    let job = scene.follow(job.id)?;
+    let job = scene.end_of(job.id)?;
     let arrived = job.state == JobState::Done;
     if !arrived {
         let fault = job.fault.as_ref();
@@ -153,7 +153,7 @@ fn move_with_a_kill(
         ensure!(job.state == JobState::Failed, "{job:?}");
         still_protected(scene, from)?;
         fresh = scene.world.console(from.other());
-        let job = scene.follow(go(scene)?.id)?;
+        let job = scene.end_of(go(scene)?.id)?;
         ensure!(job.state == JobState::Done, "the second try failed: {job:?}");
     }
     let view = scene.world.status()?;
@@ -251,7 +251,7 @@ fn a_move_that_is_called_off_while_a_mover_is_dead_goes_back() {
             scene.begin(&["cancel", MACHINE, "--yes"])?;
             demo::pause(Duration::from_secs(2));
             scene.world.start(victim.0, victim.1)?;
-            let job = scene.follow(job.id)?;
+            let job = scene.end_of(job.id)?;
             ensure!(job.state == JobState::Cancelled, "{job:?}");
             still_protected(scene, At::Home)?;
         }

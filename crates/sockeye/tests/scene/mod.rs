@@ -137,17 +137,26 @@ impl Scene {
 
     /// Follows a job until it ends or waits; the control server may be away for a while.
     pub fn follow(&self, id: i64) -> anyhow::Result<Job> {
+        self.until(id, |state| state.ended() || state == JobState::Waiting)
+    }
+
+    /// Follows a job to its end: one that is called off while it waits for a person still waits for a moment.
+    pub fn end_of(&self, id: i64) -> anyhow::Result<Job> {
+        self.until(id, JobState::ended)
+    }
+
+    fn until(&self, id: i64, settled: impl Fn(JobState) -> bool) -> anyhow::Result<Job> {
         let number = id.to_string();
         let settled = wait_for("end of the job", JOB_PATIENCE, || {
             let job: Job = self.world.ask(&["job", "show", &number], 0).ok()?;
-            (job.state.ended() || job.state == JobState::Waiting).then_some(job)
+            settled(job.state).then_some(job)
         });
         settled.with_context(|| format!("job {id}: {:?}", self.world.sockeye(&["job", "show", &number])))
     }
 
     /// Runs a job that must reach its end.
     pub fn done(&self, arguments: &[&str]) -> anyhow::Result<Job> {
-        let job = self.follow(self.begin(arguments)?.id)?;
+        let job = self.end_of(self.begin(arguments)?.id)?;
         ensure!(job.state == JobState::Done, "sockeye {}: {job:?}", arguments.join(" "));
         Ok(job)
     }
