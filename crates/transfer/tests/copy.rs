@@ -14,7 +14,7 @@ use protocol::session::Message;
 use protocol::{BLOCK, BlockMap, Fault};
 use replica::{Disk, FileDisk};
 use transfer::Reader;
-use transfer::copy::{Copied, Mark, Receiving, Wish, send};
+use transfer::copy::{Copied, Mark, Receiving, Taken, Wish, send};
 
 /// Several stretches, and an end inside a block.
 const SIZE: u64 = (40 << 20) + 12_288;
@@ -123,7 +123,10 @@ impl Pair {
             Ok(Arc::new(Failing { disk, writes: AtomicU64::new(writes) }))
         };
         let receiving = Receiving::new(Box::new(open), Mark::beside(&self.target()));
-        let receiving = Arc::new(tokio::sync::Mutex::new(receiving));
+        self.send_to(Arc::new(tokio::sync::Mutex::new(receiving)), wish).await
+    }
+
+    async fn send_to(&self, receiving: Arc<tokio::sync::Mutex<Receiving>>, wish: Wish) -> Result<Copied, Fault> {
         let read = Arc::new(AtomicU64::new(0));
         let disk = Arc::new(FileDisk::read_only(&self.source()).unwrap());
         let reader = Reader::disk((0, "disk".parse().unwrap()), disk, read.clone());
@@ -250,6 +253,32 @@ async fn a_copy_that_fails_leaves_its_mark_and_the_next_one_goes_on() {
     assert_eq!((copied.sync, copied.resumed), (Sync::Compare, true));
     let missing = data_blocks(&pair.source()) - 100;
     assert_eq!(copied.moved.changed.div_ceil(BLOCK), missing, "{copied:?}");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_sender_that_is_started_again_finds_the_same_receiver_waiting() {
+    let pair = Pair::new(6);
+    let path = pair.target();
+    let open = move |size| -> Result<Arc<dyn Disk>, Fault> {
+        let disk = if path.exists() { FileDisk::open(&path) } else { FileDisk::create(&path, size) };
+        Ok(Arc::new(disk.map_err(|error| Fault::new(code::COPY_TARGET, "it is locked", error.to_string()))?))
+    };
+    let mut receiving = Receiving::new(Box::new(open), Mark::beside(&pair.target()));
+    let (mut near, far) = Link::pair();
+    near.outgoing.say(Message::Copy { id: uuid::Uuid::new_v4(), size: SIZE }).await.unwrap();
+    let first = Frame::Data { sequence: 1, disk: 0, offset: 0, bytes: vec![1; 512].into() };
+    near.outgoing.send(&first).await.unwrap();
+    let talk = async {
+        near.incoming.message("readiness").await.unwrap();
+        drop(near);
+    };
+    let (taken, ()) = tokio::join!(receiving.take(far), talk);
+    assert_eq!(taken.unwrap(), Taken::Left);
+    assert!(pair.is_marked());
+
+    let receiving = Arc::new(tokio::sync::Mutex::new(receiving));
+    let copied = pair.send_to(receiving, Wish { sync: Sync::Full, verify: true, dry_run: false }).await.unwrap();
+    assert!(copied.resumed && pair.are_equal() && !pair.is_marked(), "{copied:?}");
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

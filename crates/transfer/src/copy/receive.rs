@@ -105,13 +105,12 @@ impl Receiving {
         let Message::Copy { id, size } = incoming.message("the announcement of a copy").await? else {
             return Err(broken("it does not begin with the announcement of a copy").into());
         };
-        let resume_after = match &self.now {
-            Some(now) if now.id == id && now.size == size => Some(now.written.taken),
-            _ => None,
-        };
-        let now = match (resume_after, self.now.take()) {
-            (Some(_), Some(now)) => now,
-            _ => Now { id, disk: (self.open)(size)?, size, written: Written::default() },
+        // Another copy's disk is let go of before it is opened anew: it is locked.
+        let same = self.now.take().filter(|now| now.id == id && now.size == size);
+        let resume_after = same.as_ref().map(|now| now.written.taken);
+        let now = match same {
+            Some(now) => now,
+            None => Now { id, disk: (self.open)(size)?, size, written: Written::default() },
         };
         let (disk, mark) = (now.disk.clone(), self.mark.clone());
         let now = self.now.insert(now);
