@@ -130,6 +130,8 @@ pub enum Message {
         id: uuid::Uuid,
         /// Bytes of the source.
         size: u64,
+        /// Whether only questions will be asked, and nothing is written.
+        dry_run: bool,
     },
     /// The target of a copy is ready for its frames.
     CopyReady {

@@ -147,6 +147,8 @@ fn another_host_is_copied_to_with_its_ticket_and_not_without() {
     assert!(!scene.path("target.raw").exists(), "somebody who was not let in made the target");
 
     let ticket = scene.text("ticket.pem");
+    let dry = report(&copy(&[&source, &place, "--ticket", &ticket, "--dry-run"]));
+    assert!(dry["changed_bytes"].as_u64().unwrap() > 0 && !scene.path("target.raw").exists(), "{dry}");
     let report = report(&copy(&[&source, &place, "--ticket", &ticket, "--connections", "3", "--verify"]));
     assert!(receiving.0.wait().unwrap().success() && scene.are_equal());
     // Half of it is data; the rest travels as ranges.

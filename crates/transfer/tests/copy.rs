@@ -118,7 +118,7 @@ impl Pair {
 
     async fn copy_as(&self, wish: Wish) -> Result<Copied, Fault> {
         let (path, writes) = (self.target(), self.writes);
-        let open = move |size| -> Result<Arc<dyn Disk>, Fault> {
+        let open = move |size, _| -> Result<Arc<dyn Disk>, Fault> {
             let disk = if path.exists() { FileDisk::open(&path) } else { FileDisk::create(&path, size) }.unwrap();
             Ok(Arc::new(Failing { disk, writes: AtomicU64::new(writes) }))
         };
@@ -259,13 +259,13 @@ async fn a_copy_that_fails_leaves_its_mark_and_the_next_one_goes_on() {
 async fn a_sender_that_is_started_again_finds_the_same_receiver_waiting() {
     let pair = Pair::new(6);
     let path = pair.target();
-    let open = move |size| -> Result<Arc<dyn Disk>, Fault> {
+    let open = move |size, _| -> Result<Arc<dyn Disk>, Fault> {
         let disk = if path.exists() { FileDisk::open(&path) } else { FileDisk::create(&path, size) };
         Ok(Arc::new(disk.map_err(|error| Fault::new(code::COPY_TARGET, "it is locked", error.to_string()))?))
     };
     let mut receiving = Receiving::new(Box::new(open), Mark::beside(&pair.target()));
     let (mut near, far) = Link::pair();
-    near.outgoing.say(Message::Copy { id: uuid::Uuid::new_v4(), size: SIZE }).await.unwrap();
+    near.outgoing.say(Message::Copy { id: uuid::Uuid::new_v4(), size: SIZE, dry_run: false }).await.unwrap();
     let first = Frame::Data { sequence: 1, disk: 0, offset: 0, bytes: vec![1; 512].into() };
     near.outgoing.send(&first).await.unwrap();
     let talk = async {
@@ -285,7 +285,7 @@ async fn a_sender_that_is_started_again_finds_the_same_receiver_waiting() {
 async fn a_sender_that_breaks_the_rules_changes_nothing() {
     let pair = Pair::new(5);
     let path = pair.target();
-    let open = move |size| -> Result<Arc<dyn Disk>, Fault> { Ok(Arc::new(FileDisk::create(&path, size).unwrap())) };
+    let open = move |size, _| -> Result<Arc<dyn Disk>, Fault> { Ok(Arc::new(FileDisk::create(&path, size).unwrap())) };
     let id = uuid::Uuid::new_v4();
     let data = |sequence, disk, offset| Frame::Data { sequence, disk, offset, bytes: vec![1; 512].into() };
     let question = Message::HashRequest { disk: 0, level: 3, offset: 0, length: 1 << 20 };
@@ -295,7 +295,7 @@ async fn a_sender_that_breaks_the_rules_changes_nothing() {
         let mut receiving = Receiving::new(Box::new(open.clone()), Mark::beside(&pair.target()));
         let (mut near, far) = Link::pair();
         let taken = tokio::spawn(async move { receiving.take(far).await });
-        near.outgoing.say(Message::Copy { id, size: 1 << 20 }).await.unwrap();
+        near.outgoing.say(Message::Copy { id, size: 1 << 20, dry_run: false }).await.unwrap();
         near.incoming.message("readiness").await.unwrap();
         near.outgoing.send(&frame).await.unwrap();
         // It may be refused already.

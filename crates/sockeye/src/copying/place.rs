@@ -50,14 +50,14 @@ pub async fn source(place: &Place) -> Result<(Reader, Arc<AtomicU64>), Fault> {
 }
 
 /// A target, opened once the source's size is known.
-pub fn target(place: &Place, state: &Path, dry_run: bool) -> Result<Receiving, Fault> {
+pub fn target(place: &Place, state: &Path) -> Result<Receiving, Fault> {
     match place.clone() {
         Place::Path(path) => {
             let mark = match is_plain(&path) {
                 true => Mark::beside(&path),
                 false => Mark::within(state, &path.to_string_lossy()),
             };
-            let open = move |size| {
+            let open = move |size, dry_run: bool| {
                 let disk: Arc<dyn Disk> = match (path.try_exists(), dry_run) {
                     // It would be made: nothing but zeroes is there.
                     (Ok(false), true) => Arc::new(Nothing(size)),
@@ -72,7 +72,7 @@ pub fn target(place: &Place, state: &Path, dry_run: bool) -> Result<Receiving, F
         Place::Export(uri) => {
             let mark = Mark::within(state, &uri.to_string());
             let runtime = Handle::current();
-            let open = move |size| {
+            let open = move |size, dry_run: bool| {
                 let options = Reader::options();
                 let connected = tokio::task::block_in_place(|| runtime.block_on(nbd::Client::connect(&uri, &options)));
                 let client = connected.map_err(|error| target_fault(&uri, &error))?;

@@ -24,8 +24,8 @@ const QUEUE: usize = 16;
 /// The sender hears about what was written at least each so many frames.
 const NOTICE: u64 = 64;
 
-/// Opens the target for a source of that many bytes.
-type Open = Box<dyn Fn(u64) -> Result<Arc<dyn Disk>, Fault> + Send + Sync>;
+/// Opens the target for a source of that many bytes, to be read only for a dry run.
+type Open = Box<dyn Fn(u64, bool) -> Result<Arc<dyn Disk>, Fault> + Send + Sync>;
 
 /// How a session of a copy ended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -102,7 +102,7 @@ impl Receiving {
     }
 
     async fn follow(&mut self, mut incoming: Incoming, outgoing: &mut Outgoing) -> Result<Taken, Ended> {
-        let Message::Copy { id, size } = incoming.message("the announcement of a copy").await? else {
+        let Message::Copy { id, size, dry_run } = incoming.message("the announcement of a copy").await? else {
             return Err(broken("it does not begin with the announcement of a copy").into());
         };
         // Another copy's disk is let go of before it is opened anew: it is locked.
@@ -110,7 +110,7 @@ impl Receiving {
         let resume_after = same.as_ref().map(|now| now.written.taken);
         let now = match same {
             Some(now) => now,
-            None => Now { id, disk: (self.open)(size)?, size, written: Written::default() },
+            None => Now { id, disk: (self.open)(size, dry_run)?, size, written: Written::default() },
         };
         let (disk, mark) = (now.disk.clone(), self.mark.clone());
         let now = self.now.insert(now);

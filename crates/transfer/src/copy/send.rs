@@ -61,7 +61,7 @@ pub async fn send(
     progress: &(dyn Fn(u64, u64) + Send + std::marker::Sync),
 ) -> Result<Copied, Fault> {
     let id = Uuid::new_v4();
-    let (mut session, ready) = begin(&dial, id, &reader, None).await?;
+    let (mut session, ready) = begin(&dial, (id, wish.dry_run), &reader, None).await?;
     let resumed = ready.unfinished;
     // What had arrived of another copy does not travel again; onto nothing there is nothing to compare with.
     let sync = match (wish.sync, &ready) {
@@ -91,7 +91,7 @@ pub async fn send(
             Err(Stopped::Fault(fault)) => return Err(fault),
             Err(Stopped::Link(error @ LinkError::Refused(_))) => return Err(error.fault()),
             Err(Stopped::Link(error)) => {
-                let (again, ready) = begin(&dial, id, &reader, Some(error)).await?;
+                let (again, ready) = begin(&dial, (id, wish.dry_run), &reader, Some(error)).await?;
                 session = again;
                 match ready.resume_after {
                     Some(after) => resume = Some((ready.key, after)),
@@ -113,7 +113,7 @@ pub async fn send(
 /// A session with a target that is ready, dialled again for a while after a link broke.
 async fn begin(
     dial: &impl AsyncFn() -> Result<Link, LinkError>,
-    id: Uuid,
+    (id, dry_run): (Uuid, bool),
     reader: &Reader,
     broken: Option<LinkError>,
 ) -> Result<(Session, Ready), Fault> {
@@ -122,7 +122,7 @@ async fn begin(
     loop {
         let ready = async {
             let mut session = Session::over(dial().await?);
-            match session.ask(Message::Copy { id, size: reader.size }, "the target's readiness").await? {
+            match session.ask(Message::Copy { id, size: reader.size, dry_run }, "the target's readiness").await? {
                 Message::CopyReady { has_content, unfinished, leaf_key: key, resume_after } => {
                     Ok((session, Ready { has_content, unfinished, key, resume_after }))
                 }
