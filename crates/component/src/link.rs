@@ -149,7 +149,7 @@ pub struct Outgoing {
 /// How long the other lanes of a link are still read after one has ended: when a peer closes them all, what it said last
 /// may be in another.
 const GRACE: Duration = Duration::from_secs(1);
-/// How long what is queued may take to leave after a link was given up.
+/// How long what is queued may take to leave after a link was given up, and how long a peer may take to hear why.
 const LAST_WORDS: Duration = Duration::from_secs(5);
 
 impl Link {
@@ -193,6 +193,18 @@ impl Link {
     pub fn is_from(&self, name: &str) -> bool {
         self.certificate.as_ref().is_some_and(|certificate| identity::is_named(certificate, name))
     }
+}
+
+/// Ends a link by saying why. What the peer was still sending is read and dropped for a while: a connection that is closed
+/// with unread bytes is reset, and a reset takes the reason from the peer.
+///
+/// # Errors
+/// [`LinkError::Io`]: nobody hears it.
+pub async fn refuse(incoming: &mut Incoming, mut outgoing: Outgoing, fault: Fault) -> Result<(), LinkError> {
+    outgoing.say(Message::Refused { fault }).await?;
+    let rest = async { while let Ok(Some(_)) = incoming.next().await {} };
+    let _ = tokio::time::timeout(LAST_WORDS, rest).await;
+    Ok(())
 }
 
 impl Incoming {

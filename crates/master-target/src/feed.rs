@@ -105,8 +105,9 @@ impl Feed {
     /// Prepares the batch, waits for the one before (whose number is given back) and begins to apply it.
     pub(crate) async fn start(&mut self, item: &Arc<Item>, batch: Vec<Numbered>) -> Result<Option<u64>, Fault> {
         let of = item.clone();
-        let ready = blocking(move || of.prepare(batch)).await?;
-        let before = self.finish().await?;
+        let ready = blocking(move || of.prepare(batch)).await;
+        // When the one before failed, its epoch is gone, and this one fails because of that.
+        let (before, ready) = (self.finish().await?, ready?);
         let of = item.clone();
         *self = Feed::Applying(tokio::spawn(blocking(move || of.apply(ready))));
         Ok(before)

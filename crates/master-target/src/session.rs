@@ -1,7 +1,7 @@
 //! The receiving end of a mover session.
 //!
 //! ```text
-//!   link ─► reader task ─┬─► bounded queue ─► batches ─► item.apply (blocking) ─► Received
+//!   link ─► reader ──────┬─► bounded queue ─► batches ─► item.apply (blocking) ─► Received
 //!                        └─► questions ─► Trees ─► Hashes        beside the batches, which do not wait for it
 //! ```
 //! While a batch is being journalled and written the next one arrives and is prepared ([`crate::feed`]); the queue's bound
@@ -10,7 +10,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use component::link::{Door, Incoming, Link, LinkError, Outgoing};
+use component::link::{Door, Incoming, Link, LinkError, Outgoing, refuse};
 use protocol::frame::Frame;
 use protocol::session::{MOST_ASKED, Message};
 use protocol::{Extent, Fault};
@@ -73,7 +73,7 @@ impl Drop for Session {
 }
 
 async fn greet(link: Link, shelf: &Shelf, me: AbortHandle, patience: Option<Duration>) -> Result<(), LinkError> {
-    let Link { mut incoming, mut outgoing, .. } = link;
+    let Link { mut incoming, outgoing, .. } = link;
     let hello = match patience {
         None => incoming.message("hello").await,
         Some(patience) => match tokio::time::timeout(patience, incoming.message("hello")).await {
@@ -91,16 +91,16 @@ async fn greet(link: Link, shelf: &Shelf, me: AbortHandle, patience: Option<Dura
         Ok(item) => serve(incoming, outgoing, item).await,
         Err(fault) => {
             tracing::warn!(peer = incoming.peer(), %fault, cause = %fault.cause, "a sender was not admitted");
-            outgoing.say(Message::Refused { fault }).await
+            refuse(&mut incoming, outgoing, fault).await
         }
     }
 }
 
-async fn serve(incoming: Incoming, mut outgoing: Outgoing, item: Arc<Item>) -> Result<(), LinkError> {
+async fn serve(mut incoming: Incoming, mut outgoing: Outgoing, item: Arc<Item>) -> Result<(), LinkError> {
     let of = item.clone();
     let leaves = match blocking(move || of.leaves().map_err(|error| of.fault(&error))).await {
         Ok(leaves) => leaves,
-        Err(fault) => return outgoing.say(Message::Refused { fault }).await,
+        Err(fault) => return refuse(&mut incoming, outgoing, fault).await,
     };
     outgoing
         .say(Message::Welcome {
@@ -115,17 +115,21 @@ async fn serve(incoming: Incoming, mut outgoing: Outgoing, item: Arc<Item>) -> R
     drop(leaves);
     let (queue, mut queued) = mpsc::channel(QUEUE);
     let (ask, asked) = mpsc::channel(MOST_ASKED);
-    let reader = tokio::spawn(read(incoming, queue, ask));
     let outgoing = Mutex::new(outgoing);
+    let reading = async {
+        read(&mut incoming, queue, ask).await;
+        // What it handed on is still to be done.
+        std::future::pending::<std::convert::Infallible>().await
+    };
     let result = tokio::select! {
         result = follow(&mut queued, &outgoing, &item) => result,
         result = hash(trees, asked, &outgoing) => result,
+        never = reading => match never {},
     };
-    reader.abort();
     match result {
         Err(Ended::Refuse(fault)) => {
             tracing::warn!(item = %item.id(), %fault, cause = %fault.cause, "a session is refused");
-            outgoing.into_inner().say(Message::Refused { fault }).await
+            refuse(&mut incoming, outgoing.into_inner(), fault).await
         }
         Err(Ended::Link(error)) => Err(error),
         Ok(()) => Ok(()),
@@ -150,7 +154,7 @@ impl From<Fault> for Ended {
 }
 
 /// Hands on what comes: questions for hashes to `ask`, all else to `queue`.
-async fn read(mut incoming: Incoming, queue: mpsc::Sender<Queued>, ask: mpsc::Sender<Question>) {
+async fn read(incoming: &mut Incoming, queue: mpsc::Sender<Queued>, ask: mpsc::Sender<Question>) {
     loop {
         let next = match incoming.next().await {
             Ok(Some((Frame::Message(Message::HashRequest { disk, level, offset, length }), _))) => {

@@ -65,6 +65,9 @@ impl Session {
     /// # Errors
     /// The link ended; if the target said why, that.
     pub async fn send(&mut self, frame: &Frame) -> Result<u64, LinkError> {
+        if self.reader.is_finished() {
+            return Err(self.last_words(gone(std::io::ErrorKind::BrokenPipe)).await);
+        }
         match self.outgoing.send(frame).await {
             Ok(checksum) => Ok(checksum),
             Err(error) => Err(self.last_words(error).await),

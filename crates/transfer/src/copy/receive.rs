@@ -4,7 +4,7 @@ use std::io;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use component::link::{Incoming, Link, LinkError, Outgoing};
+use component::link::{Incoming, Link, LinkError, Outgoing, refuse};
 use protocol::epoch::EpochTotals;
 use protocol::fault::code;
 use protocol::frame::Frame;
@@ -89,19 +89,19 @@ impl Receiving {
     /// # Errors
     /// The target cannot be used or the sender breaks the rules (it was told), or the link ended in the middle.
     pub async fn take(&mut self, link: Link) -> Result<Taken, Fault> {
-        let Link { incoming, mut outgoing, .. } = link;
-        match self.follow(incoming, &mut outgoing).await {
+        let Link { mut incoming, mut outgoing, .. } = link;
+        match self.follow(&mut incoming, &mut outgoing).await {
             Ok(taken) => Ok(taken),
             Err(Ended::Link(error)) => Err(error.fault()),
             Err(Ended::Fault(fault)) => {
                 // Whether it hears that or not.
-                let _ = outgoing.say(Message::Refused { fault: fault.clone() }).await;
+                let _ = refuse(&mut incoming, outgoing, fault.clone()).await;
                 Err(fault)
             }
         }
     }
 
-    async fn follow(&mut self, mut incoming: Incoming, outgoing: &mut Outgoing) -> Result<Taken, Ended> {
+    async fn follow(&mut self, incoming: &mut Incoming, outgoing: &mut Outgoing) -> Result<Taken, Ended> {
         let Message::Copy { id, size, dry_run } = incoming.message("the announcement of a copy").await? else {
             return Err(broken("it does not begin with the announcement of a copy").into());
         };
@@ -129,7 +129,7 @@ impl Receiving {
         let writer = Writer { disk: disk.clone(), size, mark: mark.clone(), through: through.clone(), news };
         let written = now.written.clone();
         let writing = tokio::task::spawn_blocking(move || writer.write(queued, written));
-        let end = relay(&mut incoming, outgoing, &mut trees, queue, (&mut newly, &through)).await;
+        let end = relay(incoming, outgoing, &mut trees, queue, (&mut newly, &through)).await;
         let (written, failed) = writing.await.map_err(|error| unusable("written", &io::Error::other(error)))?;
         let began = written.taken > 0;
         now.written = written;
@@ -161,7 +161,7 @@ impl Receiving {
     }
 
     /// Answers questions about the finished target, if the sender has any.
-    async fn verify(&self, mut incoming: Incoming, outgoing: &mut Outgoing, mut trees: Trees) -> Result<Taken, Ended> {
+    async fn verify(&self, incoming: &mut Incoming, outgoing: &mut Outgoing, mut trees: Trees) -> Result<Taken, Ended> {
         trees.forget();
         loop {
             tokio::select! {
