@@ -88,6 +88,7 @@ fn described() -> OpenApiRouter<Control> {
         .routes(routes!(jobs::retry))
         .routes(routes!(fleet::sites))
         .routes(routes!(fleet::components))
+        .routes(routes!(fleet::bandwidth))
         .routes(routes!(fleet::machines))
         .routes(routes!(fleet::audit))
         .routes(routes!(events::events))

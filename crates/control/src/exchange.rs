@@ -197,12 +197,12 @@ impl Control {
             let wishes = match component.registration.role {
                 Role::ProcessServer => {
                     let replications = items.iter().filter_map(|item| replication(&fleet, item, name)).collect();
-                    Wishes { replications, keepings: vec![] }
+                    Wishes { replications, keepings: vec![], bandwidth: component.bandwidth.clone() }
                 }
                 Role::MasterTarget => {
                     let site = &component.registration.site;
                     let keepings = items.iter().filter_map(|item| keeping(&fleet, item, site, name)).collect();
-                    Wishes { replications: vec![], keepings }
+                    Wishes { replications: vec![], keepings, ..Wishes::default() }
                 }
             };
             let digest = blake3::hash(to_text(&wishes)?.as_bytes()).to_hex().to_string();
@@ -235,6 +235,7 @@ fn keeping(fleet: &Fleet, item: &Item, site: &SiteName, component: &str) -> Opti
         policy: item.policy.clone(),
         rpo_limit_ms: item.rpo_limit_ms,
         interval_ms: item.interval_ms,
+        bandwidth: item.bandwidth.clone(),
     };
     (item.home == *site || item.away == *site).then(|| Keeping {
         item: item.name.clone(),
@@ -265,7 +266,7 @@ fn sender(fleet: &Fleet, item: &Item, component: &str) -> Option<Peer> {
 }
 
 /// What `component` has to do with `item` in the way of replication.
-fn replication(fleet: &Fleet, item: &Item, component: &str) -> Option<Replication> {
+pub(crate) fn replication(fleet: &Fleet, item: &Item, component: &str) -> Option<Replication> {
     let wish = item.active_wish()?;
     let from = item.stage.runs_at();
     if fleet.at(item.site(from), Role::ProcessServer)? != component {
@@ -288,5 +289,6 @@ fn replication(fleet: &Fleet, item: &Item, component: &str) -> Option<Replicatio
         interval_ms: item.interval_ms,
         offline: wish.offline,
         quiesced: wish.quiesced,
+        bandwidth: item.bandwidth.clone(),
     })
 }

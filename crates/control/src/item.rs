@@ -8,6 +8,7 @@
 //! replication behind. Rows are changed by compare-and-swap through [`update`]; the stage only through [`Item::hear`],
 //! which asks the table.
 
+use protocol::bandwidth::Bandwidth;
 use protocol::fault::{Fault, code};
 use protocol::id::{Attempt, ItemId, Lineage, PolicyName, SiteName};
 use protocol::machine::{MachineSpec, Settled};
@@ -99,6 +100,9 @@ pub struct Item {
     /// Which recovery points are kept.
     #[serde(default)]
     pub retention: Retention,
+    /// How fast it may be replicated.
+    #[serde(default)]
+    pub bandwidth: Bandwidth,
     /// The copy at home.
     pub home_copy: Copy,
     /// The copy away.

@@ -21,6 +21,7 @@ pub mod stage_page;
 pub mod stage_table;
 
 mod audit;
+mod bandwidth;
 mod beside;
 mod checks;
 mod clock;

@@ -210,10 +210,11 @@ impl Duty for ProcessServer {
     }
 
     async fn follow(&self, wishes: Wishes) {
-        let Wishes { replications, keepings: _ } = wishes;
-        if let Err(error) = self.means.keep.set_replications(&replications) {
+        let Wishes { replications, keepings: _, bandwidth } = wishes;
+        if let Err(error) = self.means.keep.set_wishes(&replications, &bandwidth) {
             tracing::warn!(%error, "the list of replications could not be kept; a restart would wait for control");
         }
+        self.means.cap.set(bandwidth);
         self.adjust(replications).await;
     }
 

@@ -105,6 +105,11 @@ impl Epoch {
         self.flow.moved(session)
     }
 
+    /// The session broke, and another will take its place.
+    pub(crate) fn leave(&mut self, session: &Session) {
+        self.flow.leave(session);
+    }
+
     /// The target goes on with what an earlier attempt had brought: what it already has does not travel again.
     fn compare_first(&mut self, session: &Session) -> Result<(), Fault> {
         if let Some(waiting) = self.flow.waiting() {

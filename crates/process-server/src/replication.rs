@@ -14,6 +14,7 @@
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
+use component::cap::{Cap, Hurry, Limit, Pace};
 use component::clock::now_ms;
 use component::link::LinkError;
 use platforms::{Capture, Platform};
@@ -21,6 +22,7 @@ use protocol::epoch::{Point, PointKind};
 use protocol::fault::code;
 use protocol::machine::Power;
 use protocol::order::{Moved, Outcome, Progress, Replication, ReplicationPhase, ReplicationStatus};
+use protocol::replication::{CapOf, Capped};
 use protocol::{Attempt, Fault};
 use tokio::sync::{Notify, mpsc, oneshot, watch};
 use tokio::time::Instant;
@@ -39,8 +41,15 @@ const BACKOFF: (Duration, Duration) = (Duration::from_millis(200), Duration::fro
 
 /// What a running replication can be asked.
 pub(crate) enum Ask {
-    /// Send the last epoch of a machine that stands still. The answer is dropped if nobody waits any more.
-    Final(oneshot::Sender<Result<Outcome, Fault>>),
+    /// Send the last epoch of a machine that stands still.
+    Final(Final),
+}
+
+/// Somebody waits for the last epoch, and a machine with him: until then no cap holds the replication up (decision 0018).
+pub(crate) struct Final {
+    /// Dropped if nobody waits any more.
+    answer: oneshot::Sender<Result<Outcome, Fault>>,
+    _hurry: Hurry,
 }
 
 /// What all replications of a process server have in common.
@@ -49,6 +58,8 @@ pub(crate) struct Means {
     pub(crate) platform: Arc<dyn Platform>,
     pub(crate) keep: Arc<Keep>,
     pub(crate) reach: Reach,
+    /// What they all may send together.
+    pub(crate) cap: Arc<Cap>,
     /// Has control told of what is new.
     pub(crate) news: Arc<Notify>,
 }
@@ -56,6 +67,7 @@ pub(crate) struct Means {
 /// A replication at work.
 pub(crate) struct Running {
     wish: watch::Sender<Replication>,
+    pace: Arc<Pace>,
     asks: mpsc::Sender<Ask>,
     status: Arc<Mutex<ReplicationStatus>>,
     stop: watch::Sender<bool>,
@@ -65,12 +77,14 @@ pub(crate) struct Running {
 impl Running {
     pub(crate) fn begin(wish: Replication, means: Means) -> Running {
         let status = Arc::new(Mutex::new(fresh_status(&wish)));
+        let pace = Arc::new(Pace::new(wish.bandwidth.clone(), means.cap.clone()));
         let (wishes, wished) = watch::channel(wish);
         let (asks, asked) = mpsc::channel(8);
         let (stop, stopped) = watch::channel(false);
-        let worker = Worker { wish: wished, asks: asked, status: status.clone(), means, finals: Vec::new() };
+        let (status_of, pace_of) = (status.clone(), pace.clone());
+        let worker = Worker { wish: wished, asks: asked, status: status_of, pace: pace_of, means, finals: Vec::new() };
         let task = tokio::spawn(worker.run(stopped));
-        Running { wish: wishes, asks, status, stop, task }
+        Running { wish: wishes, pace, asks, status, stop, task }
     }
 
     /// Whether `wish` can be taken over without a new beginning.
@@ -86,18 +100,23 @@ impl Running {
     }
 
     pub(crate) fn take_over(&self, wish: Replication) {
+        self.pace.set(wish.bandwidth.clone());
         self.wish.send_replace(wish);
     }
 
     pub(crate) fn status(&self) -> ReplicationStatus {
-        lock(&self.status).clone()
+        let capped = self.pace.limit().map(|limit| match limit {
+            Limit::Own(bits_per_second) => Capped { by: CapOf::Policy, bits_per_second },
+            Limit::Shared(bits_per_second) => Capped { by: CapOf::Component, bits_per_second },
+        });
+        ReplicationStatus { capped, ..lock(&self.status).clone() }
     }
 
     /// Asks for the last epoch. The receiver hears the outcome; it may take as long as the link needs.
     pub(crate) async fn final_delta(&self) -> oneshot::Receiver<Result<Outcome, Fault>> {
         let (answer, answered) = oneshot::channel();
         // A worker that is gone drops the sender, which the receiver notices.
-        let _ = self.asks.send(Ask::Final(answer)).await;
+        let _ = self.asks.send(Ask::Final(Final { answer, _hurry: self.pace.hurry() })).await;
         answered
     }
 
@@ -130,6 +149,7 @@ fn fresh_status(wish: &Replication) -> ReplicationStatus {
         pauses_us: Vec::new(),
         rpo_ms: Vec::new(),
         fault: None,
+        capped: None,
     }
 }
 
@@ -139,8 +159,9 @@ struct Worker {
     wish: watch::Receiver<Replication>,
     asks: mpsc::Receiver<Ask>,
     status: Arc<Mutex<ReplicationStatus>>,
+    pace: Arc<Pace>,
     means: Means,
-    finals: Vec<oneshot::Sender<Result<Outcome, Fault>>>,
+    finals: Vec<Final>,
 }
 
 impl Worker {
@@ -183,7 +204,7 @@ impl Worker {
     /// Opens everything and sends epochs until something fails.
     async fn round(&mut self, slot: &mut Slot) -> Result<std::convert::Infallible, Fault> {
         let wish = self.wish.borrow().clone();
-        let mut session = Session::open(&self.means.reach, &wish).await.map_err(|error| error.fault())?;
+        let mut session = self.open(&wish).await.map_err(|error| error.fault())?;
         *slot = None;
         let capture = slot.insert(self.means.platform.capture(&wish.machine, wish.lineage).await?);
         settle_predecessor(capture.as_mut(), session.target.newest).await?;
@@ -212,7 +233,7 @@ impl Worker {
     /// Returns when the next epoch is due: true for the last one, which was asked for.
     async fn wait_for_turn(&mut self, due: Instant) -> bool {
         loop {
-            self.finals.retain(|answer| !answer.is_closed());
+            self.finals.retain(|wanted| !wanted.answer.is_closed());
             if !self.finals.is_empty() {
                 return true;
             }
@@ -227,7 +248,7 @@ impl Worker {
             tokio::select! {
                 () = tokio::time::sleep_until(due), if !quiesced => return false,
                 asked = self.asks.recv() => match asked {
-                    Some(Ask::Final(answer)) => self.finals.push(answer),
+                    Some(Ask::Final(wanted)) => self.finals.push(wanted),
                     None => std::future::pending().await,
                 },
                 changed = self.wish.changed() => if changed.is_err() { std::future::pending().await },
@@ -315,6 +336,7 @@ impl Worker {
                 }
                 Err(Stopped::Link(error)) => error.fault(),
             };
+            epoch.leave(session);
             let since = *broken_since.get_or_insert_with(Instant::now);
             lock(&self.status).fault = Some(fault.clone());
             match self.reopen(wish, since).await {
@@ -337,10 +359,14 @@ impl Worker {
         }
     }
 
+    async fn open(&self, wish: &Replication) -> Result<Session, LinkError> {
+        Session::open(&self.means.reach, wish, self.pace.clone()).await
+    }
+
     /// A new session within the patience that an open cut has.
     async fn reopen(&self, wish: &Replication, since: Instant) -> Option<Session> {
         while since.elapsed() < CUT_PATIENCE {
-            match Session::open(&self.means.reach, wish).await {
+            match self.open(wish).await {
                 Ok(session) => return Some(session),
                 Err(LinkError::Refused(_)) => return None,
                 Err(_) => tokio::time::sleep(BACKOFF.0 * 2).await,
@@ -397,8 +423,8 @@ impl Worker {
     }
 
     fn answer_finals(&mut self, outcome: Outcome) {
-        for answer in self.finals.drain(..) {
-            let _ = answer.send(Ok(outcome.clone()));
+        for wanted in self.finals.drain(..) {
+            let _ = wanted.answer.send(Ok(outcome.clone()));
         }
     }
 }

@@ -17,6 +17,7 @@ use std::collections::BTreeMap;
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
+use crate::bandwidth::Bandwidth;
 use crate::beside::ServedDisk;
 use crate::difference::{Difference, Pair};
 use crate::epoch::{DiskSize, Point};
@@ -102,6 +103,9 @@ pub struct Wishes {
     pub replications: Vec<Replication>,
     /// What a master target should be keeping. An item that is not named stays as it is.
     pub keepings: Vec<Keeping>,
+    /// How fast a process server may send in all.
+    #[serde(default)]
+    pub bandwidth: Bandwidth,
 }
 
 /// An order with the number under which its outcome is reported.

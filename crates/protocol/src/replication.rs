@@ -7,6 +7,7 @@
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
+use crate::bandwidth::Bandwidth;
 use crate::epoch::Point;
 use crate::fault::Fault;
 use crate::id::{ItemId, Lineage};
@@ -95,6 +96,9 @@ pub struct Replication {
     pub offline: bool,
     /// No regular epochs: a final delta or a settle is under way.
     pub quiesced: bool,
+    /// How fast it may go. A change of it is no new beginning.
+    #[serde(default)]
+    pub bandwidth: Bandwidth,
 }
 
 /// How one replication stands.
@@ -126,6 +130,37 @@ pub struct ReplicationStatus {
     pub rpo_ms: Vec<u64>,
     /// What hinders it at the moment, if anything does.
     pub fault: Option<Fault>,
+    /// The bandwidth cap that it waits for, or has just waited for.
+    #[serde(default)]
+    pub capped: Option<Capped>,
+}
+
+/// A bandwidth cap that is felt.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct Capped {
+    /// Whose it is.
+    pub by: CapOf,
+    /// How much it is (bits per second).
+    pub bits_per_second: u64,
+}
+
+/// Whose bandwidth cap it is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum CapOf {
+    /// That of the item's policy.
+    Policy,
+    /// That of the process server, for all that it sends.
+    Component,
+}
+
+impl std::fmt::Display for CapOf {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(match self {
+            CapOf::Policy => "the policy",
+            CapOf::Component => "the process server",
+        })
+    }
 }
 
 /// What a replication is doing.
@@ -171,6 +206,15 @@ pub struct Moved {
     pub read_target: u64,
     /// Bytes sent over the connection, both ways.
     pub sent: u64,
+    /// Blocks that travelled compressed.
+    #[serde(default)]
+    pub blocks_compressed: u64,
+    /// Blocks that travelled as they are: they do not shrink, or the line was quicker than compressing.
+    #[serde(default)]
+    pub blocks_plain: u64,
+    /// Bytes that compression kept off the connection.
+    #[serde(default)]
+    pub saved: u64,
 }
 
 impl std::ops::AddAssign for Moved {
@@ -179,5 +223,8 @@ impl std::ops::AddAssign for Moved {
         self.read_source += other.read_source;
         self.read_target += other.read_target;
         self.sent += other.sent;
+        self.blocks_compressed += other.blocks_compressed;
+        self.blocks_plain += other.blocks_plain;
+        self.saved += other.saved;
     }
 }

@@ -20,6 +20,7 @@
 //!   POST /api/v1/jobs/{id}/cancel
 //!   POST /api/v1/jobs/{id}/retry
 //!   GET  /api/v1/sites  /components  /machines?site=
+//!   PUT  /api/v1/components/{name}/bandwidth         SetBandwidth → BandwidthEffect
 //!   GET  /api/v1/audit                               [AuditEntry], oldest first
 //!   GET  /metrics                                    Prometheus text
 //!   GET  /api/v1/events                              server-sent events: a Job or an ItemView that changed
@@ -33,6 +34,7 @@
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
+use crate::bandwidth::Bandwidth;
 use crate::beside::{ServedView, TestMachine};
 use crate::epoch::Point;
 use crate::fault::Fault;
@@ -317,6 +319,36 @@ pub struct ComponentView {
     pub seen_at_ms: i64,
     /// Whether that was recently enough to count as connected.
     pub connected: bool,
+    /// How fast it may send in all (a process server).
+    #[serde(default)]
+    pub bandwidth: Bandwidth,
+}
+
+/// Says how fast a process server may send in all.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct SetBandwidth {
+    /// From now on.
+    pub bandwidth: Bandwidth,
+    /// Only tells what it would do.
+    #[serde(default)]
+    pub preview: bool,
+    /// For the audit log.
+    pub reason: Option<String>,
+}
+
+/// What another bandwidth of a process server means.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct BandwidthEffect {
+    /// The process server.
+    pub component: String,
+    /// What was in force.
+    pub before: Bandwidth,
+    /// What comes into force.
+    pub bandwidth: Bandwidth,
+    /// Whether nothing changes, because it is so already.
+    pub already: bool,
+    /// The items that it sends now: together they have that much.
+    pub items: Vec<ItemId>,
 }
 
 /// The answer to a registration.

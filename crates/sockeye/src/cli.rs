@@ -12,6 +12,7 @@
 //! This page only says what can be typed; `verb/` and `roles/` do it. Names are checked here, before anything is sent:
 //! what cannot be understood ends with exit code 2 and nothing has happened.
 
+mod bandwidth;
 mod copy;
 mod history;
 mod machine;
@@ -24,6 +25,7 @@ use std::time::Duration;
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use protocol::id::{Attempt, ItemId, SiteName};
 
+pub use bandwidth::SetComponent;
 pub use copy::{Copy, CopySync, Place, Receive};
 pub use history::{AddPolicy, OnPoint, PointVerb, PolicyVerb, Sure};
 pub use machine::{Disk, VmDefine, VmLocal, VmStop};
@@ -289,6 +291,14 @@ pub enum ComponentVerb {
         /// Its name
         name: String,
     },
+    /// Say how fast a process server may send in all, whatever the policies of its items say
+    #[command(after_help = "\
+It is felt at once by what is under way, and needs no new session. Without options every cap of its own is taken away. An
+example that leaves most of the line to others in office hours:
+  sockeye component set paris-process-server --bandwidth 500mbit --bandwidth-window mon-fri@08:00-18:00=50mbit \\
+      --bandwidth-offset +01:00
+The last changes of a machine that is shut down for a move are never held back.")]
+    Set(SetComponent),
 }
 
 #[derive(Debug, Subcommand)]

@@ -13,7 +13,7 @@ use std::collections::VecDeque;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use component::link::LinkError;
+use component::link::{LinkError, Traffic};
 use protocol::epoch::EpochTotals;
 use protocol::fault::code;
 use protocol::leaf::LeafKey;
@@ -68,7 +68,10 @@ pub struct Flow {
     next_sequence: u64,
     read: Arc<AtomicU64>,
     sent_bytes: u64,
-    wire_before: u64,
+    /// What went over links that broke.
+    earlier: Moved,
+    /// What had gone over its session's link before.
+    before: Traffic,
 }
 
 impl Flow {
@@ -86,7 +89,8 @@ impl Flow {
             next_sequence: 1,
             read,
             sent_bytes: 0,
-            wire_before: session.bytes(),
+            earlier: Moved::default(),
+            before: session.traffic(),
         }
     }
 
@@ -178,11 +182,26 @@ impl Flow {
             Source::Compare(compare) => compare.read_there(),
             Source::Pieces(_) => 0,
         };
+        let mut moved = self.earlier;
+        moved += self.travelled(session);
+        Moved { changed: self.sent_bytes, read_source: self.read.load(Ordering::Relaxed), read_target, ..moved }
+    }
+
+    /// Takes note of what was moved in a session that broke; all that its successor moves counts too.
+    pub fn leave(&mut self, session: &Session) {
+        self.earlier += self.travelled(session);
+        self.before = Traffic::default();
+    }
+
+    /// What went over a session's link on its account.
+    fn travelled(&self, session: &Session) -> Moved {
+        let (now, before) = (session.traffic(), &self.before);
         Moved {
-            changed: self.sent_bytes,
-            read_source: self.read.load(Ordering::Relaxed),
-            read_target,
-            sent: session.bytes().saturating_sub(self.wire_before),
+            sent: now.bytes.saturating_sub(before.bytes),
+            blocks_compressed: now.blocks_compressed.saturating_sub(before.blocks_compressed),
+            blocks_plain: now.blocks_plain.saturating_sub(before.blocks_plain),
+            saved: now.saved.saturating_sub(before.saved),
+            ..Moved::default()
         }
     }
 

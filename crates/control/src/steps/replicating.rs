@@ -1,5 +1,6 @@
 //! Steps that remember an item, turn its replication on and off, and wait for the first copy.
 
+use protocol::bandwidth::Bandwidth;
 use protocol::fault::{Fault, code};
 use protocol::id::{Attempt, Lineage, PolicyName, SiteName};
 use protocol::order::{Order, Role, Sync};
@@ -42,6 +43,7 @@ impl Context<'_> {
             policy: policy.clone(),
             rpo_limit_ms: 0,
             retention: Retention::default(),
+            bandwidth: Bandwidth::default(),
             home_copy: Copy { authored: Some(1), ..Copy::default() },
             away_copy: Copy { at_rest: true, ..Copy::default() },
             wish: None,

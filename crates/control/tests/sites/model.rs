@@ -200,6 +200,7 @@ impl Model {
             pauses_us: vec![],
             rpo_ms: vec![],
             fault: None,
+            capped: None,
         };
         if !wish.quiesced
             && let Err(why) = self.epoch(at, wish, PointKind::CrashConsistent)
@@ -265,7 +266,7 @@ impl Model {
         replica.position =
             Some(Position { lineage: wish.lineage, base: attempt, authored: None, changes: Changes::none() });
         if first {
-            let moved = Moved { changed, read_source: changed, read_target: 0, sent: changed };
+            let moved = Moved { changed, read_source: changed, sent: changed, ..Moved::default() };
             vm.first_sent = Some((wish.generation, wish.token.clone(), moved, distrust, sync));
         }
         (vm.map, vm.since, vm.newest) = (Some(BlockMap::new()), attempt, Some(point.clone()));

@@ -13,6 +13,8 @@ const WORTH_A_LIE: usize = 32 << 10;
 struct Hand {
     target: Mutex<String>,
     flips: AtomicU64,
+    /// Connections that were ever made.
+    made: AtomicU64,
     /// Bytes that went from sender to receiver, and how many may before the line is held.
     passed: AtomicU64,
     hold_at: AtomicU64,
@@ -43,6 +45,7 @@ impl Wire {
         let hand = Arc::new(Hand {
             target: Mutex::default(),
             flips: AtomicU64::new(0),
+            made: AtomicU64::new(0),
             passed: AtomicU64::new(0),
             hold_at: AtomicU64::new(u64::MAX),
             caught: AtomicU64::new(0),
@@ -88,6 +91,11 @@ impl Wire {
         *self.hand.held.borrow()
     }
 
+    /// Connections that were ever made through it.
+    pub fn made(&self) -> u64 {
+        self.hand.made.load(Ordering::SeqCst)
+    }
+
     /// Bytes that went from sender to receiver.
     pub fn passed(&self) -> u64 {
         self.hand.passed.load(Ordering::SeqCst)
@@ -107,6 +115,7 @@ impl Wire {
 async fn listen(listener: TcpListener, hand: Arc<Hand>) {
     loop {
         let Ok((near, _)) = listener.accept().await else { continue };
+        hand.made.fetch_add(1, Ordering::SeqCst);
         let target = hand.target.lock().unwrap().clone();
         let hand = hand.clone();
         tokio::spawn(async move {

@@ -181,9 +181,9 @@ fn verified(found: &Verified) -> String {
 }
 
 fn moved(moved: &Moved) -> String {
-    let Moved { changed, read_source, read_target, sent } = *moved;
-    let [changed, source, target, sent] = [changed, read_source, read_target, sent].map(words::bytes);
-    format!("{changed} changed; {source} read at the source, {target} at the target; {sent} sent")
+    let Moved { changed, read_source, read_target, .. } = *moved;
+    let [changed, source, target] = [changed, read_source, read_target].map(words::bytes);
+    format!("{changed} changed; {source} read at the source, {target} at the target; {}", words::sent(moved))
 }
 
 fn push_block(text: &mut String, block: &str) {
@@ -219,7 +219,15 @@ mod tests {
         job.figures = Figures {
             sync: Some(Sync::Compare),
             distrust: Some("no change map survived".into()),
-            first: Some(Moved { changed: 1 << 20, read_source: 1 << 30, read_target: 1 << 30, sent: 2 << 20 }),
+            first: Some(Moved {
+                changed: 1 << 20,
+                read_source: 1 << 30,
+                read_target: 1 << 30,
+                sent: 2 << 20,
+                blocks_compressed: 5,
+                blocks_plain: 2,
+                saved: 3 << 20,
+            }),
             downtime_ms: Some(2300),
             ..Figures::default()
         };
@@ -227,7 +235,8 @@ mod tests {
         for part in [
             "job 7 (unplanned failover of web01): done after 3.0 s",
             "compare, because no change map survived",
-            "1.0 MiB changed; 1.0 GiB read at the source, 1.0 GiB at the target; 2.0 MiB sent",
+            "1.0 MiB changed; 1.0 GiB read at the source, 1.0 GiB at the target; 2.0 MiB sent (3.0 MiB spared: 5 of 7 blocks were \
+             compressed)",
             "downtime    2.3 s",
             "next: sockeye commit web01",
         ] {

@@ -1,10 +1,11 @@
 //! The verbs that only look: ask once, print, done.
 
 use protocol::id::ItemId;
-use protocol::rest::Health;
+use protocol::rest::{Health, SetBandwidth};
 
 use super::Desk;
-use crate::cli::{ComponentVerb, Global, ItemVerb, Points, Status, VmVerb};
+use super::history::agreed;
+use crate::cli::{ComponentVerb, Global, ItemVerb, Points, SetComponent, Status, VmVerb};
 use crate::ending::{Ending, Trouble};
 use crate::fault;
 use crate::show::table::facts;
@@ -62,13 +63,14 @@ pub async fn points(desk: &Desk, wanted: Points) -> Result<Ending, Trouble> {
     Ok(Ending::Done)
 }
 
-/// `component list | show`.
+/// `component list | show | set`.
 ///
 /// # Errors
 /// The component is unknown, or the server was not reached.
 pub async fn component(desk: &Desk, verb: ComponentVerb) -> Result<Ending, Trouble> {
     let components = desk.client.components().await?;
     match verb {
+        ComponentVerb::Set(set) => return cap(desk, set).await,
         ComponentVerb::List => {
             desk.screen.result(&components.document, &list::components(&components.read, words::now_ms()));
         }
@@ -86,6 +88,21 @@ pub async fn component(desk: &Desk, verb: ComponentVerb) -> Result<Ending, Troub
             };
             desk.screen.result(document, &list::component(component, words::now_ms()));
         }
+    }
+    Ok(Ending::Done)
+}
+
+async fn cap(desk: &Desk, SetComponent { name, bandwidth, sure }: SetComponent) -> Result<Ending, Trouble> {
+    let bandwidth = bandwidth.typed();
+    let wanted = |preview| SetBandwidth { bandwidth: bandwidth.clone(), preview, reason: sure.reason.clone() };
+    let effect = desk.client.set_bandwidth(&name, &wanted(true)).await?;
+    desk.screen.say(&list::bandwidth(&effect.read));
+    if effect.read.already {
+        desk.screen.document(&effect.document);
+        desk.screen.say("it is so already: nothing to do");
+    } else if agreed(desk, "Do this?", &sure, &effect.document).await? {
+        let done = desk.client.set_bandwidth(&name, &wanted(false)).await?;
+        desk.screen.result(&done.document, &format!("{name} sends at most: {bandwidth}"));
     }
     Ok(Ending::Done)
 }
