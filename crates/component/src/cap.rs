@@ -123,7 +123,7 @@ impl Level {
 }
 
 /// The caps that a session is under.
-pub struct Pace {
+pub struct Throttle {
     own: Cap,
     shared: Arc<Cap>,
     /// How many want it to go as fast as it can.
@@ -139,10 +139,10 @@ pub enum Limit {
     Shared(u64),
 }
 
-impl Pace {
+impl Throttle {
     /// A session under a cap of its own and one that it shares.
-    pub fn new(own: Bandwidth, shared: Arc<Cap>) -> Pace {
-        Pace { own: Cap::new(own), shared, hurries: watch::Sender::new(0) }
+    pub fn new(own: Bandwidth, shared: Arc<Cap>) -> Throttle {
+        Throttle { own: Cap::new(own), shared, hurries: watch::Sender::new(0) }
     }
 
     /// Changes its own cap.
@@ -151,7 +151,7 @@ impl Pace {
     }
 
     /// Lifts both caps for the session, for as long as what is given back is kept.
-    pub fn hurry(self: &Arc<Pace>) -> Hurry {
+    pub fn hurry(self: &Arc<Throttle>) -> Hurry {
         self.hurries.send_modify(|hurries| *hurries += 1);
         Hurry(self.clone())
     }
@@ -188,7 +188,7 @@ impl Pace {
 }
 
 /// Keeps a session's caps lifted.
-pub struct Hurry(Arc<Pace>);
+pub struct Hurry(Arc<Throttle>);
 
 impl Drop for Hurry {
     fn drop(&mut self) {

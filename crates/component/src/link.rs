@@ -35,7 +35,7 @@ use rustls::pki_types::CertificateDer;
 use tokio::sync::watch;
 use tokio::task::JoinSet;
 
-use crate::cap::Pace;
+use crate::cap::Throttle;
 pub use dial::{CONNECTIONS, Dialler};
 pub use door::{Door, Listen};
 use lane::{Connection, Inlet, Outlet};
@@ -147,13 +147,13 @@ pub struct Outgoing {
     peer: String,
     /// One for each lane.
     counted: Vec<Arc<AtomicU64>>,
-    paced: Paced,
+    throttled: Throttled,
     tally: Arc<Tally>,
     writers: JoinSet<()>,
 }
 
 /// The caps that a link is under, once that is said.
-type Paced = Arc<OnceLock<Arc<Pace>>>;
+type Throttled = Arc<OnceLock<Arc<Throttle>>>;
 
 /// What went over a link.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
@@ -180,17 +180,17 @@ impl Link {
         let (mut readers, mut writers) = (JoinSet::new(), JoinSet::new());
         let peer = connections.first().map_or_else(String::new, |first| first.peer.clone());
         let counted = connections.iter().map(|connection| connection.count.clone()).collect();
-        let (paced, tally) = (Paced::default(), Arc::new(Tally::default()));
+        let (throttled, tally) = (Throttled::default(), Arc::new(Tally::default()));
         let (mut inlets, mut outlets) = (Vec::new(), Vec::new());
         for connection in connections {
-            let told = (paced.clone(), tally.clone());
+            let told = (throttled.clone(), tally.clone());
             let (inlet, outlet) = connection.start(&mut readers, &mut writers, tell.clone(), told);
             inlets.push(inlet);
             outlets.push(outlet);
         }
         Link {
             incoming: Incoming { lanes: inlets, turn: 0, over, peer: peer.clone(), _readers: readers },
-            outgoing: Outgoing { lanes: outlets, turn: 0, peer, counted, paced, tally, writers },
+            outgoing: Outgoing { lanes: outlets, turn: 0, peer, counted, throttled, tally, writers },
             certificate,
         }
     }
@@ -213,7 +213,7 @@ impl Link {
                 turn: 0,
                 peer,
                 counted: Vec::new(),
-                paced: Paced::default(),
+                throttled: Throttled::default(),
                 tally: Arc::default(),
                 writers,
             },
@@ -300,9 +300,9 @@ impl Outgoing {
     }
 
     /// Has everything that is sent from now on keep to these caps, for ever.
-    pub fn keep_to(&self, pace: Arc<Pace>) {
+    pub fn keep_to(&self, throttle: Arc<Throttle>) {
         // A link is of one session: nobody says it twice.
-        let _ = self.paced.set(pace);
+        let _ = self.throttled.set(throttle);
     }
 
     /// What went over the link so far.

@@ -5,7 +5,7 @@
 mod sites;
 
 use control::{Control, Hooks};
-use protocol::bandwidth::{Bandwidth, Day, Window};
+use protocol::bandwidth::{Bandwidth, CapWindow, Day};
 use protocol::fault::code;
 use protocol::keeping::{ApplyPolicy, Policy, SetPolicy};
 use protocol::order::{ExchangeRequest, Wishes};
@@ -85,7 +85,7 @@ async fn a_process_server_is_told_its_own_cap_also_by_the_next_control_server() 
         let refused = control.set_bandwidth(who, set(bandwidth, false)).await.unwrap_err();
         assert!(refused.is(code::BAD_REQUEST) && refused.message.contains(why), "{refused:?}");
     }
-    let day = |from_minute| Window { days: vec![Day::Mon], from_minute, to_minute: 700, bits_per_second: None };
+    let day = |from_minute| CapWindow { days: vec![Day::Mon], from_minute, to_minute: 700, bits_per_second: None };
     let both = Bandwidth { windows: vec![day(600), day(650)], ..Bandwidth::default() };
     let refused = control.set_bandwidth(name, set(both, false)).await.unwrap_err();
     assert!(refused.cause.contains("mon@10:00-11:40=none and mon@10:50-11:40=none overlap"), "{refused:?}");

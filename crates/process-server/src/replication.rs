@@ -14,7 +14,7 @@
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
-use component::cap::{Cap, Hurry, Limit, Pace};
+use component::cap::{Cap, Hurry, Limit, Throttle};
 use component::clock::now_ms;
 use component::link::LinkError;
 use platforms::{Capture, Platform};
@@ -67,7 +67,7 @@ pub(crate) struct Means {
 /// A replication at work.
 pub(crate) struct Running {
     wish: watch::Sender<Replication>,
-    pace: Arc<Pace>,
+    throttle: Arc<Throttle>,
     asks: mpsc::Sender<Ask>,
     status: Arc<Mutex<ReplicationStatus>>,
     stop: watch::Sender<bool>,
@@ -77,14 +77,15 @@ pub(crate) struct Running {
 impl Running {
     pub(crate) fn begin(wish: Replication, means: Means) -> Running {
         let status = Arc::new(Mutex::new(fresh_status(&wish)));
-        let pace = Arc::new(Pace::new(wish.bandwidth.clone(), means.cap.clone()));
+        let throttle = Arc::new(Throttle::new(wish.bandwidth.clone(), means.cap.clone()));
         let (wishes, wished) = watch::channel(wish);
         let (asks, asked) = mpsc::channel(8);
         let (stop, stopped) = watch::channel(false);
-        let (status_of, pace_of) = (status.clone(), pace.clone());
-        let worker = Worker { wish: wished, asks: asked, status: status_of, pace: pace_of, means, finals: Vec::new() };
+        let (status_of, throttle_of) = (status.clone(), throttle.clone());
+        let worker =
+            Worker { wish: wished, asks: asked, status: status_of, throttle: throttle_of, means, finals: Vec::new() };
         let task = tokio::spawn(worker.run(stopped));
-        Running { wish: wishes, pace, asks, status, stop, task }
+        Running { wish: wishes, throttle, asks, status, stop, task }
     }
 
     /// Whether `wish` can be taken over without a new beginning.
@@ -100,12 +101,12 @@ impl Running {
     }
 
     pub(crate) fn take_over(&self, wish: Replication) {
-        self.pace.set(wish.bandwidth.clone());
+        self.throttle.set(wish.bandwidth.clone());
         self.wish.send_replace(wish);
     }
 
     pub(crate) fn status(&self) -> ReplicationStatus {
-        let capped = self.pace.limit().map(|limit| match limit {
+        let capped = self.throttle.limit().map(|limit| match limit {
             Limit::Own(bits_per_second) => Capped { by: CapOf::Policy, bits_per_second },
             Limit::Shared(bits_per_second) => Capped { by: CapOf::Component, bits_per_second },
         });
@@ -116,7 +117,7 @@ impl Running {
     pub(crate) async fn final_delta(&self) -> oneshot::Receiver<Result<Outcome, Fault>> {
         let (answer, answered) = oneshot::channel();
         // A worker that is gone drops the sender, which the receiver notices.
-        let _ = self.asks.send(Ask::Final(Final { answer, _hurry: self.pace.hurry() })).await;
+        let _ = self.asks.send(Ask::Final(Final { answer, _hurry: self.throttle.hurry() })).await;
         answered
     }
 
@@ -159,7 +160,7 @@ struct Worker {
     wish: watch::Receiver<Replication>,
     asks: mpsc::Receiver<Ask>,
     status: Arc<Mutex<ReplicationStatus>>,
-    pace: Arc<Pace>,
+    throttle: Arc<Throttle>,
     means: Means,
     finals: Vec<Final>,
 }
@@ -360,7 +361,7 @@ impl Worker {
     }
 
     async fn open(&self, wish: &Replication) -> Result<Session, LinkError> {
-        Session::open(&self.means.reach, wish, self.pace.clone()).await
+        Session::open(&self.means.reach, wish, self.throttle.clone()).await
     }
 
     /// A new session within the patience that an open cut has.

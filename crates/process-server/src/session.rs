@@ -3,7 +3,7 @@
 use std::ops::{Deref, DerefMut};
 use std::sync::Arc;
 
-use component::cap::Pace;
+use component::cap::Throttle;
 use component::link::LinkError;
 use protocol::Fault;
 use protocol::epoch::DiskSize;
@@ -36,10 +36,10 @@ impl DerefMut for Session {
 }
 
 impl Session {
-    /// Comes by a link to the target and introduces itself; what it sends keeps to `pace`.
-    pub(crate) async fn open(reach: &Reach, wish: &Replication, pace: Arc<Pace>) -> Result<Session, LinkError> {
+    /// Comes by a link to the target and introduces itself; what it sends keeps to `throttle`.
+    pub(crate) async fn open(reach: &Reach, wish: &Replication, throttle: Arc<Throttle>) -> Result<Session, LinkError> {
         let link = reach.link(&wish.item, &wish.target).await?;
-        link.outgoing.keep_to(pace);
+        link.outgoing.keep_to(throttle);
         let mut session = transfer::Session::over(link);
         let hello = Message::Hello { item: wish.item.clone(), token: wish.token.clone(), generation: wish.generation };
         match session.ask(hello, "welcome").await? {

@@ -34,7 +34,7 @@ pub struct Bandwidth {
     /// The cap outside all windows (bits per second, at least 64,000); without it, as fast as it goes.
     pub bits_per_second: Option<u64>,
     /// When another cap is in force. Windows must not overlap.
-    pub windows: Vec<Window>,
+    pub windows: Vec<CapWindow>,
     /// How far the clock of `windows` is ahead of UTC (minutes).
     pub utc_offset_minutes: i32,
 }
@@ -42,7 +42,7 @@ pub struct Bandwidth {
 /// A time of the week with a cap of its own.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
-pub struct Window {
+pub struct CapWindow {
     /// The days on which it begins.
     pub days: Vec<Day>,
     /// When it begins (minutes after midnight, below 1440).
@@ -165,8 +165,8 @@ impl Bandwidth {
     }
 
     /// From and to, in minutes of the week, of every day of every window.
-    fn times(&self) -> Vec<(u32, u32, &Window)> {
-        let of = |window: &Window, day: Day| {
+    fn times(&self) -> Vec<(u32, u32, &CapWindow)> {
+        let of = |window: &CapWindow, day: Day| {
             let midnight = day as u32 * DAY;
             let over = if window.to_minute <= window.from_minute { DAY } else { 0 };
             (midnight + window.from_minute, midnight + window.to_minute + over)
@@ -190,7 +190,7 @@ fn cap(bits_per_second: Option<u64>) -> String {
 }
 
 /// As it is typed: `mon-fri@08:00-18:00=20mbit`.
-impl fmt::Display for Window {
+impl fmt::Display for CapWindow {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let time = |minute: u32| format!("{:02}:{:02}", minute / 60, minute % 60);
         let days = match self.days.as_slice() {
@@ -223,11 +223,11 @@ mod tests {
     /// Monday, 2026-11-23, 00:00 UTC.
     const MONDAY: u64 = 1_795_392_000_000;
 
-    fn window(days: &[Day], from: u32, to: u32, cap: u64) -> Window {
-        Window { days: days.to_vec(), from_minute: from * 60, to_minute: to * 60, bits_per_second: Some(cap) }
+    fn window(days: &[Day], from: u32, to: u32, cap: u64) -> CapWindow {
+        CapWindow { days: days.to_vec(), from_minute: from * 60, to_minute: to * 60, bits_per_second: Some(cap) }
     }
 
-    fn with(windows: Vec<Window>) -> Bandwidth {
+    fn with(windows: Vec<CapWindow>) -> Bandwidth {
         Bandwidth { bits_per_second: None, windows, utc_offset_minutes: 0 }
     }
 

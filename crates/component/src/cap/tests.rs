@@ -1,6 +1,6 @@
 //! Caps on a clock that stands still until everybody waits.
 
-use protocol::bandwidth::{Day, Window};
+use protocol::bandwidth::{CapWindow, Day};
 
 use super::*;
 
@@ -73,7 +73,7 @@ async fn many_share_a_cap_evenly() {
 async fn the_hour_changes_the_cap_also_for_those_who_wait() {
     // 64 kbit until midnight: 2 s for each portion.
     let night =
-        Window { days: vec![Day::Mon], from_minute: 23 * 60, to_minute: 24 * 60, bits_per_second: Some(64_000) };
+        CapWindow { days: vec![Day::Mon], from_minute: 23 * 60, to_minute: 24 * 60, bits_per_second: Some(64_000) };
     let cap = cap_at(22 * 60 + 55, Bandwidth { windows: vec![night], ..flat(8_000_000) });
     about(sent(&cap, 5 * MINUTE).await, 300e6);
     about(sent(&cap, 59 * MINUTE).await, 59.0 * 60.0 * 8000.0);
@@ -127,43 +127,43 @@ async fn who_gives_up_has_taken_nothing_and_holds_nobody_up() {
 #[tokio::test(start_paused = true)]
 async fn the_tighter_of_two_caps_limits_and_who_is_in_a_hurry_is_under_none() {
     let shared = Arc::new(Cap::new(flat(64_000)));
-    let pace = Arc::new(Pace::new(flat(8_000_000), shared.clone()));
-    assert_eq!(pace.limit(), None);
+    let throttle = Arc::new(Throttle::new(flat(8_000_000), shared.clone()));
+    assert_eq!(throttle.limit(), None);
     for _ in 0..10 {
-        pace.pass(PORTION).await;
+        throttle.pass(PORTION).await;
     }
-    assert_eq!(pace.limit(), Some(Limit::Shared(64_000)));
+    assert_eq!(throttle.limit(), Some(Limit::Shared(64_000)));
     let waits = tokio::spawn({
-        let pace = pace.clone();
-        async move { pace.pass(PORTION).await }
+        let throttle = throttle.clone();
+        async move { throttle.pass(PORTION).await }
     });
     tokio::task::yield_now().await;
     let before = Instant::now();
-    let hurry = pace.hurry();
+    let hurry = throttle.hurry();
     waits.await.unwrap();
     for _ in 0..1000 {
-        pace.pass(PORTION).await;
-        pace.note(PORTION);
+        throttle.pass(PORTION).await;
+        throttle.note(PORTION);
     }
-    assert_eq!((before.elapsed(), pace.limit()), (Duration::ZERO, None));
+    assert_eq!((before.elapsed(), throttle.limit()), (Duration::ZERO, None));
     drop(hurry);
     shared.set(Bandwidth::default());
-    pace.set(flat(1_000_000));
+    throttle.set(flat(1_000_000));
     for _ in 0..10 {
-        pace.pass(PORTION).await;
+        throttle.pass(PORTION).await;
     }
-    assert_eq!(pace.limit(), Some(Limit::Own(1_000_000)));
+    assert_eq!(throttle.limit(), Some(Limit::Own(1_000_000)));
     assert!((900..1400).contains(&before.elapsed().as_millis()), "{:?}", before.elapsed());
 }
 
 #[tokio::test(start_paused = true)]
 async fn a_word_does_not_wait_but_is_counted() {
-    let pace = Pace::new(flat(8_000_000), Arc::new(Cap::new(Bandwidth::default())));
+    let throttle = Throttle::new(flat(8_000_000), Arc::new(Cap::new(Bandwidth::default())));
     let before = Instant::now();
     for _ in 0..100 {
-        pace.note(10_000);
+        throttle.note(10_000);
     }
     assert_eq!(before.elapsed(), Duration::ZERO);
-    pace.pass(1).await;
+    throttle.pass(1).await;
     assert!((950..1050).contains(&before.elapsed().as_millis()), "{:?}", before.elapsed());
 }

@@ -1,5 +1,5 @@
 //! One connection of a link: a task that reads and checks, one that compresses where that pays, one that encrypts and
-//! writes at the pace that is allowed.
+//! writes as fast as its caps allow.
 //!
 //! ```text
 //!   TLS ─► read, check, expand ─► inlet                outlet ─► compress ([`super::packing`]) ─► queue ─► caps ─► TLS
@@ -20,7 +20,7 @@ use tokio_rustls::TlsStream;
 
 use super::counted::Counted;
 use super::packing::{self, Speed, Tally};
-use super::{LinkError, Paced};
+use super::{LinkError, Throttled};
 use crate::cap::PORTION;
 
 /// Frames of at most 1 MiB that a lane holds in each direction; two more are about to be compressed.
@@ -70,7 +70,7 @@ impl Connection {
         readers: &mut JoinSet<()>,
         writers: &mut JoinSet<()>,
         over: watch::Sender<bool>,
-        (paced, tally): (Paced, Arc<Tally>),
+        (throttled, tally): (Throttled, Arc<Tally>),
     ) -> (Inlet, Outlet) {
         let Connection { mut reader, writer, peer, .. } = self;
         let (came, coming) = mpsc::channel(WAITING);
@@ -91,7 +91,7 @@ impl Connection {
         let failure = Arc::new(Mutex::new(None));
         let failed = failure.clone();
         writers.spawn(async move {
-            if let Err(error) = write(&mut going, writer, &paced, &speed).await {
+            if let Err(error) = write(&mut going, writer, &throttled, &speed).await {
                 *failed.lock().unwrap_or_else(PoisonError::into_inner) = Some(error);
             }
         });
@@ -175,14 +175,14 @@ async fn next(stream: &mut BufReader<ReadHalf<Tls>>, peer: &str) -> Got {
 async fn write(
     going: &mut mpsc::Receiver<Queued>,
     mut stream: WriteHalf<Tls>,
-    paced: &Paced,
+    throttled: &Throttled,
     speed: &Speed,
 ) -> io::Result<()> {
     while let Some(queued) = going.recv().await {
-        write_one(&queued, &mut stream, paced, speed).await?;
+        write_one(&queued, &mut stream, throttled, speed).await?;
         // Whoever has nothing more to say now may wait for an answer.
         while let Ok(queued) = going.try_recv() {
-            write_one(&queued, &mut stream, paced, speed).await?;
+            write_one(&queued, &mut stream, throttled, speed).await?;
         }
         stream.flush().await?;
     }
@@ -192,19 +192,19 @@ async fn write(
 async fn write_one(
     Queued { bytes, is_word }: &Queued,
     stream: &mut WriteHalf<Tls>,
-    paced: &Paced,
+    throttled: &Throttled,
     speed: &Speed,
 ) -> io::Result<()> {
     let begun = Instant::now();
-    match paced.get() {
-        Some(pace) if !is_word => {
+    match throttled.get() {
+        Some(throttle) if !is_word => {
             for portion in bytes.chunks(PORTION) {
-                pace.pass(portion.len()).await;
+                throttle.pass(portion.len()).await;
                 stream.write_all(portion).await?;
             }
         }
-        Some(pace) => {
-            pace.note(bytes.len());
+        Some(throttle) => {
+            throttle.note(bytes.len());
             stream.write_all(bytes).await?;
         }
         None => stream.write_all(bytes).await?,

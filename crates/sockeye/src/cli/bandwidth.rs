@@ -1,7 +1,7 @@
 //! The options that say how fast replication may go, and how their values are read.
 
 use clap::Args;
-use protocol::bandwidth::{Bandwidth, Day, Window};
+use protocol::bandwidth::{Bandwidth, CapWindow, Day};
 
 use super::history::Sure;
 
@@ -14,7 +14,7 @@ pub struct BandwidthOptions {
     /// When another rate is in force, like mon-fri@08:00-18:00=10mbit; may be repeated. One that ends before it begins ends
     /// on the day after
     #[arg(long, value_name = "DAYS@FROM-TO=RATE", value_parser = window)]
-    bandwidth_window: Vec<Window>,
+    bandwidth_window: Vec<CapWindow>,
     /// How far the clock of --bandwidth-window is ahead of UTC (there is no summer time)
     #[arg(long, value_name = "+HH:MM", default_value = "+00:00", value_parser = offset, allow_hyphen_values = true)]
     bandwidth_offset: i32,
@@ -60,7 +60,7 @@ fn rate(text: &str) -> Result<Rate, String> {
 }
 
 /// `mon-fri@08:00-18:00=10mbit`, `sat,sun@22:00-06:00=none`, `all@00:00-24:00=1gbit`.
-fn window(text: &str) -> Result<Window, String> {
+fn window(text: &str) -> Result<CapWindow, String> {
     let wrong = || format!("{text:?} is no DAYS@FROM-TO=RATE; write it like mon-fri@08:00-18:00=10mbit");
     let (days, rest) = text.split_once('@').ok_or_else(wrong)?;
     let (times, cap) = rest.split_once('=').ok_or_else(wrong)?;
@@ -71,7 +71,7 @@ fn window(text: &str) -> Result<Window, String> {
         all.extend(these(part).ok_or_else(wrong)?);
     }
     let (from_minute, to_minute) = (minute(from).ok_or_else(wrong)?, minute(to).ok_or_else(wrong)?);
-    Ok(Window { days: all, from_minute, to_minute, bits_per_second })
+    Ok(CapWindow { days: all, from_minute, to_minute, bits_per_second })
 }
 
 /// `mon`, `mon-fri`, `fri-mon`, `all`.
