@@ -21,6 +21,7 @@ use protocol::epoch::{Point, PointKind};
 use protocol::fault::code;
 use protocol::machine::Power;
 use protocol::order::{Moved, Outcome, Progress, Replication, ReplicationPhase, ReplicationStatus};
+use protocol::pace::Pace;
 use protocol::{Attempt, Fault};
 use tokio::sync::{Notify, mpsc, oneshot, watch};
 use tokio::time::Instant;
@@ -29,6 +30,7 @@ use transfer::Stopped;
 use crate::choice::Choice;
 use crate::epoch::Epoch;
 use crate::keep::Keep;
+use crate::pace::{Lap, Laps, Parts};
 use crate::reach::Reach;
 use crate::session::{Session, said_by_target};
 
@@ -68,7 +70,15 @@ impl Running {
         let (wishes, wished) = watch::channel(wish);
         let (asks, asked) = mpsc::channel(8);
         let (stop, stopped) = watch::channel(false);
-        let worker = Worker { wish: wished, asks: asked, status: status.clone(), means, finals: Vec::new() };
+        let worker = Worker {
+            wish: wished,
+            asks: asked,
+            status: status.clone(),
+            means,
+            finals: Vec::new(),
+            laps: Laps::default(),
+            cut_at: None,
+        };
         let task = tokio::spawn(worker.run(stopped));
         Running { wish: wishes, asks, status, stop, task }
     }
@@ -129,6 +139,7 @@ fn fresh_status(wish: &Replication) -> ReplicationStatus {
         epochs: 0,
         pauses_us: Vec::new(),
         rpo_ms: Vec::new(),
+        pace: Pace::default(),
         fault: None,
     }
 }
@@ -141,6 +152,9 @@ struct Worker {
     status: Arc<Mutex<ReplicationStatus>>,
     means: Means,
     finals: Vec<oneshot::Sender<Result<Outcome, Fault>>>,
+    laps: Laps,
+    /// When the newest sealed epoch was cut, in this worker's life.
+    cut_at: Option<Instant>,
 }
 
 impl Worker {
@@ -188,10 +202,10 @@ impl Worker {
         let capture = slot.insert(self.means.platform.capture(&wish.machine, wish.lineage).await?);
         settle_predecessor(capture.as_mut(), session.target.newest).await?;
         self.phase_of(&session);
-        let mut next_cut = Instant::now();
+        let mut last_cut = None;
         loop {
-            let final_wanted = self.wait_for_turn(next_cut).await;
-            next_cut = Instant::now() + Duration::from_millis(self.wish.borrow().interval_ms);
+            let final_wanted = self.wait_for_turn(last_cut).await;
+            last_cut = Some(Instant::now());
             let result = self.epoch(capture.as_mut(), &mut session, final_wanted).await;
             match result {
                 Ok(Some(outcome)) => self.answer_finals(outcome),
@@ -209,18 +223,20 @@ impl Worker {
         status.fault = None;
     }
 
-    /// Returns when the next epoch is due: true for the last one, which was asked for.
-    async fn wait_for_turn(&mut self, due: Instant) -> bool {
+    /// Returns when the next epoch is due, an interval after the last one began: true for the last one, which was asked for.
+    async fn wait_for_turn(&mut self, last: Option<Instant>) -> bool {
         loop {
             self.finals.retain(|answer| !answer.is_closed());
             if !self.finals.is_empty() {
                 return true;
             }
-            let quiesced = {
+            // Looked at each time: the interval may become another one while it is waited for.
+            let (quiesced, interval) = {
                 let wish = self.wish.borrow_and_update();
                 let copied = wish.offline && lock(&self.status).newest.is_some();
-                wish.quiesced || copied
+                (wish.quiesced || copied, Duration::from_millis(wish.interval_ms))
             };
+            let due = last.map_or_else(Instant::now, |last| last + interval);
             if quiesced {
                 lock(&self.status).phase = ReplicationPhase::Quiesced;
             }
@@ -242,7 +258,7 @@ impl Worker {
         session: &mut Session,
         is_final: bool,
     ) -> Result<Option<Outcome>, Fault> {
-        let wish = self.wish.borrow().clone();
+        let (wish, began) = (self.wish.borrow().clone(), Instant::now());
         if is_final {
             self.must_stand_still(&wish).await?;
         }
@@ -256,8 +272,12 @@ impl Worker {
         let kind = if is_final { PointKind::Final } else { PointKind::CrashConsistent };
         let sent = self.send(&wish, attempt, kind, &cut, session).await;
         match sent {
-            Ok((point, moved)) => {
+            Ok(Sent { point, moved, choice, compared, parts }) => {
                 capture.acknowledged(attempt).await?;
+                let since =
+                    self.cut_at.replace(began).filter(|_| matches!(choice, Choice::Tracked(_)) && compared.is_none());
+                let since = since.map(|before| began - before);
+                self.laps.note(Lap { carried: moved.changed, compared, since, took: began.elapsed(), parts });
                 session.target.newest = Some(point.attempt);
                 session.target.position = Some(protocol::Position {
                     lineage: wish.lineage,
@@ -271,7 +291,8 @@ impl Worker {
                     return Ok(None);
                 }
                 let stamps = self.means.platform.stamps(&wish.machine).await?;
-                Ok(Some(Outcome::Final { point, moved, stamps }))
+                let seal_ms = u64::try_from(parts.sealing.as_millis()).unwrap_or(u64::MAX);
+                Ok(Some(Outcome::Final { point, moved, stamps, seal_ms }))
             }
             #[cfg(feature = "sabotage")]
             Err(fault) if protocol::sabotage::is("given-up-epoch-forgotten") => {
@@ -293,21 +314,22 @@ impl Worker {
         kind: PointKind,
         cut: &platforms::Cut,
         session: &mut Session,
-    ) -> Result<(Point, Moved), Fault> {
+    ) -> Result<Sent, Fault> {
         let mut epoch = Epoch::begin(wish, attempt, kind, cut, session).await?;
         self.chosen(&epoch.choice, session);
         let status = self.status.clone();
-        let progress = move |expected, done| lock(&status).first = Progress { expected, done };
+        let began = Instant::now();
+        let progress = move |expected, done| {
+            let elapsed_ms = u64::try_from(began.elapsed().as_millis()).unwrap_or(u64::MAX);
+            lock(&status).first = Progress { expected, done, elapsed_ms };
+        };
         let quiet = |_, _| {};
         let first = session.target.newest.is_none_or(|newest| newest.generation != wish.generation);
         let progress: &(dyn Fn(u64, u64) + Send + Sync) = if first { &progress } else { &quiet };
         let mut broken_since: Option<Instant> = None;
         loop {
             let fault = match epoch.send(session, progress).await {
-                Ok(point) => {
-                    let moved = epoch.moved(session);
-                    return Ok((point, moved));
-                }
+                Ok(point) => return Ok(Sent::of(epoch, point, session)),
                 // What arrived is not undone: the next attempt goes on with it.
                 Err(Stopped::Fault(fault)) => return Err(fault),
                 Err(Stopped::Link(error)) if said_by_target(&error).is_some() => {
@@ -328,7 +350,7 @@ impl Worker {
                         kind,
                         changed_bytes: epoch.moved(session).changed,
                     };
-                    return Ok((point, epoch.moved(session)));
+                    return Ok(Sent::of(epoch, point, session));
                 }
                 Some(fresh) if fresh.target.newest == session.target.newest => *session = fresh,
                 _ => return Err(fault),
@@ -390,6 +412,7 @@ impl Worker {
             self.means.news.notify_one();
         }
         status.newest = Some(point.clone());
+        status.pace = self.laps.pace();
         status.moved += moved;
         status.epochs += 1;
         status.phase = ReplicationPhase::Epochs;
@@ -400,6 +423,22 @@ impl Worker {
         for answer in self.finals.drain(..) {
             let _ = answer.send(Ok(outcome.clone()));
         }
+    }
+}
+
+/// An epoch that was sealed.
+struct Sent {
+    point: Point,
+    moved: Moved,
+    choice: Choice,
+    compared: Option<u64>,
+    parts: Parts,
+}
+
+impl Sent {
+    fn of(epoch: Epoch, point: Point, session: &Session) -> Sent {
+        let (moved, compared) = (epoch.moved(session), epoch.compared());
+        Sent { point, moved, compared, parts: epoch.parts(), choice: epoch.choice }
     }
 }
 

@@ -12,6 +12,7 @@
 use std::collections::VecDeque;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::{Duration, Instant};
 
 use component::link::LinkError;
 use protocol::epoch::EpochTotals;
@@ -45,6 +46,15 @@ pub enum Source {
     Compare(Compare),
 }
 
+/// How long a flow waited.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct Waits {
+    /// For what is to be sent: reads of the source, and where both sides are compared, hashes of both.
+    pub source: Duration,
+    /// For the link to take it.
+    pub link: Duration,
+}
+
 struct Sent {
     sequence: u64,
     disk: u16,
@@ -69,6 +79,7 @@ pub struct Flow {
     read: Arc<AtomicU64>,
     sent_bytes: u64,
     wire_before: u64,
+    waits: Waits,
 }
 
 impl Flow {
@@ -87,6 +98,7 @@ impl Flow {
             read,
             sent_bytes: 0,
             wire_before: session.bytes(),
+            waits: Waits::default(),
         }
     }
 
@@ -109,14 +121,18 @@ impl Flow {
     /// [`Stopped`]; after a broken link it goes on with [`Flow::resume`].
     pub async fn step(&mut self, session: &mut Session) -> Result<bool, Stopped> {
         self.shorten(session.received());
+        let begun = Instant::now();
         let piece = match (self.ready.take(), &mut self.source) {
             (Some(ready), _) => Some(ready),
             (None, Source::Pieces(pieces)) => pieces.next().await.map_err(Stopped::Fault)?,
             (None, Source::Compare(compare)) => compare.next(session).await?,
         };
+        self.waits.source += begun.elapsed();
         let Some(piece) = piece else { return Ok(false) };
-        let sequence = self.next_sequence;
-        let checksum = match session.send(&piece.frame(sequence)).await {
+        let (sequence, begun) = (self.next_sequence, Instant::now());
+        let sent = session.send(&piece.frame(sequence)).await;
+        self.waits.link += begun.elapsed();
+        let checksum = match sent {
             Ok(checksum) => checksum,
             Err(error) => {
                 self.ready = Some(piece);
@@ -170,6 +186,19 @@ impl Flow {
             Source::Pieces(_) => self.sent_bytes,
         };
         (self.expected, done)
+    }
+
+    /// How long it waited so far.
+    pub fn waits(&self) -> Waits {
+        self.waits
+    }
+
+    /// Bytes of both sides that were compared so far, if that is where its pieces come from.
+    pub fn compared(&self) -> Option<u64> {
+        match &self.source {
+            Source::Compare(compare) => Some(compare.done()),
+            Source::Pieces(_) => None,
+        }
     }
 
     /// What was moved so far.
