@@ -22,12 +22,14 @@ use protocol::stage::{Side, Stage};
 
 use crate::database::failed;
 use crate::item::Item;
-use crate::sequence::SHUT_DOWN_MS;
 use crate::words::{bytes, span};
 use crate::{Control, item, job};
 
 /// How long a site is waited for.
 const PATIENCE: Duration = Duration::from_secs(3);
+
+/// How long a guest may take to shut down where nobody says: what the command line takes.
+const SHUT_DOWN_MS: u64 = 300_000;
 
 /// What bounds the downtime of a move.
 #[derive(Debug, Clone, Copy)]

@@ -50,17 +50,19 @@ struct Course {
     /// The number of epochs when the look began, and when less was left than ever.
     begun: Option<u64>,
     best: Option<(u64, u64)>,
+    /// The number of epochs when it was last looked.
+    seen: u64,
 }
 
 impl Course {
     /// Looks at what the process server tells. `bring_up_ms` is what the target took the last time.
     fn look(&mut self, status: &ReplicationStatus, bring_up_ms: Option<u64>, most_ms: u64) -> Look {
-        let begun = *self.begun.get_or_insert(status.epochs);
         // A process server that was started again counts from nothing.
-        if status.epochs < begun {
-            *self = Course { begun: Some(status.epochs), best: None };
-            return Look::Early;
+        if status.epochs < self.seen {
+            *self = Course::default();
         }
+        self.seen = status.epochs;
+        let begun = *self.begun.get_or_insert(status.epochs);
         let pace = status.pace;
         let (Some(delta), true) = (pace.last_delta_ms(), status.epochs >= begun + FIRST_LOOK) else {
             return Look::Early;
@@ -319,16 +321,18 @@ mod tests {
         }
         let Look::Fits(words) = course.look(&quick(10), Some(400), 5000) else { panic!() };
         assert!(words.contains("500 ms of 5.0 s allowed: the last delta about 100 ms (1.0 MiB)"), "{words}");
-        let Look::Fits(words) = Course { begun: Some(7), best: None }.look(&quick(10), None, 5000) else { panic!() };
+        let Look::Fits(words) = Course { begun: Some(7), ..Course::default() }.look(&quick(10), None, 5000) else {
+            panic!()
+        };
         assert!(words.contains("bringing it up was never measured"), "{words}");
     }
 
     #[test]
     fn a_guest_that_outruns_the_link_is_stuck_at_once_and_one_that_falls_is_given_time() {
-        let mut course = Course { begun: Some(0), best: None };
+        let mut course = Course { begun: Some(0), ..Course::default() };
         let Look::Stuck(words) = course.look(&status(3, 9_000_000, 80 << 20, 40 << 20), None, 5000) else { panic!() };
         assert!(words.contains("80.0 MiB/s change and 40.0 MiB/s can be carried"), "{words}");
-        let mut course = Course { begun: Some(0), best: None };
+        let mut course = Course { begun: Some(0), ..Course::default() };
         for (epochs, last_us) in [(3, 90_000_000), (4, 60_000_000), (5, 30_000_000), (6, 10_000_000)] {
             let look = course.look(&status(epochs, last_us, 10 << 20, 40 << 20), None, 5000);
             assert!(matches!(look, Look::Falling(_)), "{look:?}");
@@ -338,7 +342,7 @@ mod tests {
 
     #[test]
     fn what_no_longer_falls_is_stuck_and_a_process_server_started_again_begins_anew() {
-        let mut course = Course { begun: Some(0), best: None };
+        let mut course = Course { begun: Some(0), ..Course::default() };
         let flat = |epochs| status(epochs, 4_000_000, 1 << 20, 40 << 20);
         assert!((3..9).all(|epochs| matches!(course.look(&flat(epochs), None, 5000), Look::Falling(_))));
         let Look::Stuck(words) = course.look(&flat(9), None, 5000) else { panic!() };

@@ -36,7 +36,7 @@ pub const GENERATION: u64 = 3;
 /// Two disks; the second ends inside a block.
 pub const SIZES: [u64; 2] = [4 << 20, (2 << 20) + 12288];
 pub const PATIENCE: Duration = Duration::from_secs(60);
-const PROCESS_SERVER: &str = "home-process-server";
+pub const PROCESS_SERVER: &str = "home-process-server";
 pub const MASTER_TARGET: &str = "cloud-master-target";
 
 /// Numbers that are the same in every run.
@@ -192,11 +192,17 @@ impl Sites {
 
     /// Lets epochs flow.
     pub async fn replicate(&mut self) {
+        self.control.replicate(PROCESS_SERVER, vec![self.wish(30)]);
+        self.start_process_server().await;
+    }
+
+    /// What is to be replicated, an epoch every `interval_ms`.
+    pub fn wish(&self, interval_ms: u64) -> Replication {
         let target = match self.outbound_only {
             true => Target::Await(MASTER_TARGET.into()),
             false => Target::Dial(Peer { name: MASTER_TARGET.into(), address: self.wire.address.clone() }),
         };
-        let wish = Replication {
+        Replication {
             item: NAME.parse().unwrap(),
             machine: NAME.into(),
             lineage: self.lineage,
@@ -205,12 +211,10 @@ impl Sites {
             token: TOKEN.into(),
             standpoint: None,
             sync: Sync::Tracked,
-            interval_ms: 30,
+            interval_ms,
             offline: false,
             quiesced: false,
-        };
-        self.control.replicate(PROCESS_SERVER, vec![wish]);
-        self.start_process_server().await;
+        }
     }
 
     pub async fn start_process_server(&mut self) {

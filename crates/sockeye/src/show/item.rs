@@ -70,6 +70,7 @@ pub fn page(item: &ItemView, now_ms: i64) -> String {
         let moved = status.moved;
         rows.push(("epochs", format!("{} since its process server started", status.epochs)));
         rows.push(("moved", format!("{} changed, {} sent", words::bytes(moved.changed), words::bytes(moved.sent))));
+        rows.push(("pace", words::pace(&status.pace)));
         let pause = status.pauses_us.iter().max();
         rows.push((
             "longest pause",
