@@ -11,8 +11,8 @@ use std::time::Duration;
 
 use nbd::qemu_nbd::Settings;
 use nbd::{Client, QemuNbd};
-use protocol::machine::DiskFormat;
 use protocol::BlockMap;
+use protocol::machine::DiskFormat;
 use replica::Disk;
 use rustix::process::{Pid, Signal, kill_process};
 use tokio::runtime::Handle;

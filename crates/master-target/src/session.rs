@@ -172,11 +172,7 @@ async fn read(mut incoming: Incoming, queue: mpsc::Sender<Queued>, ask: mpsc::Se
 }
 
 /// Answers questions for hashes until the session ends otherwise.
-async fn hash(
-    mut trees: Trees,
-    mut asked: mpsc::Receiver<Question>,
-    outgoing: &Mutex<Outgoing>,
-) -> Result<(), Ended> {
+async fn hash(mut trees: Trees, mut asked: mpsc::Receiver<Question>, outgoing: &Mutex<Outgoing>) -> Result<(), Ended> {
     loop {
         tokio::select! {
             Some(question) = asked.recv(), if trees.under_way() < MOST_ASKED => trees.ask(question)?,
@@ -188,11 +184,7 @@ async fn hash(
     }
 }
 
-async fn follow(
-    queue: &mut mpsc::Receiver<Queued>,
-    outgoing: &Mutex<Outgoing>,
-    item: &Arc<Item>,
-) -> Result<(), Ended> {
+async fn follow(queue: &mut mpsc::Receiver<Queued>, outgoing: &Mutex<Outgoing>, item: &Arc<Item>) -> Result<(), Ended> {
     let mut feed = Feed::default();
     let mut after_batch = None;
     loop {

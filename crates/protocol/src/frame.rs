@@ -191,7 +191,8 @@ impl Header {
                     return Err(malformed("not a whole number of leaves"));
                 }
                 let (offset, disk, read) = (payload.get_u64_le(), payload.get_u64_le(), payload.get_u64_le());
-                let disk = u32::try_from(disk).ok().and_then(|both| Some((both as u16, u8::try_from(both >> 16).ok()?)));
+                let disk =
+                    u32::try_from(disk).ok().and_then(|both| Some((both as u16, u8::try_from(both >> 16).ok()?)));
                 let (disk, level) = disk.ok_or_else(|| malformed("the disk index or the level is out of range"))?;
                 let leaves = payload.chunks_exact(32).filter_map(|leaf| leaf.try_into().ok()).collect();
                 Ok(Frame::Hashes { disk, level, offset, read, leaves })

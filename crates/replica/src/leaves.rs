@@ -106,9 +106,7 @@ impl Leaves {
     pub fn open(replica: &Replica) -> Result<Leaves, ReplicaError> {
         let store = replica.store().clone();
         let standing = match load(&store) {
-            Some(standing)
-                if standing.lineage == store.manifest.lineage && standing.function == LEAF_FUNCTION =>
-            {
+            Some(standing) if standing.lineage == store.manifest.lineage && standing.function == LEAF_FUNCTION => {
                 standing
             }
             _ => {

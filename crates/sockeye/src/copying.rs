@@ -105,11 +105,8 @@ fn words(report: &Report) -> String {
     };
     let (changed, size) = (bytes(report.changed_bytes), bytes(report.size_bytes));
     let took = span((report.seconds * 1000.0) as u64);
-    let reading = format!(
-        "read {} here and {} there",
-        bytes(report.read_source_bytes),
-        bytes(report.read_target_bytes)
-    );
+    let reading =
+        format!("read {} here and {} there", bytes(report.read_source_bytes), bytes(report.read_target_bytes));
     if report.dry_run {
         let resumed = if report.resumed { ", what an unfinished copy brought not counted" } else { "" };
         return format!("would copy {changed} of {how} ({size} disk{resumed}); {reading} in {took} to find out");
@@ -173,7 +170,10 @@ fn unusable(receive: &Receive, error: &IdentityError) -> Fault {
 
 fn dialler(copy: &Copy) -> Result<Dialler, Trouble> {
     let ticket = copy.ticket.as_ref().ok_or_else(|| {
-        Trouble::usage("a copy to another host needs a ticket", "give --ticket FILE, which `sockeye receive` wrote there")
+        Trouble::usage(
+            "a copy to another host needs a ticket",
+            "give --ticket FILE, which `sockeye receive` wrote there",
+        )
     })?;
     let credentials = Credentials::open(ticket).ok().filter(|credentials| credentials.now().is_some());
     let credentials = credentials.ok_or_else(|| {

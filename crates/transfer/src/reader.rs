@@ -141,8 +141,7 @@ impl Reader {
         if let Source::Disk(disk) = &self.source {
             let (disk, name, count) = (disk.clone(), self.key.clone(), self.read.clone());
             return blocking(move || {
-                let (leaves, read) =
-                    leaves_of(disk.as_ref(), extent, &key).map_err(|error| lost(&name, &error))?;
+                let (leaves, read) = leaves_of(disk.as_ref(), extent, &key).map_err(|error| lost(&name, &error))?;
                 count.fetch_add(read, Ordering::Relaxed);
                 Ok(leaves)
             })

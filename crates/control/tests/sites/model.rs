@@ -90,6 +90,8 @@ pub struct Model {
     pub pace: Pace,
     /// How closely they followed each other, of each replication as it was last wished.
     pub interval_ms: u64,
+    /// The same, every one that there was.
+    pub intervals: BTreeSet<u64>,
     /// How the histories at the cloud stand, as told.
     pub keepings: Vec<KeepingStatus>,
 }
@@ -132,6 +134,7 @@ impl Model {
                 ..Pace::default()
             },
             interval_ms: 0,
+            intervals: BTreeSet::new(),
             keepings: vec![],
         }
     }
@@ -202,6 +205,7 @@ impl Model {
     /// Does what a process server does with one replication, and tells how it stands.
     pub fn replicate(&mut self, at: &str, wish: &Replication) -> ReplicationStatus {
         self.interval_ms = wish.interval_ms;
+        self.intervals.insert(wish.interval_ms);
         let mut status = ReplicationStatus {
             item: wish.item.clone(),
             generation: wish.generation,

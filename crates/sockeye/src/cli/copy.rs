@@ -119,7 +119,9 @@ mod tests {
         assert!(matches!(place("nbd+unix:///e?socket=/s"), Ok(Place::Export(_))));
         let remote = Place::Remote { address: "cloud:7412".into(), name: "web01/disk0".into() };
         assert_eq!(place("sockeye+tls://cloud:7412/web01/disk0"), Ok(remote));
-        for wrong in ["", "sockeye+tls://cloud/web01", "sockeye+tls://cloud:7412/", "http://cloud/disk", "nbd://cloud:x/"] {
+        for wrong in
+            ["", "sockeye+tls://cloud/web01", "sockeye+tls://cloud:7412/", "http://cloud/disk", "nbd://cloud:x/"]
+        {
             assert!(place(wrong).is_err(), "{wrong}");
         }
     }

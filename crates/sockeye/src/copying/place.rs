@@ -32,7 +32,8 @@ pub async fn source(place: &Place) -> Result<(Reader, Arc<AtomicU64>), Fault> {
             Reader::disk(name, Arc::new(FileDisk::read_only(path).map_err(unusable)?), read.clone())
         }
         Place::Export(uri) => {
-            let client = nbd::Client::connect(uri, &Reader::options()).await.map_err(|error| source_fault(uri, &error))?;
+            let client =
+                nbd::Client::connect(uri, &Reader::options()).await.map_err(|error| source_fault(uri, &error))?;
             let size = client.size();
             Reader::export(name, client, None, (size, READ), read.clone())
         }
@@ -73,8 +74,7 @@ pub fn target(place: &Place, state: &Path, dry_run: bool) -> Result<Receiving, F
             let runtime = Handle::current();
             let open = move |size| {
                 let options = Reader::options();
-                let connected =
-                    tokio::task::block_in_place(|| runtime.block_on(nbd::Client::connect(&uri, &options)));
+                let connected = tokio::task::block_in_place(|| runtime.block_on(nbd::Client::connect(&uri, &options)));
                 let client = connected.map_err(|error| target_fault(&uri, &error))?;
                 if client.read_only() && !dry_run {
                     return Err(target_fault(&uri, &"the export is read-only"));

@@ -22,9 +22,9 @@ impl Mark {
     pub fn within(directory: &Path, name: &str) -> Mark {
         let plain = |c: char| if c.is_ascii_alphanumeric() || "-.".contains(c) { c } else { '_' };
         // Names that look alike when they are made plain are told apart.
-        let sum = name.bytes().fold(0xcbf2_9ce4_8422_2325_u64, |sum, byte| {
-            (sum ^ u64::from(byte)).wrapping_mul(0x100_0000_01b3)
-        });
+        let sum = name
+            .bytes()
+            .fold(0xcbf2_9ce4_8422_2325_u64, |sum, byte| (sum ^ u64::from(byte)).wrapping_mul(0x100_0000_01b3));
         let name: String = name.chars().take(80).map(plain).collect();
         Mark { file: directory.join(format!("{name}-{sum:016x}.half-written")) }
     }

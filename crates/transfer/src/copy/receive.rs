@@ -121,9 +121,7 @@ impl Receiving {
             let data = tokio::task::spawn_blocking(move || disk.data(0, size)).await.map_err(io::Error::other);
             !data.flatten().map_err(|error| unusable("read", &error))?.is_empty()
         };
-        outgoing
-            .say(Message::CopyReady { has_content, unfinished, leaf_key: self.key, resume_after })
-            .await?;
+        outgoing.say(Message::CopyReady { has_content, unfinished, leaf_key: self.key, resume_after }).await?;
 
         let mut trees = Trees::new(Arc::new(Leaves { disk: disk.clone(), size, key: self.key }), self.key);
         let (queue, queued) = mpsc::channel(QUEUE);
