@@ -101,7 +101,7 @@ impl Control {
             Operation::Failover {
                 kind: FailoverKind::Planned { shut_down_timeout_ms, max_downtime_ms, .. }, ..
             } => Some(self.last_delta(item, bounds(*shut_down_timeout_ms, Some(*max_downtime_ms)))),
-            Operation::Failover { .. } | Operation::ChangePoint { .. } => Some(self.from_a_point(item)),
+            Operation::Failover { .. } | Operation::ChangePoint { .. } => Some(start_of_a_point(item)),
             Operation::Failback { shut_down_timeout_ms, max_downtime_ms, offline: false, .. } if protected => {
                 Some(self.last_delta(item, bounds(*shut_down_timeout_ms, Some(*max_downtime_ms))))
             }
@@ -109,7 +109,7 @@ impl Control {
                 let mut quote = self.first_copy(item, *sync).await?;
                 let most = (!offline).then_some(*max_downtime_ms);
                 let last_delta = if *offline { quote.moving_ms } else { None };
-                self.add_downtime(item, &mut quote, last_delta, bounds(*shut_down_timeout_ms, most));
+                add_downtime(item, &mut quote, last_delta, bounds(*shut_down_timeout_ms, most));
                 Some(quote)
             }
             Operation::Reprotect { sync, .. } => Some(self.first_copy(item, *sync).await?),
@@ -159,47 +159,8 @@ impl Control {
             quote.notes.push(format!("replication waits, and a move with it: {fault}"));
         }
         let delta = quote.moving_ms;
-        self.add_downtime(item, &mut quote, delta, bounds);
+        add_downtime(item, &mut quote, delta, bounds);
         quote
-    }
-
-    /// Of a start from a point that is there already.
-    fn from_a_point(&self, item: &Item) -> Quote {
-        let mut quote = Quote { bytes: Some(0), moving_ms: Some(0), ..Quote::default() };
-        let to = match item.stage {
-            Stage::CommitPending { runs_at } => runs_at,
-            stage => stage.runs_at().other(),
-        };
-        let bring_up_ms = item.copy(to).bring_up_ms;
-        never_measured(item, to, bring_up_ms, &mut quote);
-        quote.downtime =
-            Some(ExpectedDowntime { expected_ms: bring_up_ms, bring_up_ms, ..ExpectedDowntime::default() });
-        quote
-    }
-
-    fn add_downtime(&self, item: &Item, quote: &mut Quote, last_delta_ms: Option<u64>, bounds: Bounds) {
-        let from = item.stage.runs_at();
-        let bring_up_ms = item.copy(from.other()).bring_up_ms;
-        never_measured(item, from.other(), bring_up_ms, quote);
-        let expected_ms = last_delta_ms.zip(bring_up_ms).map(|(delta, start)| delta + start);
-        if let (Some(expected), Some(most)) = (expected_ms, bounds.max_downtime_ms)
-            && expected > most
-        {
-            quote.notes.push(format!(
-                "{} of downtime are expected, {} are allowed: unless it becomes less, a person is asked before the machine \
-                 is stopped",
-                span(expected),
-                span(most)
-            ));
-        }
-        quote.downtime = Some(ExpectedDowntime {
-            expected_ms,
-            last_delta_ms,
-            bring_up_ms,
-            shut_down_ms: item.copy(from).shut_down_ms,
-            shut_down_at_most_ms: Some(bounds.shut_down_at_most_ms),
-            budget_ms: bounds.max_downtime_ms,
-        });
     }
 
     /// Of the first copy of a direction, from the side where the machine runs.
@@ -347,6 +308,44 @@ impl Control {
             Err(fault) => Err(format!("{here} does not tell what the machine wrote: {fault}")),
         }
     }
+}
+
+/// Of a start from a point that is there already.
+fn start_of_a_point(item: &Item) -> Quote {
+    let mut quote = Quote { bytes: Some(0), moving_ms: Some(0), ..Quote::default() };
+    let to = match item.stage {
+        Stage::CommitPending { runs_at } => runs_at,
+        stage => stage.runs_at().other(),
+    };
+    let bring_up_ms = item.copy(to).bring_up_ms;
+    never_measured(item, to, bring_up_ms, &mut quote);
+    quote.downtime = Some(ExpectedDowntime { expected_ms: bring_up_ms, bring_up_ms, ..ExpectedDowntime::default() });
+    quote
+}
+
+fn add_downtime(item: &Item, quote: &mut Quote, last_delta_ms: Option<u64>, bounds: Bounds) {
+    let from = item.stage.runs_at();
+    let bring_up_ms = item.copy(from.other()).bring_up_ms;
+    never_measured(item, from.other(), bring_up_ms, quote);
+    let expected_ms = last_delta_ms.zip(bring_up_ms).map(|(delta, start)| delta + start);
+    if let (Some(expected), Some(most)) = (expected_ms, bounds.max_downtime_ms)
+        && expected > most
+    {
+        quote.notes.push(format!(
+            "{} of downtime are expected, {} are allowed: unless it becomes less, a person is asked before the machine \
+             is stopped",
+            span(expected),
+            span(most)
+        ));
+    }
+    quote.downtime = Some(ExpectedDowntime {
+        expected_ms,
+        last_delta_ms,
+        bring_up_ms,
+        shut_down_ms: item.copy(from).shut_down_ms,
+        shut_down_at_most_ms: Some(bounds.shut_down_at_most_ms),
+        budget_ms: bounds.max_downtime_ms,
+    });
 }
 
 fn never_measured(item: &Item, to: Side, bring_up_ms: Option<u64>, quote: &mut Quote) {
