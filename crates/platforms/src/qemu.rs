@@ -5,6 +5,7 @@
 //!     ├──── launch      a process that outlives ours                 bitmap   change maps, named after their cut
 //!     ├──── power       shut down, power off, hold                   fleece   the nodes of an open cut
 //!     ├──── settle      let go, and say what the disks hold          changes  reading maps
+//!     │                                                              rest     whether they were touched since
 //!     ├──── capture     cut, acknowledge, fail                       qmp      the conversation with QEMU
 //!     └──── fold        overlays into the disks beneath them
 //! ```
@@ -31,6 +32,7 @@ mod network;
 mod power;
 mod process;
 mod qmp;
+mod rest;
 mod settle;
 mod start;
 
@@ -232,7 +234,7 @@ impl Platform for Qemu {
                 gone.map_err(|why| folder.fault("cannot be rid of an overlay", why))?;
             }
         }
-        for note in ["marks.json", "carry.json", "machine.json"] {
+        for note in ["marks.json", "carry.json", "rest.json", "doubt.json", "machine.json"] {
             folder.remove(note)?;
         }
         std::fs::remove_dir_all(folder.path()).map_err(|why| folder.fault("cannot be rid of its folder", why))
@@ -293,7 +295,7 @@ impl Platform for Qemu {
 
     async fn stamps(&self, name: &str) -> Result<BTreeMap<DiskKey, String>, Fault> {
         let folder = self.known(name)?;
-        settle::stamps(&folder, &folder.known_spec()?)
+        rest::own_stamps(&folder, &folder.known_spec()?)
     }
 
     async fn capture(&self, name: &str, lineage: Lineage) -> Result<Box<dyn Capture>, Fault> {

@@ -22,6 +22,7 @@ use protocol::fault::code;
 use protocol::machine::Power;
 use protocol::order::{Moved, Outcome, Progress, Replication, ReplicationPhase, ReplicationStatus};
 use protocol::pace::Pace;
+use protocol::position::{Changes, Distrust};
 use protocol::{Attempt, Fault};
 use tokio::sync::{Notify, mpsc, oneshot, watch};
 use tokio::time::Instant;
@@ -264,10 +265,15 @@ impl Worker {
         }
         let held = capture.held().await?;
         let seen = held.iter().map(|held| held.since).chain(session.target.newest);
-        let attempt = self.means.keep.next_attempt(&wish.item, wish.generation, seen).map_err(|error| {
+        let since = held.first().map(|held| (wish.lineage, held.since));
+        let honest = since.is_none_or(|(lineage, since)| self.means.keep.may_count(&wish.item, lineage, since));
+        let attempt = self.means.keep.next_attempt(&wish.item, wish.generation, seen, since).map_err(|error| {
             Fault::new(code::REPLICA_IO, "the number of an attempt could not be written down", error.to_string())
         })?;
-        let cut = capture.cut(attempt).await?;
+        let mut cut = capture.cut(attempt).await?;
+        if !honest {
+            (cut.since, cut.changes) = (None, Changes::Unknown(Distrust::MapMismatch));
+        }
         note_pause(&mut lock(&self.status), cut.paused);
         let kind = if is_final { PointKind::Final } else { PointKind::CrashConsistent };
         let sent = self.send(&wish, attempt, kind, &cut, session).await;
@@ -283,7 +289,7 @@ impl Worker {
                     lineage: wish.lineage,
                     base: point.attempt,
                     authored: None,
-                    changes: protocol::Changes::none(),
+                    changes: Changes::none(),
                 });
                 session.target.has_content = true;
                 self.sealed(&point, moved);

@@ -4,7 +4,6 @@ use std::time::Duration;
 
 use protocol::fault::{Fault, code};
 use protocol::id::Attempt;
-use protocol::machine::Settled;
 use protocol::order::{Order, Outcome, Role, untouched};
 use protocol::position::Changes;
 use protocol::rest::ShutDownFirst;
@@ -125,7 +124,8 @@ impl Context<'_> {
     }
 
     /// Lets the hypervisor at the old side go, and remembers how the disks were left. That the copy is equal to the final
-    /// point is known already; closing the disks may have changed their stamps.
+    /// point is known already, and counts where the hypervisor cannot say it any more, as long as the disks are still, stamp
+    /// for stamp, what they were at that point.
     pub(super) async fn let_go(&mut self, at: Side, required: bool) -> Result<Ending, Halt> {
         if !required && !self.reachable(at, Role::ProcessServer).await? {
             return Ok(Ending::Skipped("its site does not answer; it is done when it does".into()));
@@ -138,8 +138,8 @@ impl Context<'_> {
                 self.change(|item| {
                     let copy = item.copy_mut(at);
                     copy.settled = Some(match copy.settled.take() {
-                        Some(known) if matches!(told.changes, Changes::Unknown(_)) => {
-                            Settled { stamps: told.stamps, ..known }
+                        Some(known) if matches!(told.changes, Changes::Unknown(_)) && known.stamps == told.stamps => {
+                            known
                         }
                         _ => told,
                     });

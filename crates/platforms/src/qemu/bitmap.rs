@@ -25,14 +25,17 @@ use crate::Held;
 /// Bytes of disk per bit: what is transferred at least.
 pub(crate) const GRANULARITY: u64 = protocol::extent::BLOCK;
 
+/// What all our maps' names begin with.
+const PREFIX: &str = "sockeye-";
+
 /// The name of the bitmap that counts from a cut.
 pub(crate) fn name(lineage: Lineage, since: Attempt) -> String {
-    format!("sockeye-{lineage}-{}-{}", since.generation, since.number)
+    format!("{PREFIX}{lineage}-{}-{}", since.generation, since.number)
 }
 
 /// The cut that a bitmap of this lineage counts from; none for anybody else's bitmap.
 pub(crate) fn since(lineage: Lineage, name: &str) -> Option<Attempt> {
-    let marks = name.strip_prefix(&format!("sockeye-{lineage}-"))?;
+    let marks = name.strip_prefix(&format!("{PREFIX}{lineage}-"))?;
     let (generation, number) = marks.split_once('-')?;
     Some(Attempt { generation: generation.parse().ok()?, number: number.parse().ok()? })
 }
@@ -164,6 +167,25 @@ fn action(verb: &str, node: &str, name: &str) -> Value {
 /// The transaction of some actions; none for no actions, which QEMU would refuse.
 pub(crate) fn transaction(actions: Vec<Value>) -> Option<Command> {
     (!actions.is_empty()).then(|| Command::new("transaction", json!({ "actions": actions })))
+}
+
+/// Removes every map of ours, of whatever lineage, but those that nobody believes anyway. Gives how many there were.
+pub(crate) async fn forget_all(qmp: &mut Qmp, nodes: &[String]) -> Result<usize, QmpError> {
+    let all = qmp.execute("query-named-block-nodes", json!({ "flat": true })).await?;
+    let mut actions = Vec::new();
+    for found in all.as_array().into_iter().flatten() {
+        let Some(node) = nodes.iter().find(|node| found["node-name"] == ***node) else { continue };
+        for map in found["dirty-bitmaps"].as_array().into_iter().flatten() {
+            if let Some(name) = map["name"].as_str().filter(|name| name.starts_with(PREFIX))
+                && map["inconsistent"] != true
+            {
+                actions.push(action("remove", node, name));
+            }
+        }
+    }
+    let count = actions.len();
+    transact(qmp, actions).await?;
+    Ok(count)
 }
 
 /// Runs actions in one transaction.
