@@ -78,6 +78,7 @@ fn described() -> OpenApiRouter<Control> {
         .routes(routes!(items::pin))
         .routes(routes!(items::difference))
         .routes(routes!(items::explain))
+        .routes(routes!(items::quote))
         .routes(routes!(policies::list))
         .routes(routes!(policies::set, policies::remove))
         .routes(routes!(policies::apply))

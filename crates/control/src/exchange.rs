@@ -31,6 +31,8 @@ use crate::{Control, audit, item, order_book, token};
 const LONGEST_WAIT: Duration = Duration::from_secs(5);
 /// An order that was handed out is handed out again after this time, unless the component says that it works on it.
 const HAND_OUT_AGAIN: Duration = Duration::from_secs(2);
+/// Time between epochs when the machine is about to be stopped. Each cut costs the guest a pause of some 10 ms.
+const HURRIED_MS: u64 = 200;
 /// How often listeners are told how a component's replications stand.
 const ANNOUNCE_EVERY: Duration = Duration::from_secs(1);
 /// How often what a component tells is written to the database.
@@ -286,7 +288,7 @@ pub(crate) fn replication(fleet: &Fleet, item: &Item, component: &str) -> Option
         token: wish.token.clone(),
         standpoint: wish.standpoint.clone(),
         sync: wish.sync,
-        interval_ms: item.interval_ms,
+        interval_ms: if wish.hurried { item.interval_ms.min(HURRIED_MS) } else { item.interval_ms },
         offline: wish.offline,
         quiesced: wish.quiesced,
         bandwidth: item.bandwidth.clone(),

@@ -5,6 +5,7 @@
 //!     ├──── launch      a process that outlives ours                 bitmap   change maps, named after their cut
 //!     ├──── power       shut down, power off, hold                   fleece   the nodes of an open cut
 //!     ├──── settle      let go, and say what the disks hold          changes  reading maps
+//!     │                                                              rest     whether they were touched since
 //!     ├──── capture     cut, acknowledge, fail                       qmp      the conversation with QEMU
 //!     └──── fold        overlays into the disks beneath them
 //! ```
@@ -31,6 +32,7 @@ mod network;
 mod power;
 mod process;
 mod qmp;
+mod rest;
 mod settle;
 mod start;
 
@@ -41,12 +43,13 @@ use std::time::Duration;
 use async_trait::async_trait;
 use protocol::fault::code;
 use protocol::machine::{DiskSource, DiskSpec, Machine, MachineSpec, Power, Settled};
-use protocol::{DiskKey, Fault, Lineage};
+use protocol::{BlockMap, DiskKey, Fault, Lineage};
 
+use self::bitmap::Bitmaps;
 use self::capture::QemuCapture;
 use self::fleece::Bounds;
 use self::folder::Folder;
-use self::marks::Marks;
+use self::marks::{Carry, Marks};
 use crate::{Capture, Platform, Start, Stopped};
 
 /// How long another process may be at work on a machine.
@@ -231,7 +234,7 @@ impl Platform for Qemu {
                 gone.map_err(|why| folder.fault("cannot be rid of an overlay", why))?;
             }
         }
-        for note in ["marks.json", "carry.json", "machine.json"] {
+        for note in ["marks.json", "carry.json", "rest.json", "doubt.json", "machine.json"] {
             folder.remove(note)?;
         }
         std::fs::remove_dir_all(folder.path()).map_err(|why| folder.fault("cannot be rid of its folder", why))
@@ -277,9 +280,22 @@ impl Platform for Qemu {
         fold::fold(&folder, lineage).await
     }
 
+    async fn changed(&self, name: &str, lineage: Lineage) -> Result<Option<u64>, Fault> {
+        let folder = self.known(name)?;
+        if process::running(&folder).is_none() {
+            return Ok(None);
+        }
+        let nodes: Vec<String> = launch::nodes(&folder.known_spec()?).into_iter().map(|(node, _)| node).collect();
+        let found = Bitmaps::ask(&mut power::converse(&folder).await?, lineage, &nodes).await;
+        let found = found.map_err(|why| folder.fault("does not tell its change maps", why))?;
+        let Some((since, bytes)) = found.changed() else { return Ok(None) };
+        let carried = Carry::read(&folder, lineage, since)?;
+        Ok(Some(bytes + carried.values().map(BlockMap::bytes).sum::<u64>()))
+    }
+
     async fn stamps(&self, name: &str) -> Result<BTreeMap<DiskKey, String>, Fault> {
         let folder = self.known(name)?;
-        settle::stamps(&folder, &folder.known_spec()?)
+        rest::own_stamps(&folder, &folder.known_spec()?)
     }
 
     async fn capture(&self, name: &str, lineage: Lineage) -> Result<Box<dyn Capture>, Fault> {

@@ -201,6 +201,10 @@ impl Duty for ProcessServer {
                 ticket.step(format!("reading the change maps of {machine}"), None);
                 self.settle(&machine, lineage, stop).await
             }
+            Order::TellChanged { machine, lineage } => {
+                let bytes = self.means.platform.changed(&machine, lineage).await?;
+                Ok(Outcome::Changed { bytes })
+            }
             other => Err(Fault::new(
                 code::INTERNAL,
                 "a process server cannot carry out this order",

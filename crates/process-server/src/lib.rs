@@ -23,6 +23,7 @@ mod cut;
 mod duty;
 mod epoch;
 mod keep;
+mod pace;
 mod reach;
 mod replication;
 mod session;

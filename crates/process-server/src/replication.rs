@@ -22,6 +22,8 @@ use protocol::epoch::{Point, PointKind};
 use protocol::fault::code;
 use protocol::machine::Power;
 use protocol::order::{Moved, Outcome, Progress, Replication, ReplicationPhase, ReplicationStatus};
+use protocol::pace::Pace;
+use protocol::position::{Changes, Distrust};
 use protocol::replication::{CapOf, Capped};
 use protocol::{Attempt, Fault};
 use tokio::sync::{Notify, mpsc, oneshot, watch};
@@ -31,6 +33,7 @@ use transfer::Stopped;
 use crate::choice::Choice;
 use crate::epoch::Epoch;
 use crate::keep::Keep;
+use crate::pace::{Lap, Laps, Parts};
 use crate::reach::Reach;
 use crate::session::{Session, said_by_target};
 
@@ -81,9 +84,16 @@ impl Running {
         let (wishes, wished) = watch::channel(wish);
         let (asks, asked) = mpsc::channel(8);
         let (stop, stopped) = watch::channel(false);
-        let (status_of, throttle_of) = (status.clone(), throttle.clone());
-        let worker =
-            Worker { wish: wished, asks: asked, status: status_of, throttle: throttle_of, means, finals: Vec::new() };
+        let worker = Worker {
+            wish: wished,
+            asks: asked,
+            status: status.clone(),
+            throttle: throttle.clone(),
+            means,
+            finals: Vec::new(),
+            laps: Laps::default(),
+            cut_at: None,
+        };
         let task = tokio::spawn(worker.run(stopped));
         Running { wish: wishes, throttle, asks, status, stop, task }
     }
@@ -149,6 +159,7 @@ fn fresh_status(wish: &Replication) -> ReplicationStatus {
         epochs: 0,
         pauses_us: Vec::new(),
         rpo_ms: Vec::new(),
+        pace: Pace::default(),
         fault: None,
         capped: None,
     }
@@ -163,6 +174,9 @@ struct Worker {
     throttle: Arc<Throttle>,
     means: Means,
     finals: Vec<Final>,
+    laps: Laps,
+    /// When the newest sealed epoch was cut, in this worker's life.
+    cut_at: Option<Instant>,
 }
 
 impl Worker {
@@ -210,10 +224,10 @@ impl Worker {
         let capture = slot.insert(self.means.platform.capture(&wish.machine, wish.lineage).await?);
         settle_predecessor(capture.as_mut(), session.target.newest).await?;
         self.phase_of(&session);
-        let mut next_cut = Instant::now();
+        let mut last_cut = None;
         loop {
-            let final_wanted = self.wait_for_turn(next_cut).await;
-            next_cut = Instant::now() + Duration::from_millis(self.wish.borrow().interval_ms);
+            let final_wanted = self.wait_for_turn(last_cut).await;
+            last_cut = Some(Instant::now());
             let result = self.epoch(capture.as_mut(), &mut session, final_wanted).await;
             match result {
                 Ok(Some(outcome)) => self.answer_finals(outcome),
@@ -231,18 +245,20 @@ impl Worker {
         status.fault = None;
     }
 
-    /// Returns when the next epoch is due: true for the last one, which was asked for.
-    async fn wait_for_turn(&mut self, due: Instant) -> bool {
+    /// Returns when the next epoch is due, an interval after the last one began: true for the last one, which was asked for.
+    async fn wait_for_turn(&mut self, last: Option<Instant>) -> bool {
         loop {
             self.finals.retain(|wanted| !wanted.answer.is_closed());
             if !self.finals.is_empty() {
                 return true;
             }
-            let quiesced = {
+            // Looked at each time: the interval may become another one while it is waited for.
+            let (quiesced, interval) = {
                 let wish = self.wish.borrow_and_update();
                 let copied = wish.offline && lock(&self.status).newest.is_some();
-                wish.quiesced || copied
+                (wish.quiesced || copied, Duration::from_millis(wish.interval_ms))
             };
+            let due = last.map_or_else(Instant::now, |last| last + interval);
             if quiesced {
                 lock(&self.status).phase = ReplicationPhase::Quiesced;
             }
@@ -264,28 +280,37 @@ impl Worker {
         session: &mut Session,
         is_final: bool,
     ) -> Result<Option<Outcome>, Fault> {
-        let wish = self.wish.borrow().clone();
+        let (wish, began) = (self.wish.borrow().clone(), Instant::now());
         if is_final {
             self.must_stand_still(&wish).await?;
         }
         let held = capture.held().await?;
         let seen = held.iter().map(|held| held.since).chain(session.target.newest);
-        let attempt = self.means.keep.next_attempt(&wish.item, wish.generation, seen).map_err(|error| {
+        let since = held.first().map(|held| (wish.lineage, held.since));
+        let honest = since.is_none_or(|(lineage, since)| self.means.keep.may_count(&wish.item, lineage, since));
+        let attempt = self.means.keep.next_attempt(&wish.item, wish.generation, seen, since).map_err(|error| {
             Fault::new(code::REPLICA_IO, "the number of an attempt could not be written down", error.to_string())
         })?;
-        let cut = capture.cut(attempt).await?;
+        let mut cut = capture.cut(attempt).await?;
+        if !honest {
+            (cut.since, cut.changes) = (None, Changes::Unknown(Distrust::MapMismatch));
+        }
         note_pause(&mut lock(&self.status), cut.paused);
         let kind = if is_final { PointKind::Final } else { PointKind::CrashConsistent };
         let sent = self.send(&wish, attempt, kind, &cut, session).await;
         match sent {
-            Ok((point, moved)) => {
+            Ok(Sent { point, moved, choice, compared, parts }) => {
                 capture.acknowledged(attempt).await?;
+                let since =
+                    self.cut_at.replace(began).filter(|_| matches!(choice, Choice::Tracked(_)) && compared.is_none());
+                let since = since.map(|before| began - before);
+                self.laps.note(Lap { carried: moved.changed, compared, since, took: began.elapsed(), parts });
                 session.target.newest = Some(point.attempt);
                 session.target.position = Some(protocol::Position {
                     lineage: wish.lineage,
                     base: point.attempt,
                     authored: None,
-                    changes: protocol::Changes::none(),
+                    changes: Changes::none(),
                 });
                 session.target.has_content = true;
                 self.sealed(&point, moved);
@@ -293,7 +318,8 @@ impl Worker {
                     return Ok(None);
                 }
                 let stamps = self.means.platform.stamps(&wish.machine).await?;
-                Ok(Some(Outcome::Final { point, moved, stamps }))
+                let seal_ms = u64::try_from(parts.sealing.as_millis()).unwrap_or(u64::MAX);
+                Ok(Some(Outcome::Final { point, moved, stamps, seal_ms }))
             }
             #[cfg(feature = "sabotage")]
             Err(fault) if protocol::sabotage::is("given-up-epoch-forgotten") => {
@@ -315,21 +341,22 @@ impl Worker {
         kind: PointKind,
         cut: &platforms::Cut,
         session: &mut Session,
-    ) -> Result<(Point, Moved), Fault> {
+    ) -> Result<Sent, Fault> {
         let mut epoch = Epoch::begin(wish, attempt, kind, cut, session).await?;
         self.chosen(&epoch.choice, session);
         let status = self.status.clone();
-        let progress = move |expected, done| lock(&status).first = Progress { expected, done };
+        let began = Instant::now();
+        let progress = move |expected, done| {
+            let elapsed_ms = u64::try_from(began.elapsed().as_millis()).unwrap_or(u64::MAX);
+            lock(&status).first = Progress { expected, done, elapsed_ms };
+        };
         let quiet = |_, _| {};
         let first = session.target.newest.is_none_or(|newest| newest.generation != wish.generation);
         let progress: &(dyn Fn(u64, u64) + Send + Sync) = if first { &progress } else { &quiet };
         let mut broken_since: Option<Instant> = None;
         loop {
             let fault = match epoch.send(session, progress).await {
-                Ok(point) => {
-                    let moved = epoch.moved(session);
-                    return Ok((point, moved));
-                }
+                Ok(point) => return Ok(Sent::of(epoch, point, session)),
                 // What arrived is not undone: the next attempt goes on with it.
                 Err(Stopped::Fault(fault)) => return Err(fault),
                 Err(Stopped::Link(error)) if said_by_target(&error).is_some() => {
@@ -351,7 +378,7 @@ impl Worker {
                         kind,
                         changed_bytes: epoch.moved(session).changed,
                     };
-                    return Ok((point, epoch.moved(session)));
+                    return Ok(Sent::of(epoch, point, session));
                 }
                 Some(fresh) if fresh.target.newest == session.target.newest => *session = fresh,
                 _ => return Err(fault),
@@ -417,6 +444,7 @@ impl Worker {
             self.means.news.notify_one();
         }
         status.newest = Some(point.clone());
+        status.pace = self.laps.pace();
         status.moved += moved;
         status.epochs += 1;
         status.phase = ReplicationPhase::Epochs;
@@ -427,6 +455,22 @@ impl Worker {
         for wanted in self.finals.drain(..) {
             let _ = wanted.answer.send(Ok(outcome.clone()));
         }
+    }
+}
+
+/// An epoch that was sealed.
+struct Sent {
+    point: Point,
+    moved: Moved,
+    choice: Choice,
+    compared: Option<u64>,
+    parts: Parts,
+}
+
+impl Sent {
+    fn of(epoch: Epoch, point: Point, session: &Session) -> Sent {
+        let (moved, compared) = (epoch.moved(session), epoch.compared());
+        Sent { point, moved, compared, parts: epoch.parts(), choice: epoch.choice }
     }
 }
 

@@ -41,12 +41,12 @@ fn blocks() -> u64 {
 async fn a_replication_is_throttled_and_let_go_of_again_in_the_same_session() {
     let mut sites = Sites::replicating(51).await;
     sites.must_become_equal("after the first copy").await;
-    let connections = sites.wire.made();
+    let connections = sites.wire.dialled();
     for by in [CapOf::Policy, CapOf::Component] {
         let set = |sites: &mut Sites, bandwidth: Bandwidth| match by {
             CapOf::Policy => {
                 sites.bandwidth = bandwidth;
-                sites.wish();
+                sites.tell();
             }
             CapOf::Component => sites.cap_all(bandwidth),
         };
@@ -59,7 +59,7 @@ async fn a_replication_is_throttled_and_let_go_of_again_in_the_same_session() {
         let status = sites.must_become_equal("after the cap was lifted").await;
         assert_eq!((status.capped, status.fault), (None, None));
     }
-    assert_eq!(sites.wire.made(), connections, "a new session was made");
+    assert_eq!(sites.wire.dialled(), connections, "a new session was made");
     sites.end().await;
 }
 
@@ -70,7 +70,7 @@ async fn the_last_epoch_and_what_is_before_it_are_under_no_cap() {
     sites.must_become_equal("after the first copy").await;
     sites.cap_all(flat(SLOW));
     sites.bandwidth = flat(SLOW);
-    sites.wish();
+    sites.tell();
     sites.is_told().await;
     changed(&mut sites);
     sites.status("said that a cap limits it", felt(CapOf::Policy)).await;

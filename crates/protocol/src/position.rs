@@ -82,7 +82,9 @@ impl std::fmt::Display for Distrust {
             }
             Distrust::MapInconsistent => "the change map was in use when the hypervisor died",
             Distrust::MapMismatch => "the change map belongs to another cut than the one both sides recorded",
-            Distrust::DiskTouched => "the disk was written or replaced by something else since the map was saved",
+            Distrust::DiskTouched => {
+                "the disk was written or replaced by something else since the map was saved, or nobody saw that it was not"
+            }
             Distrust::OtherLineage => "the two copies descend from different machines",
             Distrust::NoCommonBase => "the two copies share no recovery point that both can build on",
             Distrust::HistoryPruned => "the journal no longer reaches back to the common point",

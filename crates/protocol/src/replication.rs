@@ -11,7 +11,9 @@ use crate::bandwidth::Bandwidth;
 use crate::epoch::Point;
 use crate::fault::Fault;
 use crate::id::{ItemId, Lineage};
+use crate::pace::Pace;
 use crate::position::{Distrust, Position};
+use crate::quote::Moving;
 
 /// How the blocks of a first epoch of a direction are chosen (H6, H7).
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, ToSchema, Default)]
@@ -128,6 +130,9 @@ pub struct ReplicationStatus {
     pub pauses_us: Vec<u64>,
     /// Ages of the newest point at the moments just before it was replaced, in ms (newest last, at most 256): the RPO as it was lived.
     pub rpo_ms: Vec<u64>,
+    /// How fast its epochs go.
+    #[serde(default)]
+    pub pace: Pace,
     /// What hinders it at the moment, if anything does.
     pub fault: Option<Fault>,
     /// The bandwidth cap that it waits for, or has just waited for.
@@ -186,12 +191,24 @@ pub struct Progress {
     pub expected: u64,
     /// Bytes done.
     pub done: u64,
+    /// The time since it began, in ms.
+    #[serde(default)]
+    pub elapsed_ms: u64,
 }
 
 impl Progress {
     /// 0 to 100; none while nothing is known.
     pub fn percent(&self) -> Option<u8> {
         (self.expected > 0).then(|| (self.done.min(self.expected).saturating_mul(100) / self.expected) as u8)
+    }
+
+    /// The same with rate and time left; none while nothing is known.
+    pub fn moving(&self) -> Option<Moving> {
+        let Progress { expected, done, elapsed_ms } = *self;
+        // Less than a second tells little of what is to come.
+        let rate = (done > 0 && elapsed_ms >= 1000).then(|| (done.saturating_mul(1000) / elapsed_ms).max(1));
+        let left_ms = rate.map(|rate| expected.saturating_sub(done).saturating_mul(1000) / rate);
+        (expected > 0).then_some(Moving { done, expected, rate, left_ms })
     }
 }
 

@@ -18,6 +18,7 @@ use protocol::difference::Difference;
 use protocol::epoch::Point;
 use protocol::id::{Attempt, ItemId, PolicyName, SiteName};
 use protocol::keeping::{AddPoint, ApplyPolicy, KeptPoint, PinPoint, Policy, PolicyEffect, SetPolicy};
+use protocol::quote::Quoted;
 use protocol::rest::{
     AuditEntry, BandwidthEffect, ComponentView, Explanation, ItemView, Job, MachineView, Plan, Request, SetBandwidth,
     Start,
@@ -155,6 +156,11 @@ impl Client {
         query.extend(site.iter().map(|site| ("site", site.as_str())));
         let patient = Client { time: READING_TIME, ..self.clone() };
         patient.get(&format!("/api/v1/items/{item}/points/difference"), &query).await
+    }
+
+    /// What moving the item would cost.
+    pub async fn quotes(&self, item: &ItemId) -> Result<Answer<Vec<Quoted>>, Trouble> {
+        self.get(&format!("/api/v1/items/{item}/quote"), &[]).await
     }
 
     /// What is allowed on an item.

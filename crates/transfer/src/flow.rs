@@ -12,6 +12,7 @@
 use std::collections::VecDeque;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::{Duration, Instant};
 
 use component::link::{LinkError, Traffic};
 use protocol::epoch::EpochTotals;
@@ -45,6 +46,15 @@ pub enum Source {
     Compare(Compare),
 }
 
+/// How long a flow waited.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct Waits {
+    /// For what is to be sent: reads of the source, and where both sides are compared, hashes of both.
+    pub source: Duration,
+    /// For the link to take it.
+    pub link: Duration,
+}
+
 struct Sent {
     sequence: u64,
     disk: u16,
@@ -72,6 +82,7 @@ pub struct Flow {
     earlier: Moved,
     /// What had gone over its session's link before.
     before: Traffic,
+    waits: Waits,
 }
 
 impl Flow {
@@ -91,6 +102,7 @@ impl Flow {
             sent_bytes: 0,
             earlier: Moved::default(),
             before: session.traffic(),
+            waits: Waits::default(),
         }
     }
 
@@ -113,14 +125,18 @@ impl Flow {
     /// [`Stopped`]; after a broken link it goes on with [`Flow::resume`].
     pub async fn step(&mut self, session: &mut Session) -> Result<bool, Stopped> {
         self.shorten(session.received());
+        let begun = Instant::now();
         let piece = match (self.ready.take(), &mut self.source) {
             (Some(ready), _) => Some(ready),
             (None, Source::Pieces(pieces)) => pieces.next().await.map_err(Stopped::Fault)?,
             (None, Source::Compare(compare)) => compare.next(session).await?,
         };
+        self.waits.source += begun.elapsed();
         let Some(piece) = piece else { return Ok(false) };
-        let sequence = self.next_sequence;
-        let checksum = match session.send(&piece.frame(sequence)).await {
+        let (sequence, begun) = (self.next_sequence, Instant::now());
+        let sent = session.send(&piece.frame(sequence)).await;
+        self.waits.link += begun.elapsed();
+        let checksum = match sent {
             Ok(checksum) => checksum,
             Err(error) => {
                 self.ready = Some(piece);
@@ -174,6 +190,19 @@ impl Flow {
             Source::Pieces(_) => self.sent_bytes,
         };
         (self.expected, done)
+    }
+
+    /// How long it waited so far.
+    pub fn waits(&self) -> Waits {
+        self.waits
+    }
+
+    /// Bytes of both sides that were compared so far, if that is where its pieces come from.
+    pub fn compared(&self) -> Option<u64> {
+        match &self.source {
+            Source::Compare(compare) => Some(compare.done()),
+            Source::Pieces(_) => None,
+        }
     }
 
     /// What was moved so far.

@@ -1,4 +1,7 @@
-//! `cargo xtask bench replica`: measures a room, built as it is shipped. Never part of the tests: figures are for reading.
+//! `cargo xtask bench replica|movement`: measures a room, or copies beside their peers, built as they are shipped. Never
+//! part of the tests: figures are for reading.
+
+mod movement;
 
 use std::path::Path;
 
@@ -15,6 +18,9 @@ pub(crate) fn bench(root: &Path, arguments: &[String]) -> Result<()> {
             line.extend(rest.iter().map(String::as_str));
             run(root, &line)
         }
-        _ => bail!("usage: cargo xtask bench replica [--json FILE] [--dir DIR]"),
+        Some((room, rest)) if room == "movement" => movement::bench(root, rest),
+        _ => bail!(
+            "usage: cargo xtask bench replica [--json FILE] [--dir DIR] | movement [--gib N] [--runs N] [--dir DIR]"
+        ),
     }
 }

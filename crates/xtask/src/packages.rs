@@ -11,7 +11,7 @@ use anyhow::{Context, Result, bail};
 use crate::command::{is_installed, output, run, works};
 
 /// A program the tests, the demo or a bench start, and the package that brings it.
-const PROGRAMS: [(&str, &str); 13] = [
+const PROGRAMS: [(&str, &str); 14] = [
     ("qemu-system-x86_64", "qemu-system-x86"),
     ("qemu-img", "qemu-utils"),
     ("qemu-nbd", "qemu-utils"),
@@ -25,6 +25,7 @@ const PROGRAMS: [(&str, &str); 13] = [
     ("python3", "python3"),
     ("xz", "xz-utils"),
     ("fio", "fio"),
+    ("rsync", "rsync"),
 ];
 
 /// Installs the packages of all programs that are missing. Does nothing, and needs nobody's rights, if none is.

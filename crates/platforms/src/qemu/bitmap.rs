@@ -25,14 +25,17 @@ use crate::Held;
 /// Bytes of disk per bit: what is transferred at least.
 pub(crate) const GRANULARITY: u64 = protocol::extent::BLOCK;
 
+/// What all our maps' names begin with.
+const PREFIX: &str = "sockeye-";
+
 /// The name of the bitmap that counts from a cut.
 pub(crate) fn name(lineage: Lineage, since: Attempt) -> String {
-    format!("sockeye-{lineage}-{}-{}", since.generation, since.number)
+    format!("{PREFIX}{lineage}-{}-{}", since.generation, since.number)
 }
 
 /// The cut that a bitmap of this lineage counts from; none for anybody else's bitmap.
 pub(crate) fn since(lineage: Lineage, name: &str) -> Option<Attempt> {
-    let marks = name.strip_prefix(&format!("sockeye-{lineage}-"))?;
+    let marks = name.strip_prefix(&format!("{PREFIX}{lineage}-"))?;
     let (generation, number) = marks.split_once('-')?;
     Some(Attempt { generation: generation.parse().ok()?, number: number.parse().ok()? })
 }
@@ -44,6 +47,8 @@ pub(crate) struct Bitmap {
     pub recording: bool,
     /// It was in use when QEMU died: it says nothing, and can only be removed.
     pub inconsistent: bool,
+    /// Bytes that it calls changed; an image that no QEMU has open does not tell.
+    pub bytes: u64,
 }
 
 /// The bitmaps of a lineage on every disk of a machine.
@@ -67,7 +72,9 @@ impl Bitmaps {
             maps.filter_map(|map| {
                 let since = since(lineage, map["name"].as_str()?)?;
                 let inconsistent = map["inconsistent"].as_bool().unwrap_or(false);
-                Some((since, Bitmap { recording: map["recording"].as_bool().unwrap_or(false), inconsistent }))
+                let (recording, bytes) =
+                    (map["recording"].as_bool().unwrap_or(false), map["count"].as_u64().unwrap_or(0));
+                Some((since, Bitmap { recording, inconsistent, bytes }))
             })
             .collect()
         };
@@ -87,6 +94,15 @@ impl Bitmaps {
             }
         }
         if held.last().is_some_and(|newest| newest.recording) { held } else { Vec::new() }
+    }
+
+    /// The cut that the oldest map counts from that can be believed, and what the maps hold together, at most.
+    pub fn changed(&self) -> Option<(Attempt, u64)> {
+        let held = self.held();
+        let of = |disk: &BTreeMap<Attempt, Bitmap>| {
+            held.iter().filter_map(|held| disk.get(&held.since)).map(|map| map.bytes).sum::<u64>()
+        };
+        held.first().map(|oldest| (oldest.since, self.disks.iter().map(of).sum()))
     }
 
     /// Whether any disk has one that was in use when QEMU died.
@@ -153,6 +169,25 @@ pub(crate) fn transaction(actions: Vec<Value>) -> Option<Command> {
     (!actions.is_empty()).then(|| Command::new("transaction", json!({ "actions": actions })))
 }
 
+/// Removes every map of ours, of whatever lineage, but those that nobody believes anyway. Gives how many there were.
+pub(crate) async fn forget_all(qmp: &mut Qmp, nodes: &[String]) -> Result<usize, QmpError> {
+    let all = qmp.execute("query-named-block-nodes", json!({ "flat": true })).await?;
+    let mut actions = Vec::new();
+    for found in all.as_array().into_iter().flatten() {
+        let Some(node) = nodes.iter().find(|node| found["node-name"] == ***node) else { continue };
+        for map in found["dirty-bitmaps"].as_array().into_iter().flatten() {
+            if let Some(name) = map["name"].as_str().filter(|name| name.starts_with(PREFIX))
+                && map["inconsistent"] != true
+            {
+                actions.push(action("remove", node, name));
+            }
+        }
+    }
+    let count = actions.len();
+    transact(qmp, actions).await?;
+    Ok(count)
+}
+
 /// Runs actions in one transaction.
 pub(crate) async fn transact(qmp: &mut Qmp, actions: Vec<Value>) -> Result<(), QmpError> {
     if let Some(command) = transaction(actions) {
@@ -171,7 +206,9 @@ mod tests {
 
     fn maps(maps: &[(u64, bool, bool)]) -> BTreeMap<Attempt, Bitmap> {
         maps.iter()
-            .map(|(n, recording, inconsistent)| (at(*n), Bitmap { recording: *recording, inconsistent: *inconsistent }))
+            .map(|(n, recording, inconsistent)| {
+                (at(*n), Bitmap { recording: *recording, inconsistent: *inconsistent, bytes: 10 })
+            })
             .collect()
     }
 
@@ -199,6 +236,8 @@ mod tests {
             maps(&[(1, false, false), (2, true, false)]),
         ]);
         assert_eq!(whole.held(), [Held { since: at(1), recording: false }, Held { since: at(2), recording: true }]);
+        assert_eq!(whole.changed(), Some((at(1), 40)));
+        assert_eq!(Bitmaps::default().changed(), None);
         let one_disk_lacks_it = Bitmaps::new(vec![maps(&[(2, true, false)]), maps(&[])]);
         assert_eq!(one_disk_lacks_it.held(), []);
         let one_was_in_use = Bitmaps::new(vec![maps(&[(2, true, false)]), maps(&[(2, true, true)])]);

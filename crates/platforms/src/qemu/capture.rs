@@ -40,7 +40,7 @@ use super::fleece::{self, Bounds};
 use super::folder::Folder;
 use super::marks::Carry;
 use super::qmp::{Command, Qmp, QmpError};
-use super::{changes, launch, power, process};
+use super::{changes, launch, power, process, rest};
 use crate::{Capture, Cut, CutDisk, Held};
 
 /// The lock of whoever captures a machine.
@@ -74,6 +74,9 @@ impl QemuCapture {
         }
         if spec.disks.iter().any(|disk| matches!(disk.source, DiskSource::OverlayOnOwn { .. })) {
             return Err(folder.fault("cannot be captured", "it is being folded; repeat that first"));
+        }
+        if rest::is_in_doubt(&folder)? {
+            return Err(folder.fault("cannot be captured", "its start was never finished; start it again"));
         }
         let lock = folder.lock(CAPTURING, LOCK_PATIENCE).await?;
         let qmp = Qmp::over_fifos(&folder.file("capture.in"), &folder.file("capture.out")).await;
@@ -293,7 +296,7 @@ impl Capture for QemuCapture {
         }
         self.first = since.is_none().then_some(attempt);
         self.open = true;
-        let lost = if found.inconsistent() { Distrust::MapInconsistent } else { Distrust::MapAbsent };
+        let lost = rest::why_lost(&self.folder, &found)?;
         let cut = self.try_cut(attempt, since, lost).await;
         if cut.is_err() {
             // Whatever step failed: what there is of the cut goes, and its map with it.
@@ -323,6 +326,7 @@ impl Capture for QemuCapture {
         let names: Vec<String> = self.nodes().into_iter().map(|(node, _)| node).collect();
         self.transact(found.removals(self.lineage, &names, |since| since < attempt)).await?;
         Carry::forget_before(&self.folder, self.lineage, attempt)?;
+        rest::forget(&self.folder)?;
         self.first = None;
         Ok(())
     }

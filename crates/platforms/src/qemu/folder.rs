@@ -14,6 +14,7 @@
 //!       console.log                 what the guest printed, over all starts
 //!       power-taken                 power was taken from the guest of the QEMU whose id is in it
 //!       marks.json, carry.json      what is known about overlays, see `marks`
+//!       rest.json, doubt.json       how QEMU left the images, and whether they were found so, see `rest`
 //!       overlays/  scratch/
 //! ```
 //! # If power fails

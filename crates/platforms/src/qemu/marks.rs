@@ -64,6 +64,12 @@ impl Marks {
         if *self == before { Ok(()) } else { folder.write("marks.json", self) }
     }
 
+    /// Forgets what is known: the overlays are not those that were known.
+    pub fn forget(&mut self, folder: &Folder) -> Result<(), Fault> {
+        self.0.clear();
+        folder.remove("marks.json")
+    }
+
     /// The cut of `lineage` that the allocation of all disks counts from: every disk is an overlay with that mark.
     pub fn common(&self, folder: &Folder, spec: &MachineSpec, lineage: Lineage) -> Option<Attempt> {
         let mut common = None;

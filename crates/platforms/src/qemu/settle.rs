@@ -2,7 +2,7 @@
 //!
 //! ```text
 //!   QEMU lives   all maps merged into one, read ─► quit ─► stamps        exact, for every format
-//!   QEMU gone    qcow2: consistent maps of every disk, read from the images
+//!   QEMU gone    qcow2: consistent maps of every disk, read from the images, if nobody touched those since (see `rest`)
 //!                overlays: what they hold, since their mark (survives every crash)
 //!                else: unknown, and why
 //! ```
@@ -26,6 +26,7 @@ use super::bitmap::{self, Bitmaps};
 use super::folder::Folder;
 use super::marks::{self, Carry, Marks};
 use super::qmp::{Qmp, QmpError};
+use super::rest::{self, Rest};
 use super::{changes, fleece, image, launch, power, process};
 
 /// How long QEMU may take to write its maps down and end.
@@ -40,7 +41,9 @@ type Maps = BTreeMap<DiskKey, BlockMap>;
 /// Settles the machine. The caller holds its lock.
 pub(crate) async fn settle(folder: &Folder, lineage: Lineage) -> Result<Settled, Fault> {
     let spec = folder.known_spec()?;
-    let known = match power::power(folder).await? {
+    let now = power::power(folder).await?;
+    let rest = if now == Power::Off { rest::look(folder, &spec)? } else { Rest::Unnoted };
+    let known = match now {
         Power::Running => {
             return Err(Fault::new(
                 code::MACHINE_RUNNING,
@@ -52,12 +55,14 @@ pub(crate) async fn settle(folder: &Folder, lineage: Lineage) -> Result<Settled,
             let mut qmp = power::converse(folder).await?;
             let known = alive(folder, &spec, lineage, &mut qmp).await?;
             quit(folder, qmp).await?;
+            rest::note(folder, &spec)?;
             known
         }
-        Power::Off => offline(folder, &spec, lineage).await?,
+        Power::Off if rest == Rest::Touched => Err(Distrust::DiskTouched),
+        Power::Off => offline(folder, &spec, lineage, rest == Rest::Untouched).await?,
     };
     let known = match known {
-        Err(why) => after_a_crash(folder, &spec, lineage).await?.ok_or(why),
+        Err(why) if rest != Rest::Touched => after_a_crash(folder, &spec, lineage).await?.ok_or(why),
         known => known,
     };
     #[cfg(feature = "sabotage")]
@@ -65,7 +70,7 @@ pub(crate) async fn settle(folder: &Folder, lineage: Lineage) -> Result<Settled,
         Err(_) if protocol::sabotage::is("inconsistent-bitmap-ignored") => Ok((Attempt::start_of(1), Maps::new())),
         known => known,
     };
-    let stamps = stamps(folder, &spec)?;
+    let stamps = rest::own_stamps(folder, &spec)?;
     Ok(match known {
         Ok((since, maps)) => {
             let changes = Changes::Known(union(&maps, &Carry::read(folder, lineage, since)?));
@@ -73,20 +78,6 @@ pub(crate) async fn settle(folder: &Folder, lineage: Lineage) -> Result<Settled,
         }
         Err(why) => Settled { since: None, changes: Changes::Unknown(why), stamps },
     })
-}
-
-/// What identifies the present state of each of the machine's own disks.
-pub(crate) fn stamps(folder: &Folder, spec: &MachineSpec) -> Result<BTreeMap<DiskKey, String>, Fault> {
-    let mut stamps = BTreeMap::new();
-    for disk in &spec.disks {
-        if let DiskSource::Own { path, .. } = &disk.source {
-            let path = folder.disk_path(path);
-            let stamp = image::stamp(&path)
-                .map_err(|why| folder.fault("has a disk that cannot be found", format!("{}: {why}", path.display())))?;
-            stamps.insert(disk.key.clone(), stamp);
-        }
-    }
-    Ok(stamps)
 }
 
 /// The union of all maps that a QEMU whose guest stands still holds.
@@ -99,11 +90,12 @@ async fn alive(
     let cannot = |why: QmpError| folder.fault("does not tell what changed", why);
     let nodes: Vec<String> = launch::nodes(spec).into_iter().map(|(node, _)| node).collect();
     fleece::sweep(folder, qmp, &nodes).await.map_err(cannot)?;
+    if rest::is_in_doubt(folder)? {
+        return Ok(Err(Distrust::DiskTouched));
+    }
     let found = Bitmaps::ask(qmp, lineage, &nodes).await.map_err(cannot)?;
     let held = found.held();
-    let Some(oldest) = held.first() else {
-        return Ok(Err(if found.inconsistent() { Distrust::MapInconsistent } else { Distrust::MapAbsent }));
-    };
+    let Some(oldest) = held.first() else { return Ok(Err(rest::why_lost(folder, &found)?)) };
     // Growing maps cannot be exported read-only, and making one stand still would be written into the image: so a copy.
     let names: Vec<String> = held.iter().map(|held| bitmap::name(lineage, held.since)).collect();
     let mut actions = Vec::new();
@@ -145,6 +137,7 @@ async fn offline(
     folder: &Folder,
     spec: &MachineSpec,
     lineage: Lineage,
+    untouched: bool,
 ) -> Result<Result<(Attempt, Maps), Distrust>, Fault> {
     let unreadable = |why: String| folder.fault("has an image that cannot be read", why);
     let mut found = Vec::new();
@@ -154,9 +147,10 @@ async fn offline(
     }
     let found = Bitmaps::new(found);
     let held = found.held();
-    let Some(oldest) = held.first() else {
-        return Ok(Err(if found.inconsistent() { Distrust::MapInconsistent } else { Distrust::MapAbsent }));
-    };
+    let Some(oldest) = held.first() else { return Ok(Err(rest::why_lost(folder, &found)?)) };
+    if !untouched {
+        return Ok(Err(Distrust::DiskTouched));
+    }
     let names: Vec<String> = held.iter().map(|held| bitmap::name(lineage, held.since)).collect();
     let mut maps = Maps::new();
     for disk in &spec.disks {

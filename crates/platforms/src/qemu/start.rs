@@ -1,7 +1,8 @@
 //! Starting a machine: what its maps will count from is settled before the guest runs.
 //!
 //! ```text
-//!   disks hold believable maps of the lineage ─────────► they go on
+//!   disks were touched since QEMU let go (see `rest`) ─► no map: the next cut says that anything may differ
+//!   else they hold believable maps of the lineage ─────► they go on
 //!   else all disks are overlays with one mark ─────────► new maps since that mark, completed by what the overlays hold now
 //!   else no start was ever tracked from this mark ─────► new maps since this mark: the caller says that the disks are there
 //!   else ──────────────────────────────────────────────► no map: the first was lost, and the next cut says that anything may differ
@@ -19,7 +20,7 @@ use super::bitmap::{self, Bitmaps};
 use super::folder::Folder;
 use super::marks::{self, Carry, Mark, Marks};
 use super::qmp::{Qmp, QmpError};
-use super::{launch, power, process};
+use super::{launch, power, process, rest};
 use crate::Start;
 
 /// How long QEMU may take to end again when its guest cannot be tracked.
@@ -41,16 +42,15 @@ pub(crate) async fn start(folder: &Folder, how: Start) -> Result<(), Fault> {
     let mark = how.track.map(|(lineage, attempt)| Mark { lineage, attempt });
     let mut marks = Marks::read(folder)?;
     if !launched {
+        rest::leave(folder, &spec, &mut marks)?;
         marks.started(folder, mark)?;
         launch::launch(folder, &spec).await?;
     }
     let mut qmp = power::converse(folder).await?;
-    let tracked = match mark {
-        // A guest that waits for its first start may have been left by somebody who died before it was tracked.
-        Some(mark) if !launched || power::waits(folder, &mut qmp).await? => {
-            track(folder, &spec, &marks, mark, &mut qmp).await
-        }
-        _ => Ok(()),
+    // A guest that waits for its first start may have been left by somebody who died before it was tracked.
+    let tracked = match !launched || power::waits(folder, &mut qmp).await? {
+        true => track(folder, &spec, &marks, mark, &mut qmp).await,
+        false => Ok(()),
     };
     if let Err(why) = tracked {
         // The guest has not run. A machine left waiting would be resumed, untracked, by whoever starts it again.
@@ -65,13 +65,22 @@ pub(crate) async fn start(folder: &Folder, how: Start) -> Result<(), Fault> {
 }
 
 /// Sees to it that the guest's first write is tracked, or that nobody believes it is.
-async fn track(folder: &Folder, spec: &MachineSpec, marks: &Marks, mark: Mark, qmp: &mut Qmp) -> Result<(), Fault> {
-    let overlays_since = marks.common(folder, spec, mark.lineage);
+async fn track(
+    folder: &Folder,
+    spec: &MachineSpec,
+    marks: &Marks,
+    mark: Option<Mark>,
+    qmp: &mut Qmp,
+) -> Result<(), Fault> {
     let nodes = launch::nodes(spec);
     let names: Vec<String> = nodes.iter().map(|(node, _)| node.clone()).collect();
+    let touched = rest::doubt(folder, qmp, &names).await?;
+    let Some(mark) = mark else { return Ok(()) };
+    let overlays_since = marks.common(folder, spec, mark.lineage);
     let cannot = |why: QmpError| folder.fault("cannot be tracked", why);
     let found = Bitmaps::ask(qmp, mark.lineage, &names).await.map_err(cannot)?;
-    let honest = marks::claim(folder, mark)?;
+    // Whoever gives the mark says what the disks held when he last saw them.
+    let honest = marks::claim(folder, mark)? && !touched;
     #[cfg(feature = "sabotage")]
     let honest = honest || protocol::sabotage::is("lost-map-begun-again");
     if found.held().is_empty() {

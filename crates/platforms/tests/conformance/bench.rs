@@ -126,6 +126,13 @@ fn kill(pid: i32) {
     }
 }
 
+/// Runs a program to its end, which must be a good one. Gives what it printed.
+pub async fn run(program: &str, arguments: &[&str]) -> Vec<u8> {
+    let ended = tokio::process::Command::new(program).args(arguments).output().await.unwrap();
+    assert!(ended.status.success(), "{program} {arguments:?}: {}", String::from_utf8_lossy(&ended.stderr));
+    ended.stdout
+}
+
 /// Runs one command on one of a machine's monitors.
 pub async fn qmp(socket: PathBuf, command: &str, arguments: Value) -> Value {
     let stream = UnixStream::connect(socket).await.unwrap();

@@ -14,6 +14,7 @@ mod networks;
 mod overlays;
 mod rig;
 mod traps;
+mod trust;
 
 macro_rules! claims {
     ($($claim:ident),* $(,)?) => {

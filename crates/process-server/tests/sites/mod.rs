@@ -3,6 +3,7 @@
 #![allow(dead_code, reason = "no test needs all of it")]
 
 pub mod control;
+pub mod qemu;
 pub mod sender;
 pub mod wire;
 
@@ -36,7 +37,7 @@ pub const GENERATION: u64 = 3;
 /// Two disks; the second ends inside a block.
 pub const SIZES: [u64; 2] = [4 << 20, (2 << 20) + 12288];
 pub const PATIENCE: Duration = Duration::from_secs(60);
-const PROCESS_SERVER: &str = "home-process-server";
+pub const PROCESS_SERVER: &str = "home-process-server";
 pub const MASTER_TARGET: &str = "cloud-master-target";
 
 /// Numbers that are the same in every run.
@@ -82,10 +83,14 @@ pub struct Sites {
     pub control: Control,
     pub wire: Wire,
     pub home: Simulated,
+    /// What the process server steers: `home`, unless a test puts something else in its place.
+    pub platform: Arc<dyn Platform>,
     /// The other site's hypervisor, which outlives its master target.
     pub cloud: Simulated,
     pub lineage: Lineage,
     pub dice: Dice,
+    /// What the master target steers: `cloud`, unless a test puts something else in its place.
+    pub target_platform: Arc<dyn Platform>,
     process_server: Option<Part>,
     master_target: Option<Part>,
     /// Where the master target listens.
@@ -178,7 +183,9 @@ impl Sites {
             dir,
             control,
             wire,
+            platform: Arc::new(home.clone()),
             home,
+            target_platform: Arc::new(cloud.clone()),
             cloud,
             lineage: Lineage::fresh(),
             dice,
@@ -206,17 +213,22 @@ impl Sites {
 
     /// Lets epochs flow.
     pub async fn replicate(&mut self) {
-        self.wish();
+        self.tell();
         self.start_process_server().await;
     }
 
     /// Tells the process server what is wanted now.
-    pub fn wish(&self) {
+    pub fn tell(&self) {
+        self.control.replicate(PROCESS_SERVER, vec![self.wish(30)]);
+    }
+
+    /// What is to be replicated, an epoch every `interval_ms`.
+    pub fn wish(&self, interval_ms: u64) -> Replication {
         let target = match self.outbound_only {
             true => Target::Await(MASTER_TARGET.into()),
             false => Target::Dial(Peer { name: MASTER_TARGET.into(), address: self.wire.address.clone() }),
         };
-        let wish = Replication {
+        Replication {
             item: NAME.parse().unwrap(),
             machine: NAME.into(),
             lineage: self.lineage,
@@ -225,12 +237,11 @@ impl Sites {
             token: TOKEN.into(),
             standpoint: None,
             sync: Sync::Tracked,
-            interval_ms: 30,
+            interval_ms,
             offline: false,
             quiesced: false,
             bandwidth: self.bandwidth.clone(),
-        };
-        self.control.replicate(PROCESS_SERVER, vec![wish]);
+        }
     }
 
     /// How fast the process server may send in all.
@@ -286,7 +297,7 @@ impl Sites {
             data_dir: self.dir.path().join("home"),
             connections: self.connections,
             listen: self.outbound_only.then(anywhere),
-            platform: Arc::new(self.home.clone()),
+            platform: self.platform.clone(),
         };
         let (stop, stopped) = oneshot::channel();
         let task = tokio::spawn(process_server::run(config, async { drop(stopped.await) }));
@@ -309,7 +320,7 @@ impl Sites {
             retention: cloud.join("retention"),
             listen: (!self.outbound_only).then(anywhere),
             connections: self.connections,
-            platform: Arc::new(self.cloud.clone()),
+            platform: self.target_platform.clone(),
         };
         let (stop, stopped) = oneshot::channel();
         let task = tokio::spawn(master_target::run(config, async { drop(stopped.await) }));
@@ -342,11 +353,16 @@ impl Sites {
         }
     }
 
-    /// Waits until a point is sealed that was cut after this call, and checks that the replica is the machine.
-    pub async fn must_become_equal(&self, when: &str) -> ReplicationStatus {
+    /// Waits until a point is sealed that was cut after this call.
+    pub async fn seals(&self) -> ReplicationStatus {
         let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap().as_millis() as u64;
         let newer = |status: &ReplicationStatus| status.newest.as_ref().is_some_and(|point| point.cut_at_ms > now);
-        let status = self.control.status(PROCESS_SERVER, "sealed what was written", newer).await;
+        self.control.status(PROCESS_SERVER, "sealed what was written", newer).await
+    }
+
+    /// Waits until a point is sealed that was cut after this call, and checks that the replica is the machine.
+    pub async fn must_become_equal(&self, when: &str) -> ReplicationStatus {
+        let status = self.seals().await;
         for place in 0..SIZES.len() {
             let (here, there) = (self.home.content(NAME, &key(place)).unwrap(), self.replica(place));
             let differ = here.iter().zip(&there).filter(|(a, b)| a != b).count();
@@ -372,6 +388,11 @@ impl Sites {
     pub fn replica(&self, place: usize) -> Vec<u8> {
         let path: PathBuf = self.dir.path().join("cloud/replicas").join(NAME).join(format!("{}.raw", key(place)));
         std::fs::read(path).unwrap()
+    }
+
+    /// Has the process server carry an order out.
+    pub async fn order_source(&self, order: Order) -> Result<Outcome, Fault> {
+        self.control.order(PROCESS_SERVER, order).await
     }
 
     /// Has the master target carry an order out.

@@ -1,11 +1,13 @@
-//! The line between two sites, in a test's hand: it can be cut, held and made to lie.
+//! The line between two sites, in a test's hand: it can be cut, held, made long and made to lie.
 
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
+use std::time::Duration;
 
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::watch;
+use tokio::sync::{mpsc, watch};
+use tokio::time::Instant;
 
 /// A byte is changed only in the middle of so many: there it hits the data of a block, not the words around it.
 const WORTH_A_LIE: usize = 32 << 10;
@@ -13,13 +15,16 @@ const WORTH_A_LIE: usize = 32 << 10;
 struct Hand {
     target: Mutex<String>,
     flips: AtomicU64,
-    /// Connections that were ever made.
-    made: AtomicU64,
     /// Bytes that went from sender to receiver, and how many may before the line is held.
     passed: AtomicU64,
     hold_at: AtomicU64,
     /// What was said into the line and is held in it.
     caught: AtomicU64,
+    /// How many connections were made through it, and whether none is let through any more.
+    dialled: AtomicU64,
+    down: AtomicBool,
+    /// How long bytes take from one end to the other, in ms. More of them may be on the way than ever fit into a test.
+    delay_ms: AtomicU64,
     cuts: watch::Sender<u64>,
     held: watch::Sender<bool>,
 }
@@ -45,10 +50,12 @@ impl Wire {
         let hand = Arc::new(Hand {
             target: Mutex::default(),
             flips: AtomicU64::new(0),
-            made: AtomicU64::new(0),
             passed: AtomicU64::new(0),
             hold_at: AtomicU64::new(u64::MAX),
             caught: AtomicU64::new(0),
+            dialled: AtomicU64::new(0),
+            down: AtomicBool::new(false),
+            delay_ms: AtomicU64::new(0),
             cuts: watch::Sender::new(0),
             held: watch::Sender::new(false),
         });
@@ -64,6 +71,25 @@ impl Wire {
     /// Cuts every connection; new ones are let through.
     pub fn cut(&self) {
         self.hand.cuts.send_modify(|cuts| *cuts += 1);
+    }
+
+    /// While it is down nobody gets through: what there is is cut, and who dials is dropped.
+    pub fn down(&self, down: bool) {
+        self.hand.down.store(down, Ordering::SeqCst);
+        if down {
+            self.cut();
+        }
+    }
+
+    /// Connections that are made from now on take so long for every byte, each way, and carry as many as are sent. Such a
+    /// line cannot be held, nor lie.
+    pub fn lengthen(&self, delay: Duration) {
+        self.hand.delay_ms.store(delay.as_millis() as u64, Ordering::SeqCst);
+    }
+
+    /// How many connections were made through it so far.
+    pub fn dialled(&self) -> u64 {
+        self.hand.dialled.load(Ordering::SeqCst)
     }
 
     /// While held, nothing goes from sender to receiver.
@@ -91,11 +117,6 @@ impl Wire {
         *self.hand.held.borrow()
     }
 
-    /// Connections that were ever made through it.
-    pub fn made(&self) -> u64 {
-        self.hand.made.load(Ordering::SeqCst)
-    }
-
     /// Bytes that went from sender to receiver.
     pub fn passed(&self) -> u64 {
         self.hand.passed.load(Ordering::SeqCst)
@@ -115,8 +136,12 @@ impl Wire {
 async fn listen(listener: TcpListener, hand: Arc<Hand>) {
     loop {
         let Ok((near, _)) = listener.accept().await else { continue };
-        hand.made.fetch_add(1, Ordering::SeqCst);
+        if hand.down.load(Ordering::SeqCst) {
+            continue;
+        }
+        hand.dialled.fetch_add(1, Ordering::SeqCst);
         let target = hand.target.lock().unwrap().clone();
+        let delay = Duration::from_millis(hand.delay_ms.load(Ordering::SeqCst));
         let hand = hand.clone();
         tokio::spawn(async move {
             let mut cuts = hand.cuts.subscribe();
@@ -127,11 +152,20 @@ async fn listen(listener: TcpListener, hand: Arc<Hand>) {
                 biased;
                 // What a line holds does not come through when it is cut and let go of at once.
                 _ = cuts.changed() => {}
-                _ = pump(near_in, far_out, Some(&hand)) => {}
-                _ = pump(far_in, near_out, None) => {}
+                _ = carry(near_in, far_out, delay, Some(&hand)) => {}
+                _ = carry(far_in, near_out, delay, None) => {}
             }
         });
     }
+}
+
+async fn carry(
+    from: tokio::net::tcp::OwnedReadHalf,
+    to: tokio::net::tcp::OwnedWriteHalf,
+    delay: Duration,
+    hand: Option<&Hand>,
+) -> std::io::Result<()> {
+    if delay.is_zero() { pump(from, to, hand).await } else { delayed(from, to, delay, hand).await }
 }
 
 async fn pump(
@@ -169,4 +203,35 @@ async fn pump(
             }
         }
     }
+}
+
+/// Passes everything on, each byte so long after it came, without making anything wait for anything else.
+async fn delayed(
+    mut from: tokio::net::tcp::OwnedReadHalf,
+    mut to: tokio::net::tcp::OwnedWriteHalf,
+    delay: Duration,
+    hand: Option<&Hand>,
+) -> std::io::Result<()> {
+    let (enter, mut leave) = mpsc::unbounded_channel::<(Instant, Vec<u8>)>();
+    let take = async move {
+        loop {
+            let mut buffer = vec![0; 64 << 10];
+            let length = from.read(&mut buffer).await?;
+            buffer.truncate(length);
+            if length == 0 || enter.send((Instant::now() + delay, buffer)).is_err() {
+                return std::io::Result::Ok(());
+            }
+        }
+    };
+    let give = async move {
+        while let Some((due, bytes)) = leave.recv().await {
+            tokio::time::sleep_until(due).await;
+            to.write_all(&bytes).await?;
+            if let Some(hand) = hand {
+                hand.passed.fetch_add(bytes.len() as u64, Ordering::SeqCst);
+            }
+        }
+        to.shutdown().await
+    };
+    tokio::try_join!(take, give).map(drop)
 }

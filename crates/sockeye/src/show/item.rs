@@ -78,6 +78,7 @@ pub fn page(item: &ItemView, now_ms: i64) -> String {
             format!("by the bandwidth cap of {}: {}", capped.by, protocol::bandwidth::rate(capped.bits_per_second))
         });
         rows.push(("limited", capped.unwrap_or_default()));
+        rows.push(("pace", words::pace(&status.pace)));
         let pause = status.pauses_us.iter().max();
         rows.push((
             "longest pause",

@@ -5,6 +5,7 @@ use jiff::tz::TimeZone;
 use protocol::beside::{ServedView, TestMachine};
 use protocol::epoch::{Point, PointKind};
 use protocol::order::Moved;
+use protocol::pace::Pace;
 use protocol::rest::Health;
 
 /// `0 B`, `512 B`, `1.5 GiB`.
@@ -127,6 +128,14 @@ pub fn health(health: Health) -> &'static str {
         Health::Warning => "WARNING",
         Health::Critical => "CRITICAL",
     }
+}
+
+/// How fast epochs go: what was measured of it.
+pub fn pace(pace: &Pace) -> String {
+    let rate = |what: &str, rate: Option<u64>| rate.map(|rate| format!("{}/s {what}", bytes(rate)));
+    let limit = pace.limit().map(|limit| format!("limited by {limit}"));
+    let parts = [rate("change", pace.change_rate()), rate("can be carried", pace.rate()), limit];
+    parts.into_iter().flatten().collect::<Vec<_>>().join(", ")
 }
 
 /// The text, or a dash.

@@ -9,7 +9,7 @@ use crate::cli::{ComponentVerb, Global, ItemVerb, Points, SetComponent, Status, 
 use crate::ending::{Ending, Trouble};
 use crate::fault;
 use crate::show::table::facts;
-use crate::show::{Screen, difference, item as show, list, words};
+use crate::show::{Screen, difference, item as show, list, quote as show_quote, words};
 
 /// `status`: with `--check`, fails if any item is not healthy.
 ///
@@ -121,6 +121,16 @@ pub async fn vm(global: &Global, verb: VmVerb) -> Result<Ending, Trouble> {
         }
         local => super::machine::run(Screen::new(global.output), local).await,
     }
+}
+
+/// `quote ITEM`.
+///
+/// # Errors
+/// The item is unknown, or the server was not reached.
+pub async fn quote(desk: &Desk, item: &ItemId) -> Result<Ending, Trouble> {
+    let quotes = desk.client.quotes(item).await?;
+    desk.screen.result(&quotes.document, &show_quote::page(&quotes.read));
+    Ok(Ending::Done)
 }
 
 /// `explain CODE` (answered here, without a server) or `explain ITEM`.

@@ -25,7 +25,7 @@ const fn by(package: &'static str, binary: &'static str, test: &'static str, say
 
 const POWER_CUT: &str = "no_schedule_of_epochs_and_power_cuts_loses_or_changes_a_point";
 
-pub(crate) const FAULTS: [Fault; 19] = [
+pub(crate) const FAULTS: [Fault; 21] = [
     Fault {
         name: "disks-cut-separately",
         what: "the first disk is cut, the guest goes on for 300 ms, then the others are cut",
@@ -117,6 +117,37 @@ pub(crate) const FAULTS: [Fault; 19] = [
             "conformance",
             "qemu::a_lost_map_is_never_begun_again_from_the_same_mark",
             "would lack the first run's write",
+        )],
+    },
+    Fault {
+        name: "touched-disk-believed",
+        what: "maps and marks count though something else had the disks in hand since QEMU let go of them",
+        catchers: &[
+            by(
+                "platforms",
+                "conformance",
+                "trust::a_disk_that_a_program_wrote_past_its_map_is_not_believed",
+                "left == right",
+            ),
+            by(
+                "platforms",
+                "conformance",
+                "trust::a_mark_is_not_believed_on_disks_that_were_touched_since_it_was_given",
+                "left == right",
+            ),
+            // The second witness finds it too, and says something else.
+            by("process-server", "trust", "a_disk_restored_from_a_copy_is_compared", "left == right"),
+            by("process-server", "trust", "disks_whose_images_were_exchanged_are_compared", "a wrong delta"),
+        ],
+    },
+    Fault {
+        name: "older-map-believed",
+        what: "a map may count from an earlier cut than it did before",
+        catchers: &[by(
+            "process-server",
+            "trust",
+            "a_map_that_counts_from_an_earlier_cut_than_it_did_is_not_believed",
+            "a wrong delta",
         )],
     },
     Fault {

@@ -1,0 +1,193 @@
+//! `sockeye copy` and `sockeye receive` as an operator types them: the real program, real files, real TLS, real exports.
+
+#![allow(
+    clippy::unwrap_used,
+    clippy::disallowed_methods,
+    reason = "a test that cannot go on fails, and waits for other programs"
+)]
+
+use std::io::{BufRead, BufReader};
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Output, Stdio};
+use std::time::{Duration, Instant};
+
+const SIZE: usize = (20 << 20) + 4096;
+
+fn sockeye() -> Command {
+    Command::new(env!("CARGO_BIN_EXE_sockeye"))
+}
+
+/// Runs `sockeye --output json copy` with these arguments.
+fn copy(arguments: &[&str]) -> Output {
+    sockeye().args(["--output", "json", "copy"]).args(arguments).output().unwrap()
+}
+
+fn report(output: &Output) -> serde_json::Value {
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    serde_json::from_slice(&output.stdout).unwrap()
+}
+
+/// What a refusal says, and the exit code.
+fn refusal(output: &Output) -> (String, Option<i32>) {
+    (String::from_utf8_lossy(&output.stderr).into_owned(), output.status.code())
+}
+
+struct Scene {
+    directory: tempfile::TempDir,
+}
+
+impl Scene {
+    /// A folder with `source.raw`, half of which is data.
+    fn new() -> Scene {
+        let scene = Scene { directory: tempfile::tempdir().unwrap() };
+        let mut bytes = vec![0; SIZE];
+        for (n, block) in bytes.chunks_mut(65536).enumerate() {
+            if n % 2 == 0 {
+                block.iter_mut().enumerate().for_each(|(at, byte)| *byte = (n * 31 + at / 7) as u8 | 1);
+            }
+        }
+        std::fs::write(scene.path("source.raw"), bytes).unwrap();
+        scene
+    }
+
+    fn path(&self, name: &str) -> PathBuf {
+        self.directory.path().join(name)
+    }
+
+    fn text(&self, name: &str) -> String {
+        self.path(name).display().to_string()
+    }
+
+    fn are_equal(&self) -> bool {
+        std::fs::read(self.path("source.raw")).unwrap() == std::fs::read(self.path("target.raw")).unwrap()
+    }
+}
+
+/// A process that ends with the test.
+struct Running(Child);
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
+/// Starts a receiver; gives it and where it waits.
+fn receiver(scene: &Scene) -> (Running, String) {
+    let mut command = sockeye();
+    command.arg("receive").arg(scene.path("target.raw")).args(["--name", "web01", "--listen", "127.0.0.1:0"]);
+    let ticket = scene.path("ticket.pem");
+    let mut receiver = Running(command.arg("--ticket").arg(ticket).stdout(Stdio::piped()).spawn().unwrap());
+    let mut lines = BufReader::new(receiver.0.stdout.take().unwrap()).lines();
+    let first = lines.next().unwrap().unwrap();
+    let place = first.split(' ').find(|word| word.starts_with("sockeye+tls://")).unwrap().to_string();
+    // What it says later must find a reader.
+    std::thread::spawn(move || lines.for_each(drop));
+    (receiver, place)
+}
+
+fn export(scene: &Scene, image: &str, options: &[&str]) -> (Running, String) {
+    let socket = scene.path(&format!("{image}.sock"));
+    let mut command = Command::new("qemu-nbd");
+    command.args(["--format=raw", "--persistent", "--shared=8", "--socket"]).arg(&socket).args(options);
+    let server = Running(command.arg(scene.path(image)).spawn().unwrap());
+    let deadline = Instant::now() + Duration::from_secs(30);
+    while !socket.exists() {
+        assert!(Instant::now() < deadline, "qemu-nbd does not begin");
+        std::thread::sleep(Duration::from_millis(20));
+    }
+    (server, format!("nbd+unix:///?socket={}", socket.display()))
+}
+
+fn change(path: &Path, offset: usize) {
+    let mut bytes = std::fs::read(path).unwrap();
+    bytes[offset] ^= 1;
+    std::fs::write(path, bytes).unwrap();
+}
+
+#[test]
+fn a_disk_becomes_a_copy_and_the_second_copy_moves_one_block() {
+    let scene = Scene::new();
+    let (source, target) = (scene.text("source.raw"), scene.text("target.raw"));
+    let dry = report(&copy(&[&source, &target, "--dry-run"]));
+    assert!(dry["changed_bytes"].as_u64().unwrap() > 0 && !scene.path("target.raw").exists(), "{dry}");
+    let first = report(&copy(&[&source, &target, "--verify"]));
+    assert_eq!(
+        (&first["sync"], &first["verified"], &first["size_bytes"]),
+        (&"full".into(), &true.into(), &SIZE.into())
+    );
+    assert!(scene.are_equal());
+    change(&scene.path("source.raw"), SIZE - 1);
+    let second = report(&copy(&[&source, &target, "--verify"]));
+    assert_eq!((&second["sync"], &second["changed_bytes"]), (&"compare".into(), &4096.into()));
+    assert!(scene.are_equal() && !scene.path("target.raw.half-written").exists());
+}
+
+#[test]
+fn another_host_is_copied_to_with_its_ticket_and_not_without() {
+    let scene = Scene::new();
+    let source = scene.text("source.raw");
+    let (_other, _) = {
+        let other = Scene::new();
+        std::fs::rename(other.path("source.raw"), other.path("target.raw")).unwrap();
+        let started = receiver(&other);
+        std::fs::copy(other.path("ticket.pem"), scene.path("other.pem")).unwrap();
+        started
+    };
+    let (mut receiving, place) = receiver(&scene);
+    let (said, exit) = refusal(&copy(&[&source, &place]));
+    assert!(said.contains("--ticket") && exit == Some(2), "{said}");
+    // A ticket for another receiver proves nothing here.
+    let (said, exit) = refusal(&copy(&[&source, &place, "--ticket", &scene.text("other.pem")]));
+    assert!(said.contains("MOV-007") && exit == Some(1), "{said}");
+    let wrong = place.replace("web01", "web02");
+    let (said, exit) = refusal(&copy(&[&source, &wrong, "--ticket", &scene.text("ticket.pem")]));
+    assert!(said.contains("MOV-007") && exit == Some(1), "{said}");
+    assert!(!scene.path("target.raw").exists(), "somebody who was not let in made the target");
+
+    let ticket = scene.text("ticket.pem");
+    let report = report(&copy(&[&source, &place, "--ticket", &ticket, "--connections", "3", "--verify"]));
+    assert!(receiving.0.wait().unwrap().success() && scene.are_equal());
+    assert!(report["sent_bytes"].as_u64() > report["changed_bytes"].as_u64(), "{report}");
+}
+
+#[test]
+fn exports_are_copied_from_and_to() {
+    let scene = Scene::new();
+    std::fs::write(scene.path("target.raw"), vec![9; SIZE + 65536]).unwrap();
+    let state = scene.text("state");
+    let (_from, source) = export(&scene, "source.raw", &["--read-only"]);
+    let (_to, target) = export(&scene, "target.raw", &[]);
+    let report = report(&copy(&[&source, &target, "--verify", "--state", &state]));
+    assert_eq!(report["verified"], true);
+    let (source, target) = (std::fs::read(scene.path("source.raw")), std::fs::read(scene.path("target.raw")));
+    let (source, target) = (source.unwrap(), target.unwrap());
+    assert!(source == target[..SIZE] && target[SIZE..] == [9; 65536], "what lies behind the copy stays as it is");
+    assert_eq!(std::fs::read_dir(state).unwrap().count(), 0, "a mark was left");
+}
+
+#[test]
+fn what_cannot_be_copied_is_refused_and_nothing_is_written() {
+    let scene = Scene::new();
+    let (source, target) = (scene.text("source.raw"), scene.text("target.raw"));
+    let (said, exit) = refusal(&copy(&[&scene.text("absent.raw"), &target]));
+    assert!(said.contains("CPY-001") && exit == Some(3), "{said}");
+    std::fs::write(&target, [7; 4096]).unwrap();
+    let (said, exit) = refusal(&copy(&[&source, &target]));
+    assert!(said.contains("CPY-002") && said.contains("4096 bytes") && exit == Some(1), "{said}");
+    assert_eq!(std::fs::read(&target).unwrap(), [7; 4096]);
+    std::fs::remove_file(&target).unwrap();
+    // Somebody writes the source; somebody has the target open.
+    let (_running, _) = export(&scene, "source.raw", &[]);
+    let (said, exit) = refusal(&copy(&[&source, &target]));
+    assert!(said.contains("CPY-001") && said.contains("writes the disk") && exit == Some(3), "{said}");
+    assert!(!Path::new(&target).exists());
+    // A copy that had not finished is no source.
+    std::fs::write(scene.path("half.raw"), [1; 65536]).unwrap();
+    std::fs::write(scene.path("half.raw.half-written"), "").unwrap();
+    let (said, exit) = refusal(&copy(&[&scene.text("half.raw"), &target]));
+    assert!(said.contains("had not finished") && exit == Some(3), "{said}");
+    let (said, exit) = refusal(&copy(&["http://cloud/disk", &target]));
+    assert!(said.contains("http:// is not known") && exit == Some(2), "{said}");
+}
