@@ -268,10 +268,11 @@ impl Item {
         let open = guard.as_mut().filter(|open| open.header.attempt == ready.attempt).ok_or_else(no_epoch)?;
         // What an older session of the same epoch brought already is not taken twice.
         let known = ready.frames.iter().take_while(|(sequence, ..)| *sequence <= open.taken).count();
+        // Looked at before any is counted: what was counted as taken must be there when the epoch is gone on with.
+        if !(open.taken + 1..).zip(&ready.frames[known..]).all(|(next, (sequence, ..))| next == *sequence) {
+            return Err(protocol_fault("a frame of the epoch is missing"));
+        }
         for (sequence, data_bytes, zero_bytes, checksum) in &ready.frames[known..] {
-            if *sequence != open.taken + 1 {
-                return Err(protocol_fault("a frame of the epoch is missing"));
-            }
             open.taken = *sequence;
             open.totals.count(*data_bytes, *zero_bytes, *checksum);
         }
@@ -456,3 +457,6 @@ fn no_epoch() -> Fault {
 pub(crate) fn protocol_fault(why: &str) -> Fault {
     Fault::new(code::PROTOCOL, "the sender broke the session", why)
 }
+
+#[cfg(test)]
+mod tests;

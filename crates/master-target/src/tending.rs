@@ -237,4 +237,4 @@ fn round(item: &ItemId, replica: &Replica, journal: &Path, shared: &Shared, let_
 }
 
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;

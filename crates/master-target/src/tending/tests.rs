@@ -13,7 +13,7 @@ use crate::record::{Record, Standing};
 
 const PIECE: u64 = 64 << 10;
 
-fn at(number: u64) -> Attempt {
+pub(crate) fn at(number: u64) -> Attempt {
     Attempt { generation: 1, number }
 }
 
@@ -40,14 +40,14 @@ impl Drop for Volume {
 }
 
 /// An item whose disk is in `disks` and whose journal is on `volume`, with one sealed point.
-struct Bench {
-    item: Item,
+pub(crate) struct Bench {
+    pub(crate) item: Item,
     lineage: Lineage,
     disks: Vec<DiskSize>,
 }
 
 impl Bench {
-    fn new(disks: &Path, volume: &Path, size: u64) -> Bench {
+    pub(crate) fn new(disks: &Path, volume: &Path, size: u64) -> Bench {
         let (lineage, id): (Lineage, ItemId) = (Lineage::fresh(), "web01".parse().unwrap());
         let disk = DiskRecord { key: "disk0".parse().unwrap(), size, home: DiskHome::Inside };
         let place = Place { directory: disks.join("replica"), retention: volume.join("web01") };
@@ -59,7 +59,7 @@ impl Bench {
         Bench { item, lineage, disks: sizes }
     }
 
-    fn header(&self, number: u64, expected_bytes: u64) -> EpochHeader {
+    pub(crate) fn header(&self, number: u64, expected_bytes: u64) -> EpochHeader {
         let base = self.item.replica.newest().map(|point| point.attempt);
         let (basis, kind, disks) = (Basis::Tracked, PointKind::CrashConsistent, self.disks.clone());
         EpochHeader {
