@@ -6,9 +6,11 @@
 
 use protocol::bandwidth::Bandwidth;
 use protocol::fault::{Fault, code};
+use protocol::id::SiteName;
 use protocol::order::Role;
 use protocol::rest::{BandwidthEffect, SetBandwidth};
 
+use crate::clock::now_ms;
 use crate::component::Fleet;
 use crate::database::{commit, failed, to_text};
 use crate::{Control, audit, exchange, item};
@@ -46,6 +48,15 @@ impl Control {
         }
         self.wake_exchanges();
         Ok(effect)
+    }
+}
+
+impl Fleet {
+    /// The least of the caps (bits per second) that are in force now for what is sent from `site` with a cap of its own.
+    pub(crate) fn cap(&self, own: &Bandwidth, site: &SiteName) -> Option<u64> {
+        let component = self.at(site, Role::ProcessServer).and_then(|name| self.components.get(&name));
+        let caps = [Some(own), component.map(|component| &component.bandwidth)];
+        caps.into_iter().flatten().filter_map(|bandwidth| bandwidth.at(now_ms().unsigned_abs()).0).min()
     }
 }
 

@@ -11,8 +11,9 @@
 
 use std::time::Duration;
 
+use protocol::bandwidth::Bandwidth;
 use protocol::fault::Fault;
-use protocol::id::{ItemId, SiteName};
+use protocol::id::{ItemId, PolicyName, SiteName};
 use protocol::order::{Order, Outcome, ReplicationStatus, Role, Sync};
 use protocol::pace::{Limit, Pace};
 use protocol::position::Changes;
@@ -92,8 +93,8 @@ impl Control {
     /// What an operation is expected to cost; none where no data moves and no machine is stopped.
     pub(crate) async fn quote_of(&self, request: &Request, item: Option<&Item>) -> Result<Option<Quote>, Fault> {
         let Some(item) = item else {
-            let Operation::Protect { machine, from, to, .. } = &request.operation else { return Ok(None) };
-            return self.first_of_all(machine, from, to).await.map(Some);
+            let Operation::Protect { machine, from, to, policy, .. } = &request.operation else { return Ok(None) };
+            return self.first_of_all(machine, from, to, policy).await.map(Some);
         };
         let bounds = |shut_down_at_most_ms, max_downtime_ms| Bounds { shut_down_at_most_ms, max_downtime_ms };
         let protected = matches!(item.stage, Stage::Protected { .. } | Stage::Moving { .. });
@@ -138,17 +139,19 @@ impl Control {
     /// Of a move of an item whose epochs flow.
     fn last_delta(&self, item: &Item, bounds: Bounds) -> Quote {
         let (status, pace) = self.pace(item);
-        let mut quote = Quote {
-            bytes: pace.last_bytes,
-            rate: pace.rate(),
-            moving_ms: pace.last_delta_ms(),
-            limit: pace.limit(),
-            ..Quote::default()
-        };
+        let cap = self.fleet().cap(&item.bandwidth, item.site(item.stage.runs_at()));
+        let (rate, limit) = pace.under(cap);
+        let mut quote =
+            Quote { bytes: pace.last_bytes, rate, moving_ms: pace.last_delta_ms(), limit, ..Quote::default() };
+        if limit == Some(Limit::Cap) {
+            quote.notes.push("the last delta itself is sent under no cap".into());
+        }
         if pace.last_us.is_none() {
             quote.notes.push("what the last delta takes is not known: too few epochs were measured yet".into());
         }
-        if let (true, Some(changes), Some(rate)) = (pace.is_outrun(), pace.change_rate(), pace.rate()) {
+        if let (Some(changes), Some(rate)) = (pace.change_rate(), rate)
+            && changes >= rate
+        {
             quote.notes.push(format!(
                 "it does not converge as it is: {}/s change, {}/s can be carried; a person is asked then",
                 bytes(changes),
@@ -170,7 +173,8 @@ impl Control {
         let size: u64 = item.spec.disks.iter().map(|disk| disk.size).sum();
         let mut quote = Quote::default();
         let pace = self.with_neighbours(own, item.site(from), item.site(from.other()), &mut quote).await?;
-        (quote.rate, quote.limit) = (pace.rate(), pace.limit().filter(|limit| *limit != Limit::Churn));
+        let cap = self.fleet().cap(&item.bandwidth, item.site(from));
+        (quote.rate, quote.limit) = first_rate(&pace, cap);
         let known = match sync {
             _ if matches!(item.stage, Stage::Damaged { .. }) => {
                 quote.read_at_most = Some(size);
@@ -182,7 +186,8 @@ impl Control {
             Sync::Full => {
                 quote.read_at_most = Some(size);
                 quote.notes.push(format!("all that the machine's disks hold travels, at most {}", bytes(size)));
-                at_most(&mut quote, size, pace.rate());
+                let rate = quote.rate;
+                at_most(&mut quote, size, rate);
                 return Ok(quote);
             }
             Sync::Compare => Err("what differs is known when both sides are compared".into()),
@@ -190,7 +195,7 @@ impl Control {
         match known {
             Ok(changed) => {
                 quote.bytes = Some(changed.min(size));
-                quote.moving_ms = pace.rate().map(|rate| changed.saturating_mul(1000) / rate);
+                quote.moving_ms = quote.rate.map(|rate| changed.saturating_mul(1000) / rate);
                 if changed == 0 {
                     quote.moving_ms = Some(0);
                 }
@@ -217,17 +222,26 @@ impl Control {
     }
 
     /// Of the first copy onto nothing.
-    async fn first_of_all(&self, machine: &str, from: &SiteName, to: &SiteName) -> Result<Quote, Fault> {
+    async fn first_of_all(
+        &self,
+        machine: &str,
+        from: &SiteName,
+        to: &SiteName,
+        policy: &PolicyName,
+    ) -> Result<Quote, Fault> {
         let size = self
             .fleet()
             .machine(from, machine)
             .map(|(machine, _)| machine.spec.disks.iter().map(|disk| disk.size).sum::<u64>());
         let mut quote = Quote { read_at_most: size, ..Quote::default() };
         let pace = self.with_neighbours(Pace::default(), from, to, &mut quote).await?;
-        (quote.rate, quote.limit) = (pace.rate(), pace.limit().filter(|limit| *limit != Limit::Churn));
+        // A policy that is not there is refused by the plan.
+        let own = self.policy(policy).await.map_or_else(|_| Bandwidth::default(), |policy| policy.bandwidth);
+        (quote.rate, quote.limit) = first_rate(&pace, self.fleet().cap(&own, from));
         if let Some(size) = size {
             quote.notes.push(format!("all that the machine's disks hold travels, at most {}", bytes(size)));
-            at_most(&mut quote, size, pace.rate());
+            let rate = quote.rate;
+            at_most(&mut quote, size, rate);
         }
         Ok(quote)
     }
@@ -355,11 +369,19 @@ fn never_measured(item: &Item, to: Side, bring_up_ms: Option<u64>, quote: &mut Q
     }
 }
 
+/// How fast a first copy goes under a cap, and what limits it: what the guest writes meanwhile does not.
+fn first_rate(pace: &Pace, cap: Option<u64>) -> (Option<u64>, Option<Limit>) {
+    let (rate, limit) = pace.under(cap);
+    (rate, limit.filter(|limit| *limit != Limit::Churn))
+}
+
 /// Says how long `bytes` take at most, or that it is not known.
 fn at_most(quote: &mut Quote, bytes: u64, rate: Option<u64>) {
     quote.notes.push(match rate {
         Some(rate) => {
-            format!("that takes {} at most, at the rate that was measured", span(bytes.saturating_mul(1000) / rate))
+            let capped = quote.limit == Some(Limit::Cap) && quote.rate == Some(rate);
+            let how = if capped { "under the bandwidth cap" } else { "at the rate that was measured" };
+            format!("that takes {} at most, {how}", span(bytes.saturating_mul(1000) / rate))
         }
         None => "how long that takes is not known: nothing of the kind was measured yet".into(),
     });

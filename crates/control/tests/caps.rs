@@ -9,6 +9,7 @@ use protocol::bandwidth::{Bandwidth, CapWindow, Day};
 use protocol::fault::code;
 use protocol::keeping::{ApplyPolicy, Policy, SetPolicy};
 use protocol::order::{ExchangeRequest, Wishes};
+use protocol::pace::Limit;
 use protocol::rest::SetBandwidth;
 
 use sites::drive::{World, item, protect};
@@ -89,4 +90,22 @@ async fn a_process_server_is_told_its_own_cap_also_by_the_next_control_server() 
     let both = Bandwidth { windows: vec![day(600), day(650)], ..Bandwidth::default() };
     let refused = control.set_bandwidth(name, set(both, false)).await.unwrap_err();
     assert!(refused.cause.contains("mon@10:00-11:40=none and mon@10:50-11:40=none overlap"), "{refused:?}");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_quote_says_when_a_cap_is_what_limits() {
+    let world = World::new().await;
+    let control = world.control();
+    world.run(protect()).await;
+    world.new_point().await;
+    let quote = async || control.quotes(&item()).await.unwrap().remove(0).quote;
+    let free = quote().await;
+    assert!(free.rate > Some(10_000_000) && free.limit != Some(Limit::Cap), "{free:?}");
+    control.set_bandwidth("cloud-process-server", set(flat(8_000_000), false)).await.unwrap();
+    assert_eq!(quote().await, free, "nothing is sent from there");
+    control.set_bandwidth("home-process-server", set(flat(80_000_000), false)).await.unwrap();
+    let capped = quote().await;
+    assert_eq!((capped.rate, capped.limit), (Some(10_000_000), Some(Limit::Cap)), "{capped:?}");
+    assert_eq!((capped.bytes, capped.moving_ms, capped.downtime), (free.bytes, free.moving_ms, free.downtime));
+    assert!(capped.notes.iter().any(|note| note == "the last delta itself is sent under no cap"), "{:?}", capped.notes);
 }

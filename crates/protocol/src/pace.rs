@@ -56,6 +56,8 @@ pub enum Limit {
     ChangedBlocks,
     /// The guest: it changes blocks faster than they can be carried.
     Churn,
+    /// A bandwidth cap.
+    Cap,
 }
 
 impl std::fmt::Display for Limit {
@@ -66,6 +68,7 @@ impl std::fmt::Display for Limit {
             Limit::Target => "the target's disks",
             Limit::ChangedBlocks => "the number of changed blocks",
             Limit::Churn => "the guest, which writes faster than it can be carried",
+            Limit::Cap => "the bandwidth cap",
         })
     }
 }
@@ -131,6 +134,16 @@ impl Pace {
         }
         Some(if self.reading_us >= self.sending_us { Limit::SourceDisk } else { Limit::Wire })
     }
+
+    /// Bytes of changed blocks that can be carried in a second under a bandwidth cap (bits per second), if there is one, and
+    /// what limits that.
+    pub fn under(&self, cap: Option<u64>) -> (Option<u64>, Option<Limit>) {
+        match (self.rate(), cap.map(|bits| (bits / 8).max(1))) {
+            // What was measured under a cap is a little below it: an epoch is not only sent.
+            (Some(rate), Some(cap)) if rate.saturating_add(rate / 8) >= cap => (Some(rate.min(cap)), Some(Limit::Cap)),
+            (rate, _) => (rate, self.limit()),
+        }
+    }
 }
 
 /// None where there is nothing to divide.
@@ -172,5 +185,18 @@ mod tests {
         assert_eq!(pace(100_000, 800_000, 900_000).limit(), Some(Limit::Target), "the link waits for it");
         let outrun = Pace { changed: 200 << 20, changing_us: 1_000_000, ..pace(0, 1, 0) };
         assert_eq!((outrun.is_outrun(), outrun.limit()), (true, Some(Limit::Churn)));
+    }
+
+    #[test]
+    fn a_cap_limits_what_could_be_carried_faster_or_hardly_slower() {
+        let pace = Pace { carried: 1_000_000, carrying_us: 1_000_000, sending_us: 900_000, ..Pace::default() };
+        assert_eq!(pace.under(None), (Some(1_000_000), Some(Limit::Wire)));
+        assert_eq!(pace.under(Some(80_000_000)), (Some(1_000_000), Some(Limit::Wire)), "it is far from that");
+        assert_eq!(pace.under(Some(4_000_000)), (Some(500_000), Some(Limit::Cap)));
+        assert_eq!(pace.under(Some(8_400_000)), (Some(1_000_000), Some(Limit::Cap)), "that is how it was measured");
+        let outrun = Pace { changed: 2_000_000, changing_us: 1_000_000, ..pace };
+        assert_eq!(outrun.under(Some(80_000_000)).1, Some(Limit::Churn));
+        assert_eq!(outrun.under(Some(4_000_000)).1, Some(Limit::Cap));
+        assert_eq!(Pace::default().under(Some(4_000_000)), (None, None), "a cap is no measurement");
     }
 }

@@ -20,7 +20,7 @@ pub struct Quote {
     pub bytes: Option<u64>,
     /// Bytes that are read at each end at most, where the two have to be compared or everything is copied.
     pub read_at_most: Option<u64>,
-    /// Bytes per second, as measured.
+    /// Bytes per second, as measured, or the bandwidth cap that is in force now, if that is less.
     pub rate: Option<u64>,
     /// How long the data travels, in ms; what it takes while the machine runs is not downtime.
     pub moving_ms: Option<u64>,

@@ -1,5 +1,6 @@
 //! What a movement is expected to cost, and what a move then cost.
 
+use protocol::pace::Limit;
 use protocol::quote::{Downtime, ExpectedDowntime, Quote, Quoted, Window};
 
 use super::table::facts;
@@ -21,7 +22,8 @@ pub fn rows(quote: &Quote) -> Vec<(&'static str, String)> {
     if let Some(most) = quote.read_at_most {
         data.push_str(&format!("; at most {} are read at each end", words::bytes(most)));
     }
-    let rate = quote.rate.map_or(String::new(), |rate| format!(" at {}/s, as measured", words::bytes(rate)));
+    let from = if quote.limit == Some(Limit::Cap) { "under the cap" } else { "as measured" };
+    let rate = quote.rate.map_or(String::new(), |rate| format!(" at {}/s, {from}", words::bytes(rate)));
     let time = match quote.moving_ms {
         Some(0) if quote.rate.is_none() => String::new(),
         Some(ms) => format!("{}{rate}", words::span(ms)),
