@@ -267,7 +267,7 @@ mod tests {
         assert_eq!(at(&nights, friday + 24.0 + 23.0).0, None, "Saturday is not named");
         assert_eq!(at(&nights, 7.0 * 24.0 - 1.0), (Some(5_000_000), 7.0), "until Monday morning");
         assert_eq!(at(&nights, 0.0).0, Some(5_000_000), "Monday's first hours are Sunday's night");
-        assert_eq!(at(&nights, 6.0), (Some(1_000_000), 16.0));
+        assert_eq!(at(&nights, 6.0), (Some(1_000_000), 18.0));
         assert_eq!(at(&nights, 23.999).0, Some(1_000_000), "until midnight");
         assert_eq!(at(&nights, 24.0).0, None);
     }
