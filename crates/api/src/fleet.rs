@@ -1,14 +1,14 @@
 //! The routes of sites, components, machines and the audit log.
 
 use axum::Json;
-use axum::extract::{Query, State};
+use axum::extract::{Path, Query, State};
 use control::Control;
 use protocol::id::SiteName;
-use protocol::rest::{AuditEntry, ComponentView, MachineView};
+use protocol::rest::{AuditEntry, BandwidthEffect, ComponentView, MachineView, SetBandwidth};
 use serde::Deserialize;
 use utoipa::IntoParams;
 
-use crate::problem::{Of, Problem, Refusal};
+use crate::problem::{Body, Of, Problem, Refusal};
 use crate::sign_in::Admin;
 
 /// Which site.
@@ -37,6 +37,19 @@ pub async fn sites(_: Admin, State(control): State<Control>) -> Json<Vec<SiteNam
     responses((status = 200, body = [ComponentView]), (status = "4XX", body = Problem, content_type = "application/problem+json")))]
 pub async fn components(_: Admin, State(control): State<Control>) -> Json<Vec<ComponentView>> {
     Json(control.components())
+}
+
+/// Says how fast a process server may send in all. With `preview` it only tells what that would mean.
+#[utoipa::path(put, path = "/api/v1/components/{name}/bandwidth", tag = "fleet", params(("name" = String, Path)),
+    request_body = SetBandwidth, security(("token" = [])),
+    responses((status = 200, body = BandwidthEffect), (status = "4XX", body = Problem, content_type = "application/problem+json")))]
+pub async fn bandwidth(
+    _: Admin,
+    State(control): State<Control>,
+    Of(Path(name)): Of<Path<String>>,
+    Body(wanted): Body<SetBandwidth>,
+) -> Result<Json<BandwidthEffect>, Refusal> {
+    Ok(Json(control.set_bandwidth(&name, wanted).await?))
 }
 
 /// The machines that the sites have.

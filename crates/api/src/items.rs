@@ -8,6 +8,7 @@ use protocol::difference::{Difference, Pair};
 use protocol::epoch::Point;
 use protocol::id::{Attempt, ItemId, SiteName};
 use protocol::keeping::{AddPoint, KeptPoint, PinPoint};
+use protocol::quote::Quoted;
 use protocol::rest::{Explanation, ItemView};
 use serde::Deserialize;
 use utoipa::IntoParams;
@@ -139,4 +140,15 @@ pub async fn explain(
     Of(Path(item)): Of<Path<ItemId>>,
 ) -> Result<Json<Explanation>, Refusal> {
     Ok(Json(control.explain(&item).await?))
+}
+
+/// What the movements would cost that can be begun with an item now, or the one that is under way.
+#[utoipa::path(get, path = "/api/v1/items/{item}/quote", tag = "items", params(("item" = ItemId, Path)), security(("token" = [])),
+    responses((status = 200, body = [Quoted]), (status = "4XX", body = Problem, content_type = "application/problem+json")))]
+pub async fn quote(
+    _: Admin,
+    State(control): State<Control>,
+    Of(Path(item)): Of<Path<ItemId>>,
+) -> Result<Json<Vec<Quoted>>, Refusal> {
+    Ok(Json(control.quotes(&item).await?))
 }

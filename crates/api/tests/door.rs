@@ -232,3 +232,32 @@ async fn an_operation_is_planned_started_followed_by_events_and_cancelled() {
     problem(server.get("/api/v1/items/web01", &admin).await, StatusCode::NOT_FOUND, "CTL-001").await;
     server.stop().await;
 }
+
+#[tokio::test]
+async fn an_administrator_caps_a_process_server_and_nothing_else() {
+    let server = Server::start().await;
+    let (admin, registered) = (server.token("admin"), server.register("home-process-server").await);
+    server.register("home-master-target").await;
+    let put = async |name: &str, token: &str, body: serde_json::Value| {
+        let url = format!("{}/api/v1/components/{name}/bandwidth", server.url);
+        let answer = server.client.put(url).bearer_auth(token).json(&body).send().await.unwrap();
+        let status = answer.status();
+        (status, answer.json::<serde_json::Value>().await.unwrap())
+    };
+    let cap = serde_json::json!({"bandwidth": {"bits_per_second": 50_000_000}, "reason": null});
+    assert_eq!(put("home-process-server", &registered.token, cap.clone()).await.0, StatusCode::UNAUTHORIZED);
+    let (status, effect) = put("home-process-server", &admin, cap.clone()).await;
+    assert_eq!((status, &effect["already"]), (StatusCode::OK, &false.into()), "{effect}");
+    let components: Vec<ComponentView> = server.get("/api/v1/components", &admin).await.json().await.unwrap();
+    let capped = components.iter().map(|component| component.bandwidth.bits_per_second);
+    assert_eq!(capped.collect::<Vec<_>>(), [None, Some(50_000_000)], "{components:?}");
+    for (name, body) in [
+        ("home-master-target", cap),
+        ("home-process-server", serde_json::json!({"bandwidth": {"bits_per_second": 7}, "reason": null})),
+        ("home-process-server", serde_json::json!({"bandwidth": {"mbit": 7}, "reason": null})),
+    ] {
+        let (status, problem) = put(name, &admin, body).await;
+        assert!(status.is_client_error() && problem["cause"].is_string(), "{name}: {status} {problem}");
+    }
+    server.stop().await;
+}

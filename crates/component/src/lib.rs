@@ -7,6 +7,7 @@
 //! Process server and master target would otherwise each own a copy of both. The room knows neither hypervisors nor
 //! disks: what an order means is its owner's [`Duty`].
 
+pub mod cap;
 pub mod clock;
 pub mod line;
 pub mod link;

@@ -8,8 +8,9 @@
 //! ```
 //!
 //! Frames take the lanes in turn, so their order needs no number, and whoever uses a link does not see how many
-//! connections it has. Each lane encrypts and checks in tasks of its own. Bytes are counted in both directions as the
-//! system is given them (a failback's quote and its figures need them).
+//! connections it has. Each lane compresses, encrypts and checks in tasks of its own, and sends no faster than the caps of
+//! the link's session allow ([`crate::cap`]). Bytes are counted in both directions as
+//! the system is given them (a failback's quote and its figures need them).
 //!
 //! # Always true
 //! - Both ends have proven who they are before a frame is believed.
@@ -20,9 +21,10 @@ mod counted;
 mod dial;
 mod door;
 mod lane;
+mod packing;
 
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use protocol::Fault;
@@ -33,9 +35,11 @@ use rustls::pki_types::CertificateDer;
 use tokio::sync::watch;
 use tokio::task::JoinSet;
 
+use crate::cap::Throttle;
 pub use dial::{CONNECTIONS, Dialler};
 pub use door::{Door, Listen};
 use lane::{Connection, Inlet, Outlet};
+use packing::Tally;
 
 /// Why a link ended.
 #[derive(Debug, thiserror::Error)]
@@ -143,7 +147,25 @@ pub struct Outgoing {
     peer: String,
     /// One for each lane.
     counted: Vec<Arc<AtomicU64>>,
+    throttled: Throttled,
+    tally: Arc<Tally>,
     writers: JoinSet<()>,
+}
+
+/// The caps that a link is under, once that is said.
+type Throttled = Arc<OnceLock<Arc<Throttle>>>;
+
+/// What went over a link.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Traffic {
+    /// Bytes in both directions, encryption included.
+    pub bytes: u64,
+    /// Blocks that this end sent compressed.
+    pub blocks_compressed: u64,
+    /// Blocks that it sent as they are.
+    pub blocks_plain: u64,
+    /// Bytes that compression kept off the link.
+    pub saved: u64,
 }
 
 /// How long the other lanes of a link are still read after one has ended: when a peer closes them all, what it said last
@@ -158,15 +180,17 @@ impl Link {
         let (mut readers, mut writers) = (JoinSet::new(), JoinSet::new());
         let peer = connections.first().map_or_else(String::new, |first| first.peer.clone());
         let counted = connections.iter().map(|connection| connection.count.clone()).collect();
+        let (throttled, tally) = (Throttled::default(), Arc::new(Tally::default()));
         let (mut inlets, mut outlets) = (Vec::new(), Vec::new());
         for connection in connections {
-            let (inlet, outlet) = connection.start(&mut readers, &mut writers, tell.clone());
+            let told = (throttled.clone(), tally.clone());
+            let (inlet, outlet) = connection.start(&mut readers, &mut writers, tell.clone(), told);
             inlets.push(inlet);
             outlets.push(outlet);
         }
         Link {
             incoming: Incoming { lanes: inlets, turn: 0, over, peer: peer.clone(), _readers: readers },
-            outgoing: Outgoing { lanes: outlets, turn: 0, peer, counted, writers },
+            outgoing: Outgoing { lanes: outlets, turn: 0, peer, counted, throttled, tally, writers },
             certificate,
         }
     }
@@ -184,7 +208,15 @@ impl Link {
         let (readers, writers) = Default::default();
         Link {
             incoming: Incoming { lanes: vec![inlet], turn: 0, over, peer: peer.clone(), _readers: readers },
-            outgoing: Outgoing { lanes: vec![outlet], turn: 0, peer, counted: Vec::new(), writers },
+            outgoing: Outgoing {
+                lanes: vec![outlet],
+                turn: 0,
+                peer,
+                counted: Vec::new(),
+                throttled: Throttled::default(),
+                tally: Arc::default(),
+                writers,
+            },
             certificate: None,
         }
     }
@@ -258,7 +290,8 @@ fn message(next: Option<(Frame, u64)>, peer: &str, wanted: &'static str) -> Resu
 }
 
 impl Outgoing {
-    /// Sends a frame as soon as those before it are gone, and gives its payload's checksum. Waits while the lane whose
+    /// Sends a frame as soon as those before it are gone, and gives its payload's checksum: it is the same whether the frame
+    /// will be compressed or not. Waits while the lane whose
     /// turn it is holds enough already.
     ///
     /// # Errors
@@ -278,9 +311,15 @@ impl Outgoing {
         self.send(&message.into()).await.map(drop)
     }
 
-    /// Bytes that went over the link in both directions so far, encryption included.
-    pub fn bytes(&self) -> u64 {
-        self.counted.iter().map(|count| count.load(Ordering::Relaxed)).sum()
+    /// Has everything that is sent from now on keep to these caps, for ever.
+    pub fn keep_to(&self, throttle: Arc<Throttle>) {
+        // A link is of one session: nobody says it twice.
+        let _ = self.throttled.set(throttle);
+    }
+
+    /// What went over the link so far.
+    pub fn traffic(&self) -> Traffic {
+        self.tally.with(self.counted.iter().map(|count| count.load(Ordering::Relaxed)).sum())
     }
 }
 

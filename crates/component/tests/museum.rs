@@ -94,7 +94,7 @@ async fn every_version_is_met_as_it_deserves() {
             Becomes::Refused(words) => {
                 let said = said(&mut stream).await;
                 let header = Header::decode(said[..HEADER].try_into().unwrap()).unwrap();
-                let frame = header.frame(said[HEADER..].to_vec().into()).unwrap();
+                let frame = header.frame(said[HEADER..].to_vec().into()).unwrap().0;
                 let Frame::Message(Message::Refused { fault }) = frame else { panic!("{name}: {frame:?}") };
                 assert!(fault.is(code::PROTOCOL) && fault.message.contains(words), "{name}: {fault:?}");
                 assert!(fault.cause.contains(&VERSION.to_string()) || words.contains("sense"), "{name}: {fault:?}");

@@ -13,8 +13,8 @@ use protocol::stage::Side;
 use crate::beside::View;
 use crate::component::Fleet;
 use crate::item::Item;
-use crate::sequence;
 use crate::view::{power_words, test_of, unknown_site};
+use crate::{complete, sequence};
 
 struct Checks<'a> {
     fleet: &'a Fleet,
@@ -140,7 +140,13 @@ pub(crate) fn of(fleet: &Fleet, item: &Item, operation: &Operation) -> Vec<Check
             checks.note("the failover was an unplanned one", if unplanned { Ok(()) } else { Err(refusal()) });
         }
         Operation::Reprotect { shut_down, .. } => both_ways(&mut checks, item, here, *shut_down),
-        Operation::Failback { shut_down, .. } => both_ways(&mut checks, item, here, *shut_down),
+        Operation::Failback { shut_down, offline, complete, complete_at, .. } => {
+            both_ways(&mut checks, item, here, *shut_down);
+            if let Some(window) = complete_at {
+                checks.done.push(complete::is_to_come(*window));
+                checks.done.push(complete::is_waited_for(*offline, *complete));
+            }
+        }
         Operation::Cancel {} => {
             checks.component(source, Role::ProcessServer);
             checks.component(source, Role::MasterTarget);

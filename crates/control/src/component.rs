@@ -13,6 +13,7 @@
 use std::collections::{BTreeMap, HashMap};
 use std::time::{Duration, Instant};
 
+use protocol::bandwidth::Bandwidth;
 use protocol::fault::{Fault, code};
 use protocol::id::{ItemId, SiteName};
 use protocol::keeping::KeepingStatus;
@@ -38,6 +39,8 @@ pub struct Component {
     pub fault: Option<Fault>,
     /// Its replications, as last told.
     pub statuses: Vec<ReplicationStatus>,
+    /// How fast it may send in all.
+    pub bandwidth: Bandwidth,
     /// The histories that it keeps, as last told.
     pub keepings: Vec<KeepingStatus>,
     /// The number of the wishes that it said it has taken over.
@@ -74,6 +77,7 @@ impl Component {
             machines: vec![],
             fault: None,
             statuses: vec![],
+            bandwidth: Bandwidth::default(),
             keepings: vec![],
             seen_list: 0,
             list_number: 0,
@@ -90,7 +94,8 @@ impl Fleet {
     /// What the database remembers.
     pub async fn load(database: &Database, connected_within: Duration) -> Result<Fleet, Fault> {
         let rows = sqlx::query(
-            "select name, registration, seen_at_ms, list_number, list_digest, statuses, machines from component",
+            "select name, registration, seen_at_ms, list_number, list_digest, statuses, machines, bandwidth
+             from component",
         )
         .fetch_all(database.readers())
         .await
@@ -103,6 +108,7 @@ impl Fleet {
             component.list_digest = row.get(4);
             component.statuses = from_text(&row.get::<String, _>(5))?;
             component.machines = from_text(&row.get::<String, _>(6))?;
+            component.bandwidth = from_text(&row.get::<String, _>(7))?;
             components.insert(row.get(0), component);
         }
         Ok(Fleet { components, connected_within })
@@ -222,6 +228,7 @@ impl Fleet {
                 platform: component.registration.platform.clone(),
                 seen_at_ms: component.seen_at_ms,
                 connected: self.connected(name),
+                bandwidth: component.bandwidth.clone(),
             })
             .collect()
     }

@@ -23,7 +23,11 @@ impl Control {
 
     /// Notes what a job's running step tells, and passes it on if it is new.
     pub(crate) fn tell(&self, id: i64, detail: Option<String>, percent: Option<u8>) {
-        let told = job::Telling { detail, percent };
+        self.tell_all(id, job::Telling { detail, percent, moving: None });
+    }
+
+    /// The same with how far it is in bytes.
+    pub(crate) fn tell_all(&self, id: i64, told: job::Telling) {
         let before = self.telling().insert(id, told.clone());
         if before.as_ref() != Some(&told) && self.inner.events.receiver_count() > 0 {
             let control = self.clone();

@@ -31,6 +31,8 @@ use crate::{Control, audit, item, order_book, token};
 const LONGEST_WAIT: Duration = Duration::from_secs(5);
 /// An order that was handed out is handed out again after this time, unless the component says that it works on it.
 const HAND_OUT_AGAIN: Duration = Duration::from_secs(2);
+/// Time between epochs when the machine is about to be stopped. Each cut costs the guest a pause of some 10 ms.
+const HURRIED_MS: u64 = 200;
 /// How often listeners are told how a component's replications stand.
 const ANNOUNCE_EVERY: Duration = Duration::from_secs(1);
 /// How often what a component tells is written to the database.
@@ -197,12 +199,12 @@ impl Control {
             let wishes = match component.registration.role {
                 Role::ProcessServer => {
                     let replications = items.iter().filter_map(|item| replication(&fleet, item, name)).collect();
-                    Wishes { replications, keepings: vec![] }
+                    Wishes { replications, keepings: vec![], bandwidth: component.bandwidth.clone() }
                 }
                 Role::MasterTarget => {
                     let site = &component.registration.site;
                     let keepings = items.iter().filter_map(|item| keeping(&fleet, item, site, name)).collect();
-                    Wishes { replications: vec![], keepings }
+                    Wishes { replications: vec![], keepings, ..Wishes::default() }
                 }
             };
             let digest = blake3::hash(to_text(&wishes)?.as_bytes()).to_hex().to_string();
@@ -235,6 +237,7 @@ fn keeping(fleet: &Fleet, item: &Item, site: &SiteName, component: &str) -> Opti
         policy: item.policy.clone(),
         rpo_limit_ms: item.rpo_limit_ms,
         interval_ms: item.interval_ms,
+        bandwidth: item.bandwidth.clone(),
     };
     (item.home == *site || item.away == *site).then(|| Keeping {
         item: item.name.clone(),
@@ -265,7 +268,7 @@ fn sender(fleet: &Fleet, item: &Item, component: &str) -> Option<Peer> {
 }
 
 /// What `component` has to do with `item` in the way of replication.
-fn replication(fleet: &Fleet, item: &Item, component: &str) -> Option<Replication> {
+pub(crate) fn replication(fleet: &Fleet, item: &Item, component: &str) -> Option<Replication> {
     let wish = item.active_wish()?;
     let from = item.stage.runs_at();
     if fleet.at(item.site(from), Role::ProcessServer)? != component {
@@ -285,8 +288,9 @@ fn replication(fleet: &Fleet, item: &Item, component: &str) -> Option<Replicatio
         token: wish.token.clone(),
         standpoint: wish.standpoint.clone(),
         sync: wish.sync,
-        interval_ms: item.interval_ms,
+        interval_ms: if wish.hurried { item.interval_ms.min(HURRIED_MS) } else { item.interval_ms },
         offline: wish.offline,
         quiesced: wish.quiesced,
+        bandwidth: item.bandwidth.clone(),
     })
 }

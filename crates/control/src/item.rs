@@ -8,10 +8,12 @@
 //! replication behind. Rows are changed by compare-and-swap through [`update`]; the stage only through [`Item::hear`],
 //! which asks the table.
 
+use protocol::bandwidth::Bandwidth;
 use protocol::fault::{Fault, code};
 use protocol::id::{Attempt, ItemId, Lineage, PolicyName, SiteName};
 use protocol::machine::{MachineSpec, Settled};
 use protocol::order::{Role, Sync};
+use protocol::pace::Pace;
 use protocol::position::Position;
 use protocol::retention::Retention;
 use protocol::stage::{Side, Stage};
@@ -38,6 +40,15 @@ pub struct Copy {
     /// Where it stood when its generation began, once its machine was folded and no replica can tell any more.
     #[serde(default)]
     pub stands: Option<Position>,
+    /// How fast the epochs went that were last sent from here.
+    #[serde(default)]
+    pub pace: Pace,
+    /// How long it last took to bring the machine up here, in ms: from the last delta being durable to its start.
+    #[serde(default)]
+    pub bring_up_ms: Option<u64>,
+    /// How long its guest last took to shut down here, in ms.
+    #[serde(default)]
+    pub shut_down_ms: Option<u64>,
 }
 
 /// What is to be replicated, from the side where the machine runs to the other.
@@ -55,6 +66,9 @@ pub struct Wish {
     pub offline: bool,
     /// No regular epochs.
     pub quiesced: bool,
+    /// Epochs follow each other as closely as they can: the machine is about to be stopped.
+    #[serde(default)]
+    pub hurried: bool,
     /// Whether it is given to the process server at all.
     pub active: bool,
 }
@@ -99,6 +113,9 @@ pub struct Item {
     /// Which recovery points are kept.
     #[serde(default)]
     pub retention: Retention,
+    /// How fast it may be replicated.
+    #[serde(default)]
+    pub bandwidth: Bandwidth,
     /// The copy at home.
     pub home_copy: Copy,
     /// The copy away.

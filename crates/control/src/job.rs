@@ -16,6 +16,7 @@ use protocol::fault::{Fault, code};
 use protocol::id::{Attempt, ItemId};
 use protocol::machine::Settled;
 use protocol::position::Position;
+use protocol::quote::{Moving, Window};
 use protocol::rest::{Figures, Job, JobState, Operation, Step, StepState};
 use serde::{Deserialize, Serialize};
 use sqlx::{Row, SqliteConnection};
@@ -39,6 +40,18 @@ pub struct Planned {
 pub struct Notes {
     /// When the machine was found to stand still, ms since 1970.
     pub stopped_at_ms: Option<u64>,
+    /// How long it took to shut down.
+    #[serde(default)]
+    pub shut_down_ms: Option<u64>,
+    /// When its last delta was told to be durable, ms since 1970, and what of the time before that was the target's.
+    #[serde(default)]
+    pub sealed: Option<(u64, u64)>,
+    /// When the machine stood ready at its new side, ms since 1970.
+    #[serde(default)]
+    pub ready_at_ms: Option<u64>,
+    /// Why *Complete* did not come when it was to come by itself.
+    #[serde(default)]
+    pub lapsed: Option<String>,
     /// The attempt of the final delta.
     pub last: Option<Attempt>,
     /// Where the receiving side's copy stands.
@@ -125,6 +138,8 @@ pub struct JobRow {
     pub cancel: bool,
     /// Somebody said *Complete*.
     pub complete: bool,
+    /// When *Complete* comes by itself.
+    pub complete_at: Option<Window>,
     /// The point of no return was passed.
     pub past_return: bool,
     /// ms since 1970.
@@ -134,7 +149,7 @@ pub struct JobRow {
 }
 
 const COLUMNS: &str = "id, item, operation, plan, state, notes, figures, fault, next, cancel, complete, past_return, \
-                       started_at_ms, ended_at_ms";
+                       started_at_ms, ended_at_ms, complete_at";
 
 fn read(row: &sqlx::sqlite::SqliteRow) -> Result<JobRow, Fault> {
     let item: String = row.get(1);
@@ -155,6 +170,7 @@ fn read(row: &sqlx::sqlite::SqliteRow) -> Result<JobRow, Fault> {
         past_return: row.get::<i64, _>(11) != 0,
         started_at_ms: row.get(12),
         ended_at_ms: row.get(13),
+        complete_at: row.get::<Option<String>, _>(14).map(|text| from_text(&text)).transpose()?,
     })
 }
 
@@ -169,25 +185,31 @@ pub async fn insert(
     item: &ItemId,
     operation: &Operation,
     steps: &[Planned],
+    figures: &Figures,
     key: Option<&str>,
 ) -> Result<i64, Fault> {
     // What is so already is a job that ended as soon as it began.
+    let complete_at = match operation {
+        Operation::Failback { complete_at, .. } => complete_at.as_ref().map(to_text).transpose()?,
+        _ => None,
+    };
     let (state, ended) = if steps.is_empty() { (JobState::Done, Some(now_ms())) } else { (JobState::Running, None) };
     sqlx::query_scalar(
         "insert into job (item, operation, plan, state, notes, figures, cancel, complete, past_return, idempotency_key,
-                          started_at_ms, ended_at_ms, lane)
-         values ($1, $2, $3, $4, $5, $6, 0, 0, 0, $7, $8, $9, $10) returning id",
+                          started_at_ms, ended_at_ms, lane, complete_at)
+         values ($1, $2, $3, $4, $5, $6, 0, 0, 0, $7, $8, $9, $10, $11) returning id",
     )
     .bind(item.as_str())
     .bind(to_text(operation)?)
     .bind(to_text(&steps)?)
     .bind(to_text(&state)?)
     .bind(to_text(&Notes::default())?)
-    .bind(to_text(&Figures::default())?)
+    .bind(to_text(figures)?)
     .bind(key)
     .bind(now_ms())
     .bind(ended)
     .bind(Lane::of(operation).text())
+    .bind(complete_at)
     .fetch_one(on)
     .await
     .map_err(failed)
@@ -339,6 +361,17 @@ pub async fn say_complete(on: &mut SqliteConnection, id: i64) -> Result<bool, Fa
     flag(on, "update job set complete = 1 where id = $1 and ended_at_ms is null", id).await
 }
 
+/// Writes when *Complete* is to come by itself, or that it is not.
+pub async fn schedule(on: &mut SqliteConnection, id: i64, at: Option<&Window>) -> Result<(), Fault> {
+    sqlx::query("update job set complete_at = $1 where id = $2 and ended_at_ms is null")
+        .bind(at.map(to_text).transpose()?)
+        .bind(id)
+        .execute(on)
+        .await
+        .map_err(failed)?;
+    Ok(())
+}
+
 /// Passes the point of no return, unless somebody cancelled before.
 pub async fn pass_return(on: &mut SqliteConnection, id: i64) -> Result<bool, Fault> {
     flag(on, "update job set past_return = 1 where id = $1 and cancel = 0", id).await
@@ -360,6 +393,8 @@ pub struct Telling {
     pub detail: Option<String>,
     /// How far.
     pub percent: Option<u8>,
+    /// How far, where data is carried.
+    pub moving: Option<Moving>,
 }
 
 /// A job as people see it.
@@ -372,6 +407,7 @@ pub fn view(row: &JobRow, log: &[Entry], telling: Option<&Telling>) -> Job {
             state: StepState::Pending,
             detail: None,
             percent: None,
+            moving: None,
             started_at_ms: None,
             ended_at_ms: None,
         })
@@ -403,6 +439,7 @@ pub fn view(row: &JobRow, log: &[Entry], telling: Option<&Telling>) -> Job {
     {
         step.detail.clone_from(&telling.detail);
         step.percent = telling.percent;
+        step.moving = telling.moving;
     }
     for step in &mut steps {
         if step.state == StepState::Done {
@@ -419,6 +456,7 @@ pub fn view(row: &JobRow, log: &[Entry], telling: Option<&Telling>) -> Job {
         ended_at_ms: row.ended_at_ms,
         fault: row.fault.clone(),
         next: row.next.clone(),
+        complete_at: row.complete_at.filter(|_| !row.state.ended()),
         figures: row.figures.clone(),
     }
 }

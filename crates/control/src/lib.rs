@@ -21,9 +21,11 @@ pub mod stage_page;
 pub mod stage_table;
 
 mod audit;
+mod bandwidth;
 mod beside;
 mod checks;
 mod clock;
+mod complete;
 mod component;
 mod database;
 mod engine;
@@ -36,11 +38,13 @@ mod order_book;
 mod plan;
 mod policy;
 mod questions;
+mod quote;
 mod sequence;
 mod settings;
 mod steps;
 mod token;
 mod view;
+mod words;
 mod work;
 
 use std::collections::HashMap;

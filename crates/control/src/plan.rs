@@ -5,7 +5,7 @@ use std::time::Duration;
 use protocol::epoch::Point;
 use protocol::fault::{Fault, code};
 use protocol::id::ItemId;
-use protocol::rest::{Check, FailoverKind, Job, JobState, Operation, Plan, Request, Start};
+use protocol::rest::{Check, FailoverKind, Figures, Job, JobState, Operation, Plan, Request, Start};
 use protocol::stage::{Side, Stage};
 
 use crate::clock::now_ms;
@@ -13,7 +13,7 @@ use crate::database::{commit, failed};
 use crate::item::{Item, for_item};
 use crate::job::{JobRow, Planned};
 use crate::stage_table::{Decision, Event, decide};
-use crate::{Control, audit, checks, database, item, job, sequence};
+use crate::{Control, audit, checks, complete, database, item, job, sequence};
 
 /// How long a plan waits for the list of points.
 const POINTS_PATIENCE: Duration = Duration::from_secs(3);
@@ -29,7 +29,7 @@ fn event(operation: &Operation) -> Option<Event> {
         Operation::Fold {} => Event::Fold,
         Operation::Reprotect { .. } => Event::Reprotect,
         Operation::Failback { .. } => Event::Failback,
-        Operation::Complete {} => Event::Complete,
+        Operation::Complete { .. } => Event::Complete,
         Operation::Cancel {} => Event::Cancel,
         Operation::TestFailover { .. }
         | Operation::Cleanup {}
@@ -83,23 +83,7 @@ impl Control {
             }
             (None, _) => return Err(item::unknown(&request.item)),
         };
-        let status = sketch.item.as_ref().and_then(|item| {
-            let fleet = self.fleet();
-            fleet.status(item.site(item.stage.runs_at()), &item.name).map(|(status, _)| status.clone())
-        });
-        let bytes = match &request.operation {
-            // What one epoch holds is the best guess at what the last one will.
-            Operation::Failover { kind: FailoverKind::Planned { .. }, .. } => {
-                status.and_then(|status| status.newest).map(|point| point.changed_bytes)
-            }
-            Operation::Failover { .. }
-            | Operation::ChangePoint { .. }
-            | Operation::Commit { .. }
-            | Operation::Fold {}
-            | Operation::Unprotect { .. } => Some(0),
-            operation if event(operation).is_none() => Some(0),
-            _ => None,
-        };
+        let quote = self.quote_of(&request, sketch.item.as_ref()).await?;
         let age = sketch.point.as_ref().map(|point| now_ms().unsigned_abs().saturating_sub(point.cut_at_ms));
         Ok(Plan {
             fingerprint,
@@ -112,8 +96,7 @@ impl Control {
             deletes: sketch.deletes,
             steps: sketch.steps.iter().map(|step| step.name.clone()).collect(),
             checks: sketch.checks,
-            bytes,
-            downtime_ms: None,
+            quote,
             undo_until: undo_until(&request.operation).into(),
             already: sketch.already,
             request,
@@ -134,14 +117,14 @@ impl Control {
         let sketch = self.sketch(request).await?;
         if let Some(running) = &sketch.job {
             return match &request.operation {
-                Operation::Complete {} => self.complete(running, reason).await,
+                Operation::Complete { at } => self.complete(running, *at, reason).await,
                 Operation::Cancel {} => self.cancel_running(running, reason).await,
                 operation if *operation == running.operation => self.job_view(running).await,
                 _ => Err(busy(running)),
             };
         }
         match (&request.operation, sketch.already) {
-            (Operation::Complete {}, false) => {
+            (Operation::Complete { .. }, false) => {
                 return Err(Fault::new(
                     code::STAGE_REFUSES,
                     format!("{}: nothing waits for Complete", request.item),
@@ -168,7 +151,9 @@ impl Control {
             return Err(fault);
         }
         let steps = if sketch.already { vec![] } else { sketch.steps };
-        let id = self.insert_job(request, &steps, start.idempotency_key.as_deref(), reason, sketch.stage).await?;
+        let quote = if steps.is_empty() { None } else { self.quote_of(request, sketch.item.as_ref()).await? };
+        let figures = Figures { quote, ..Figures::default() };
+        let id = self.insert_job(&start, &steps, figures, sketch.stage).await?;
         if !steps.is_empty() {
             self.carry(id).await;
         }
@@ -178,12 +163,12 @@ impl Control {
 
     async fn insert_job(
         &self,
-        request: &Request,
+        start: &Start,
         steps: &[Planned],
-        key: Option<&str>,
-        reason: Option<&str>,
+        figures: Figures,
         planned_on: Stage,
     ) -> Result<i64, Fault> {
+        let Start { request, reason, idempotency_key: key, .. } = start;
         let mut change = self.database().change().await?;
         // Between the look and now somebody may have been quicker.
         if let Some(other) = job::in_the_way(&mut change, &request.item, &request.operation).await? {
@@ -202,9 +187,9 @@ impl Control {
         {
             return Ok(other.id);
         }
-        let id = job::insert(&mut change, &request.item, &request.operation, steps, key).await?;
+        let id = job::insert(&mut change, &request.item, &request.operation, steps, &figures, key.as_deref()).await?;
         let what = format!("{} (job {id})", request.operation.verb());
-        audit::note(&mut change, Some(&request.item), &what, reason).await?;
+        audit::note(&mut change, Some(&request.item), &what, reason.as_deref()).await?;
         commit(change).await?;
         Ok(id)
     }
@@ -224,7 +209,8 @@ impl Control {
         let already = match event(&request.operation).map(|event| decide(stage, event)) {
             None => job.is_none() && beside_already(found.as_ref(), &request.operation),
             Some(Decision::Move(_)) => false,
-            Some(Decision::AlreadyThere) => true,
+            // A planned failover that waits for a person is moving already, and is completed all the same.
+            Some(Decision::AlreadyThere) => !job.as_ref().is_some_and(|job| complete::answers(&request.operation, job)),
             // A job at work answers for itself: cancel and complete go to it, anything else is told that it is busy.
             Some(Decision::Refused(_)) if job.is_some() => false,
             Some(Decision::Refused(fault)) => return Err(for_item(fault, &request.item)),
@@ -253,6 +239,9 @@ impl Control {
                 sketch.steps = named(sequence::protect(&request.operation), machine, site);
             }
             return Ok(sketch);
+        }
+        if let Operation::Complete { at: Some(window) } = &request.operation {
+            sketch.checks.push(complete::is_to_come(*window));
         }
         if let Some(running) = &sketch.job {
             sketch.steps = self.steps_of_running(running, &request.operation).await?;
@@ -296,7 +285,7 @@ impl Control {
                 .filter(|(index, _)| begun.contains_key(index))
                 .map(|(_, step)| Planned { name: format!("undo: {}", step.name), work: step.work.clone() })
                 .collect(),
-            Operation::Complete {} => {
+            Operation::Complete { .. } => {
                 steps.filter(|(index, _)| !begun.contains_key(index)).map(|(_, step)| step.clone()).collect()
             }
             _ => vec![],
@@ -333,19 +322,6 @@ impl Control {
             }
             Err(fault) => sketch.checks.push(Check { what, fault: Some(fault) }),
         }
-    }
-
-    async fn complete(&self, running: &JobRow, reason: Option<&str>) -> Result<Job, Fault> {
-        let waits = running.steps.iter().any(|step| step.work == crate::work::Work::WaitForComplete);
-        if !waits || (running.state != JobState::Waiting && !running.complete) {
-            return Err(busy(running).with_remedy(format!("sockeye job watch {}", running.id)));
-        }
-        let mut change = self.database().change().await?;
-        job::say_complete(&mut change, running.id).await?;
-        audit::note(&mut change, Some(&running.item), &format!("complete (job {})", running.id), reason).await?;
-        commit(change).await?;
-        self.wake_jobs();
-        self.job(running.id).await
     }
 
     async fn cancel_running(&self, running: &JobRow, reason: Option<&str>) -> Result<Job, Fault> {
@@ -422,7 +398,7 @@ fn undo_until(operation: &Operation) -> &'static str {
         Operation::Commit { .. } => "it cannot be undone; fail over again",
         Operation::Fold {} => "it cannot be undone",
         Operation::Reprotect { .. } => "until it has converged: sockeye cancel",
-        Operation::Complete {} => "until commit: sockeye cancel",
+        Operation::Complete { .. } => "until commit: sockeye cancel",
         Operation::Cancel {} => "it cannot be undone; repeat the operation",
         Operation::TestFailover { .. } => "at any time: sockeye cleanup",
         Operation::Cleanup {} => "it cannot be undone; test again",
@@ -432,7 +408,7 @@ fn undo_until(operation: &Operation) -> &'static str {
     }
 }
 
-fn busy(running: &JobRow) -> Fault {
+pub(crate) fn busy(running: &JobRow) -> Fault {
     Fault::new(
         code::BUSY,
         format!("{}: another job is at work", running.item),

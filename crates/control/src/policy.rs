@@ -2,6 +2,7 @@
 //!
 //! ```text
 //!   set / apply ──► policy row + the rows of all items that have it, in one transaction ──► Keeping ──► master targets
+//!                                                                            └─► Replication (bandwidth) ──► process servers
 //! ```
 //! The same policy holds for both directions: what the reference calls the failback policy, made by itself and bound to
 //! the forward one (R12), is this one.
@@ -61,12 +62,12 @@ impl Control {
     /// Makes a policy, or changes it for all items that have it; or only tells what that would do.
     pub async fn set_policy(&self, wanted: SetPolicy) -> Result<PolicyEffect, Fault> {
         let SetPolicy { policy, preview, reason } = wanted;
-        policy.retention.check().map_err(|why| {
-            Fault::new(code::BAD_REQUEST, format!("the policy {} makes no sense", policy.name), why.to_string())
-        })?;
+        let senseless =
+            |why: String| Fault::new(code::BAD_REQUEST, format!("the policy {} makes no sense", policy.name), why);
+        policy.retention.check().map_err(|why| senseless(why.to_string()))?;
+        policy.bandwidth.check().map_err(|why| senseless(why.to_string()))?;
         if policy.rpo_limit_ms == 0 {
-            let message = format!("the policy {} makes no sense", policy.name);
-            return Err(Fault::new(code::BAD_REQUEST, message, "no recovery point can be younger than 0 ms"));
+            return Err(senseless("no recovery point can be younger than 0 ms".into()));
         }
         let before = {
             let mut on = self.database().readers().acquire().await.map_err(failed)?;
@@ -168,4 +169,5 @@ pub(crate) fn limit(item: &mut Item, policy: &Policy) {
     item.policy = policy.name.clone();
     item.rpo_limit_ms = policy.rpo_limit_ms;
     item.retention = policy.retention.clone();
+    item.bandwidth = policy.bandwidth.clone();
 }

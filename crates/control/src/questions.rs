@@ -121,7 +121,13 @@ impl Control {
     }
 
     /// Asks the master target that keeps the item's replica at `side`.
-    async fn ask_keeper(&self, item: &Item, side: Side, order: Order, patience: Duration) -> Result<Outcome, Fault> {
+    pub(crate) async fn ask_keeper(
+        &self,
+        item: &Item,
+        side: Side,
+        order: Order,
+        patience: Duration,
+    ) -> Result<Outcome, Fault> {
         let component = {
             let fleet = self.fleet();
             match item.bound(side, Role::MasterTarget) {
@@ -132,7 +138,14 @@ impl Control {
         self.ask(&component, item, order, patience).await
     }
 
-    async fn ask(&self, component: &str, item: &Item, order: Order, patience: Duration) -> Result<Outcome, Fault> {
+    /// Asks one component.
+    pub(crate) async fn ask(
+        &self,
+        component: &str,
+        item: &Item,
+        order: Order,
+        patience: Duration,
+    ) -> Result<Outcome, Fault> {
         let id = format!("{}-ask-{}", self.installation(), &token::fresh()[..16]);
         // Under a name of its own: a question never waits behind the work that is under way on the item.
         order_book::issue(self.database(), &id, component, &format!("{} {id}", item.name), &order).await?;

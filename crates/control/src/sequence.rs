@@ -2,10 +2,10 @@
 //!
 //! ```text
 //!   unplanned   stop? · end replication · close · raise (paused) · AUTHORISE · release
-//!   planned     shut down · last delta · end replication · close · raise · AUTHORISE · release · let go
+//!   planned     converge · shut down · last delta · end replication · close · raise · AUTHORISE · release · let go
 //!   change      discard · raise (paused) · AUTHORISE · release
 //!   reprotect   settle · take over · standpoint · replicate · first copy
-//!   failback    reprotect (unless protected) · wait for Complete · planned
+//!   failback    reprotect (unless protected) · converge · wait for Complete · planned
 //!   commit      absorb · COMMIT · fold (at home)
 //! ```
 //!
@@ -65,7 +65,7 @@ pub fn steps(item: &Item, operation: &Operation) -> Vec<Work> {
         }
         Operation::Failback { .. } => failback(item, operation),
         Operation::Cancel {} => take_back(item),
-        Operation::Complete {} => vec![],
+        Operation::Complete { .. } => vec![],
     }
 }
 
@@ -75,7 +75,8 @@ fn failover(item: &Item, kind: FailoverKind, point: Option<protocol::Attempt>) -
     let generation = item.generation + 1;
     let mut steps = vec![Work::Stage { event: Event::Failover, undo: Some(Event::UndoneProtected) }];
     match kind {
-        FailoverKind::Planned { shut_down_timeout_ms, then_power_off } => {
+        FailoverKind::Planned { shut_down_timeout_ms, then_power_off, max_downtime_ms } => {
+            steps.push(Work::Converge { max_downtime_ms });
             steps.push(Work::ShutDown { at: from, timeout_ms: shut_down_timeout_ms, then_power_off });
             steps.extend(completing(item));
         }
@@ -134,8 +135,17 @@ fn reverse(from: Side, sync: Sync, shut_down: bool, offline: bool, no_way_back: 
 }
 
 fn failback(item: &Item, operation: &Operation) -> Vec<Work> {
-    let &Operation::Failback { sync, offline, complete, shut_down, shut_down_timeout_ms, then_power_off, no_way_back } =
-        operation
+    let &Operation::Failback {
+        sync,
+        offline,
+        complete,
+        shut_down,
+        shut_down_timeout_ms,
+        then_power_off,
+        no_way_back,
+        max_downtime_ms,
+        ..
+    } = operation
     else {
         return vec![];
     };
@@ -153,9 +163,12 @@ fn failback(item: &Item, operation: &Operation) -> Vec<Work> {
         steps.extend(reverse(from, sync, shut_down, offline, no_way_back));
         steps.push(Work::AwaitFirst { from, then: None });
     }
+    if !offline {
+        steps.push(Work::Converge { max_downtime_ms });
+    }
     steps.push(Work::Stage { event: Event::Converged, undo: None });
     if waits {
-        steps.push(Work::WaitForComplete);
+        steps.push(Work::WaitForComplete { max_downtime_ms });
     }
     steps.push(Work::Stage { event: Event::Complete, undo: None });
     if !offline {

@@ -4,6 +4,7 @@
 //! installation, the job, the step and a tag, so a step that is done again finds what it ordered before.
 
 mod beside;
+mod converging;
 mod ordering;
 mod raising;
 mod receiving;
@@ -123,7 +124,8 @@ impl<'a> Context<'a> {
             Work::Settle { at, shut_down } => self.settle(at, shut_down).await,
             Work::TakeOver { at, no_way_back } => self.take_over(at, no_way_back).await,
             Work::Standpoint { at } => self.standpoint(at).await,
-            Work::WaitForComplete => self.wait_for_complete().await,
+            Work::Converge { max_downtime_ms } => self.converge(max_downtime_ms).await,
+            Work::WaitForComplete { max_downtime_ms } => self.wait_for_complete(max_downtime_ms).await,
             Work::DropReplica { at } => self.drop_replica(at).await,
             Work::RemoveItem => self.remove_item().await,
         }
@@ -145,6 +147,7 @@ impl<'a> Context<'a> {
             Work::RaiseTest { at, .. } => self.undo_raise_test(at).await,
             Work::ServeView { at, .. } => self.undo_serve_view(at).await,
             Work::TakeOver { at, .. } => self.undo_take_over(at).await,
+            Work::Converge { .. } | Work::WaitForComplete { .. } => self.hurry(false).await.map(|_| None),
             _ => Ok(None),
         }
     }
@@ -166,23 +169,6 @@ impl<'a> Context<'a> {
 
     async fn stage(&self, event: Event) -> Result<Ending, Halt> {
         self.change(|item| item.hear(event)).await?;
-        Ok(Ending::Done(None))
-    }
-
-    async fn wait_for_complete(&mut self) -> Result<Ending, Halt> {
-        let command = format!("sockeye complete {}", self.item);
-        self.set_job(JobState::Waiting, Some(&command)).await?;
-        self.control.tell(self.id, Some(format!("next: {command}")), None);
-        loop {
-            let mut news = self.control.news();
-            let row = job::load(self.control.database(), self.id).await?;
-            if row.complete {
-                break;
-            }
-            self.check_cancelled(&row)?;
-            self.control.pause(&mut news).await?;
-        }
-        self.set_job(JobState::Running, None).await?;
         Ok(Ending::Done(None))
     }
 

@@ -206,8 +206,12 @@ fn health(
     if let Some(rpo) = rpo_ms
         && rpo > item.rpo_limit_ms
     {
-        let words =
+        let mut words =
             format!("the newest recovery point is {} s old; the limit is {} s", rpo / 1000, item.rpo_limit_ms / 1000);
+        if let Some(capped) = status.capped.filter(|_| fresh) {
+            let cap = protocol::bandwidth::rate(capped.bits_per_second);
+            words.push_str(&format!("; the bandwidth cap of {}, {cap}, is what limits", capped.by));
+        }
         return (Health::Critical, Some(words));
     }
     if !fresh {

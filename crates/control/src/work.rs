@@ -6,7 +6,7 @@
 use protocol::beside::test_name;
 use protocol::id::{Attempt, PolicyName, SiteName};
 use protocol::order::Sync;
-use protocol::rest::ShutDownFirst;
+use protocol::rest::{MAX_DOWNTIME_MS, ShutDownFirst};
 use protocol::stage::Side;
 use serde::{Deserialize, Serialize};
 
@@ -206,8 +206,18 @@ pub enum Work {
         /// The side where it runs.
         at: Side,
     },
-    /// Wait for a person to say *Complete*.
-    WaitForComplete,
+    /// While the machine runs on: let epochs follow each other until the downtime that is left to expect fits what is
+    /// allowed. Where it cannot, a person is waited for.
+    Converge {
+        /// How long the machine may be down, in ms.
+        max_downtime_ms: u64,
+    },
+    /// Wait for *Complete*, by a person or at its time, and for what is left to fit once more.
+    WaitForComplete {
+        /// How long the machine may be down, in ms, where no person says *Complete*.
+        #[serde(default = "max_downtime_ms")]
+        max_downtime_ms: u64,
+    },
     /// Delete the replica.
     DropReplica {
         /// Its side.
@@ -298,11 +308,23 @@ impl Work {
                 format!("take the disks at {} over as a replica, WITHOUT keeping what they hold", site(*at))
             }
             Work::Standpoint { at } => format!("ask {} where its disks stood", site(*at)),
-            Work::WaitForComplete => "wait for Complete".into(),
+            Work::Converge { max_downtime_ms } => {
+                format!("wait until the rest fits {} of downtime", seconds(*max_downtime_ms))
+            }
+            Work::WaitForComplete { .. } => "wait for Complete".into(),
             Work::DropReplica { at } => format!("delete the replica at {}", site(*at)),
             Work::RemoveItem => "forget the item".into(),
         }
     }
+}
+
+fn max_downtime_ms() -> u64 {
+    MAX_DOWNTIME_MS
+}
+
+/// `5 s`, `2.5 s`.
+pub(crate) fn seconds(ms: u64) -> String {
+    if ms.is_multiple_of(1000) { format!("{} s", ms / 1000) } else { format!("{:.1} s", ms as f64 / 1000.0) }
 }
 
 fn from_point(point: &Option<Attempt>) -> String {

@@ -52,11 +52,11 @@ async fn out_by_disaster_and_home_by_reprotect_and_failback() {
     assert_eq!(world.with(|model| model.running()), ["cloud"], "it runs on while it waits");
     let control = world.control();
     let plan = |operation| control.plan(Request { item: item(), operation });
-    let complete = plan(Operation::Complete {}).await.unwrap();
+    let complete = plan(Operation::Complete { at: None }).await.unwrap();
     assert!(complete.steps.contains(&"let web01 go on at home".to_string()), "{:?}", complete.steps);
     let cancel = plan(Operation::Cancel {}).await.unwrap();
     assert_eq!(cancel.steps.first().unwrap(), "undo: wait for Complete");
-    let completed = world.start_job(Operation::Complete {}).await.unwrap();
+    let completed = world.start_job(Operation::Complete { at: None }).await.unwrap();
     assert_eq!(completed.id, job.id, "complete answers the waiting job");
     let job = world.end_of(job.id).await;
     assert_eq!(job.state, JobState::Done, "{job:#?}");

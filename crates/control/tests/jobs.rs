@@ -303,7 +303,7 @@ stands! {
 // The step before the point of no return: everything there is to undo is undone.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn an_undo_goes_on_after_the_server_died_in_it() {
-    survives_a_crash_while_undoing("planned failover", 5).await;
+    survives_a_crash_while_undoing("planned failover", 6).await;
     survives_a_crash_while_undoing("reprotect", 4).await;
     survives_a_crash_while_undoing("protect", 2).await;
 }

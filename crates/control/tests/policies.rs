@@ -7,19 +7,19 @@ mod sites;
 use std::time::Duration;
 
 use control::{Control, Hooks};
-use protocol::PolicyName;
 use protocol::fault::code;
 use protocol::keeping::{AddPoint, ApplyPolicy, Keeping, KeepingStatus, PinPoint, Policy, SetPolicy};
 use protocol::order::ExchangeRequest;
 use protocol::rest::{Health, Operation};
 use protocol::retention::{Retention, Space};
 use protocol::stage::{Side, Stage};
+use protocol::{Bandwidth, PolicyName};
 
 use sites::drive::{World, item, protect};
 
 fn short() -> Policy {
     let retention = Retention { all_for_seconds: 60, then: vec![], app_consistent: None, budget: None };
-    Policy { name: "short".parse().unwrap(), rpo_limit_ms: 5000, retention }
+    Policy { name: "short".parse().unwrap(), rpo_limit_ms: 5000, retention, bandwidth: Bandwidth::default() }
 }
 
 fn set(policy: Policy, preview: bool) -> SetPolicy {

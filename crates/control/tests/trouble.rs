@@ -74,7 +74,7 @@ async fn a_job_is_cancelled_wherever_it_stands_before_the_point_of_no_return() {
     assert_eq!(world.stage().await, Stage::NotProtected { runs_at: AWAY });
     let again = world.control().retry_job(job.id).await.unwrap();
     world.reach(again.id, |job| job.state == JobState::Waiting).await;
-    world.start_job(Operation::Complete {}).await.unwrap();
+    world.start_job(Operation::Complete { at: None }).await.unwrap();
     assert_eq!(world.end_of(again.id).await.state, JobState::Done);
     let refused = world.control().cancel_job(again.id).await.unwrap_err();
     assert!(refused.is(code::NOT_CANCELLABLE), "{refused:?}");
@@ -210,6 +210,8 @@ async fn a_failback_whose_way_back_was_given_up_leaves_damaged_disks_when_it_is_
         shut_down_timeout_ms: 5000,
         then_power_off: true,
         no_way_back,
+        max_downtime_ms: 5000,
+        complete_at: None,
     };
     let job = world.start_job(failback(true)).await.unwrap();
     world.reach(job.id, |job| job.steps.iter().any(|step| step.percent == Some(7))).await;

@@ -277,7 +277,7 @@ impl Duty for MasterTarget {
     }
 
     async fn follow(&self, wishes: Wishes) {
-        let Wishes { replications: _, keepings } = wishes;
+        let Wishes { replications: _, keepings, bandwidth: _ } = wishes;
         self.dialling.follow(&keepings);
         let shelf = self.shelf.clone();
         let kept = blocking(move || {

@@ -6,6 +6,7 @@
 
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
 
 use component::clock::now_ms;
 use protocol::epoch::{Basis, DiskSize, EpochHeader, EpochTotals, Point};
@@ -47,6 +48,9 @@ struct OpenEpoch {
     totals: EpochTotals,
     /// What the journal took before it (bytes).
     journal_before: u64,
+    /// What was worked on it so far: on preparing batches, and on applying them, which goes on side by side.
+    preparing: Duration,
+    applying: Duration,
 }
 
 /// What prepares batches of the open epoch.
@@ -82,6 +86,7 @@ pub(crate) struct Ready {
     /// Sequence, bytes of data, bytes of zeroes, checksum of each write's frame.
     frames: Vec<(u64, u64, u64, u64)>,
     batch: Batch,
+    prepared_in: Duration,
 }
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
@@ -235,12 +240,14 @@ impl Item {
         let order = order.map(|index| index as u16).collect();
         *lock(&self.ahead) = Some(Preparing { attempt: header.attempt, ahead: epoch.ahead(), order, base });
         let (journal_before, header, resumed) = (self.replica.journal_bytes(), header.clone(), epoch.is_resumed());
-        *open = Some(OpenEpoch { epoch, header, taken: 0, totals: EpochTotals::default(), journal_before });
+        let (totals, preparing, applying) = (EpochTotals::default(), Duration::ZERO, Duration::ZERO);
+        *open = Some(OpenEpoch { epoch, header, taken: 0, totals, journal_before, preparing, applying });
         Ok(Opened { known: false, resumed, resume_after: 0 })
     }
 
     /// Reads what a batch of the open epoch will replace, while the one before may still be applied.
     pub(crate) fn prepare(&self, numbered: Vec<Numbered>) -> Result<Ready, Fault> {
+        let begun = Instant::now();
         let Preparing { attempt, ahead, order, .. } = lock(&self.ahead).clone().ok_or_else(no_epoch)?;
         let mut frames = Vec::with_capacity(numbered.len());
         let mut writes = Vec::with_capacity(numbered.len());
@@ -251,7 +258,7 @@ impl Item {
             writes.push(Write { disk, ..one.write });
         }
         let batch = ahead.prepare(writes).map_err(|error| self.fault(&error))?;
-        Ok(Ready { attempt, frames, batch })
+        Ok(Ready { attempt, frames, batch, prepared_in: begun.elapsed() })
     }
 
     /// Applies a batch of the open epoch. Gives the number up to which frames were taken.
@@ -269,11 +276,13 @@ impl Item {
             open.taken = *sequence;
             open.totals.count(*data_bytes, *zero_bytes, *checksum);
         }
-        let taken = open.taken;
+        let (taken, begun) = (open.taken, Instant::now());
         let applied = match known {
             0 => open.epoch.apply_prepared(ready.batch),
             _ => open.epoch.apply(&ready.batch.into_writes()[known..]),
         };
+        open.preparing += ready.prepared_in;
+        open.applying += begun.elapsed();
         if let Err(error) = applied {
             // What was counted as taken is not there: the epoch cannot be continued by anybody.
             lock(&self.ahead).take();
@@ -286,13 +295,15 @@ impl Item {
         Ok(taken)
     }
 
-    /// Makes the open epoch a point, if all of it arrived.
-    pub(crate) fn seal(&self, attempt: Attempt, totals: EpochTotals) -> Result<Point, Fault> {
+    /// Makes the open epoch a point, if all of it arrived. Gives the point, and how long was worked on the epoch.
+    pub(crate) fn seal(&self, attempt: Attempt, totals: EpochTotals) -> Result<(Point, Duration), Fault> {
+        let begun = Instant::now();
         let mut guard = lock(&self.open);
         let Some(open) = guard.take_if(|open| open.header.attempt == attempt) else {
             return Err(protocol_fault("the epoch to be sealed is not open"));
         };
         lock(&self.ahead).take();
+        let worked = open.preparing.max(open.applying);
         #[cfg(feature = "sabotage")]
         let totals = if protocol::sabotage::is("totals-unchecked") { open.totals } else { totals };
         if open.totals != totals {
@@ -316,7 +327,7 @@ impl Item {
         if self.record().damaged {
             self.change(|record| record.damaged = false)?;
         }
-        Ok(point)
+        Ok((point, worked + begun.elapsed()))
     }
 
     /// Why an epoch was not taken. Where it did not fit, history makes room for it.

@@ -226,9 +226,10 @@ async fn answer(message: Message, item: &Arc<Item>) -> Result<Message, Fault> {
             Ok(Message::EpochOpened { attempt, known, resumed, resume_after })
         }
         Message::Seal { attempt, totals } => {
-            let point = blocking(move || of.seal(attempt, totals)).await?;
+            let (point, worked) = blocking(move || of.seal(attempt, totals)).await?;
             item.tend();
-            Ok(Message::Sealed { point })
+            let worked_us = worked.as_micros().try_into().unwrap_or(u64::MAX);
+            Ok(Message::Sealed { point, worked_us })
         }
         Message::Ping { number } => Ok(Message::Pong { number }),
         _ => Err(protocol_fault("a message came that is not a sender's")),

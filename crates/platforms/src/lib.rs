@@ -129,6 +129,13 @@ pub trait Platform: Send + Sync {
     /// among others when it does not run.
     async fn fold(&self, name: &str, lineage: Lineage) -> Result<(), Fault>;
 
+    /// How many bytes the change maps of `lineage` hold that grow now, of a machine whose hypervisor holds its disks; none
+    /// where there are none, or none that can be believed.
+    ///
+    /// # Errors
+    /// `PLT-002`, `PLT-001`.
+    async fn changed(&self, name: &str, lineage: Lineage) -> Result<Option<u64>, Fault>;
+
     /// What identifies the present state of each of the machine's own disks, as in [`Settled::stamps`].
     ///
     /// # Errors

@@ -43,12 +43,13 @@ use std::time::Duration;
 use async_trait::async_trait;
 use protocol::fault::code;
 use protocol::machine::{DiskSource, DiskSpec, Machine, MachineSpec, Power, Settled};
-use protocol::{DiskKey, Fault, Lineage};
+use protocol::{BlockMap, DiskKey, Fault, Lineage};
 
+use self::bitmap::Bitmaps;
 use self::capture::QemuCapture;
 use self::fleece::Bounds;
 use self::folder::Folder;
-use self::marks::Marks;
+use self::marks::{Carry, Marks};
 use crate::{Capture, Platform, Start, Stopped};
 
 /// How long another process may be at work on a machine.
@@ -277,6 +278,19 @@ impl Platform for Qemu {
         let folder = self.known(name)?;
         let _lock = folder.lock("lock", LOCK_PATIENCE).await?;
         fold::fold(&folder, lineage).await
+    }
+
+    async fn changed(&self, name: &str, lineage: Lineage) -> Result<Option<u64>, Fault> {
+        let folder = self.known(name)?;
+        if process::running(&folder).is_none() {
+            return Ok(None);
+        }
+        let nodes: Vec<String> = launch::nodes(&folder.known_spec()?).into_iter().map(|(node, _)| node).collect();
+        let found = Bitmaps::ask(&mut power::converse(&folder).await?, lineage, &nodes).await;
+        let found = found.map_err(|why| folder.fault("does not tell its change maps", why))?;
+        let Some((since, bytes)) = found.changed() else { return Ok(None) };
+        let carried = Carry::read(&folder, lineage, since)?;
+        Ok(Some(bytes + carried.values().map(BlockMap::bytes).sum::<u64>()))
     }
 
     async fn stamps(&self, name: &str) -> Result<BTreeMap<DiskKey, String>, Fault> {

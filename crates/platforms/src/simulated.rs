@@ -433,6 +433,10 @@ impl Platform for Simulated {
         Ok(())
     }
 
+    async fn changed(&self, name: &str, lineage: Lineage) -> Result<Option<u64>, Fault> {
+        Ok(self.world.site().guest(name)?.changed(lineage))
+    }
+
     async fn stamps(&self, name: &str) -> Result<BTreeMap<DiskKey, String>, Fault> {
         self.world.site().stamps(name)
     }

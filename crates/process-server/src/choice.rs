@@ -136,6 +136,7 @@ mod tests {
             interval_ms: 1000,
             offline: false,
             quiesced: false,
+            bandwidth: Default::default(),
         }
     }
 

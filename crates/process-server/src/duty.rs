@@ -201,6 +201,10 @@ impl Duty for ProcessServer {
                 ticket.step(format!("reading the change maps of {machine}"), None);
                 self.settle(&machine, lineage, stop).await
             }
+            Order::TellChanged { machine, lineage } => {
+                let bytes = self.means.platform.changed(&machine, lineage).await?;
+                Ok(Outcome::Changed { bytes })
+            }
             other => Err(Fault::new(
                 code::INTERNAL,
                 "a process server cannot carry out this order",
@@ -210,10 +214,11 @@ impl Duty for ProcessServer {
     }
 
     async fn follow(&self, wishes: Wishes) {
-        let Wishes { replications, keepings: _ } = wishes;
-        if let Err(error) = self.means.keep.set_replications(&replications) {
+        let Wishes { replications, keepings: _, bandwidth } = wishes;
+        if let Err(error) = self.means.keep.set_wishes(&replications, &bandwidth) {
             tracing::warn!(%error, "the list of replications could not be kept; a restart would wait for control");
         }
+        self.means.cap.set(bandwidth);
         self.adjust(replications).await;
     }
 

@@ -5,6 +5,7 @@
 
 use std::sync::Arc;
 use std::sync::atomic::AtomicU64;
+use std::time::{Duration, Instant};
 
 use platforms::Cut;
 use protocol::epoch::{DiskSize, EpochHeader, Point, PointKind};
@@ -16,6 +17,7 @@ use transfer::{Compare, Flow, Pieces, Reader, Source, Stopped, begins_anew};
 
 use crate::choice::{Choice, choose};
 use crate::cut;
+use crate::pace::Parts;
 use crate::session::Session;
 
 /// An epoch that was cut and is being sent.
@@ -25,6 +27,8 @@ pub(crate) struct Epoch {
     flow: Flow,
     /// The target has opened it.
     is_open: bool,
+    /// What sealing it took, and what the target says that it worked on it.
+    sealing: (Duration, Duration),
 }
 
 impl Epoch {
@@ -52,7 +56,7 @@ impl Epoch {
             expected_bytes: expected,
         };
         let flow = Flow::new(readers, source, expected, read, session);
-        Ok(Epoch { header, choice, flow, is_open: false })
+        Ok(Epoch { header, choice, flow, is_open: false, sealing: Default::default() })
     }
 
     /// Opens the epoch in a session (its first or a later one), sends what is missing and waits until it is sealed.
@@ -89,9 +93,10 @@ impl Epoch {
         while self.flow.step(session).await? {
             tell(&self.flow);
         }
-        let totals = self.flow.totals();
+        let (totals, waits) = (self.flow.totals(), Instant::now());
         match session.ask(Message::Seal { attempt, totals }, "sealed").await? {
-            Message::Sealed { point } if point.attempt == attempt => {
+            Message::Sealed { point, worked_us } if point.attempt == attempt => {
+                self.sealing = (waits.elapsed(), Duration::from_micros(worked_us));
                 let (expected, _) = self.flow.progress();
                 progress(expected, expected);
                 Ok(point)
@@ -103,6 +108,23 @@ impl Epoch {
     /// What the epoch moved so far.
     pub(crate) fn moved(&self, session: &Session) -> Moved {
         self.flow.moved(session)
+    }
+
+    /// The session broke, and another will take its place.
+    pub(crate) fn leave(&mut self, session: &Session) {
+        self.flow.leave(session);
+    }
+
+    /// How long it waited for what.
+    pub(crate) fn parts(&self) -> Parts {
+        let transfer::Waits { source, link } = self.flow.waits();
+        let (sealing, taking) = self.sealing;
+        Parts { reading: source, sending: link, sealing, taking }
+    }
+
+    /// Bytes of both sides that were compared for it, if that is how its blocks were found.
+    pub(crate) fn compared(&self) -> Option<u64> {
+        self.flow.compared()
     }
 
     /// The target goes on with what an earlier attempt had brought: what it already has does not travel again.

@@ -1,4 +1,4 @@
-//! What a process server keeps on its own disk: the replications it was given, and the attempt numbers it used.
+//! What a process server keeps on its own disk: what it was told to replicate and how fast, and the attempt numbers it used.
 //!
 //! Attempt numbers must never be used twice, also when a cut was given up before its target heard of it, so the number
 //! is written down before the cut is made. A host crash may lose the last such write, and that is harmless: it also
@@ -13,7 +13,7 @@ use std::sync::{Mutex, PoisonError};
 
 use protocol::fault::code;
 use protocol::order::Replication;
-use protocol::{Attempt, Fault, ItemId, Lineage};
+use protocol::{Attempt, Bandwidth, Fault, ItemId, Lineage};
 use serde::{Deserialize, Serialize};
 
 #[derive(Debug, Default, Clone, Serialize, Deserialize)]
@@ -23,6 +23,9 @@ struct Kept {
     /// The newest cut that each item's change map was seen to count from.
     #[serde(default)]
     counted: BTreeMap<ItemId, (Lineage, Attempt)>,
+    /// For all replications together.
+    #[serde(default)]
+    bandwidth: Bandwidth,
 }
 
 /// The process server's own records.
@@ -50,8 +53,15 @@ impl Keep {
         self.kept.lock().unwrap_or_else(PoisonError::into_inner).replications.clone()
     }
 
-    pub(crate) fn set_replications(&self, replications: &[Replication]) -> std::io::Result<()> {
-        self.change(|kept| kept.replications = replications.to_vec())
+    pub(crate) fn bandwidth(&self) -> Bandwidth {
+        self.kept.lock().unwrap_or_else(PoisonError::into_inner).bandwidth.clone()
+    }
+
+    pub(crate) fn set_wishes(&self, replications: &[Replication], bandwidth: &Bandwidth) -> std::io::Result<()> {
+        self.change(|kept| {
+            kept.replications = replications.to_vec();
+            kept.bandwidth = bandwidth.clone();
+        })
     }
 
     /// An attempt of `generation` that was never used, newer than every one in `seen`; it is of a machine whose map counts
@@ -134,6 +144,16 @@ mod tests {
         assert!(keep.may_count(&item, other, at(1, 4)), "another history");
         keep.next_attempt(&item, 1, [], Some((other, at(1, 1)))).unwrap();
         assert!(keep.may_count(&item, other, at(1, 1)));
+    }
+
+    #[test]
+    fn what_was_wished_is_still_so_after_a_restart() {
+        let directory = tempfile::tempdir().unwrap();
+        let keep = Keep::open(directory.path()).unwrap();
+        assert_eq!(keep.bandwidth(), Bandwidth::default());
+        let slow = Bandwidth { bits_per_second: Some(64_000), ..Bandwidth::default() };
+        keep.set_wishes(&[], &slow).unwrap();
+        assert_eq!(Keep::open(directory.path()).unwrap().bandwidth(), slow);
     }
 
     #[test]

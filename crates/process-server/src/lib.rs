@@ -12,6 +12,7 @@
 //! - What changed is forgotten only after the target said *sealed*.
 //! - A delta is sent only where `protocol::position::delta` proves the base; otherwise both sides are compared.
 //! - The guest never waits for a mover: a slow link or target costs epochs, not writes.
+//! - It sends no faster than the caps of its policies and its own allow, but for last epochs (decision 0018).
 //! # If the process dies
 //! - the change maps stay with the hypervisor; the next start finds them, asks the target for its newest sealed attempt
 //!   and either drops the older map or merges both.
@@ -22,6 +23,7 @@ mod cut;
 mod duty;
 mod epoch;
 mod keep;
+mod pace;
 mod reach;
 mod replication;
 mod session;
@@ -29,6 +31,7 @@ mod session;
 use std::path::PathBuf;
 use std::sync::Arc;
 
+use component::cap::Cap;
 use component::{Dialler, Door, Listen, Membership};
 use platforms::Platform;
 use protocol::order::{Registration, Role};
@@ -85,7 +88,8 @@ pub async fn run(config: Config, shutdown: impl Future<Output = ()>) -> Result<(
     let offers = Arc::new(reach::Offers::default());
     let dialler = Dialler { credentials, connections: config.connections };
     let reach = reach::Reach { dialler, offers: offers.clone() };
-    let means = replication::Means { platform: config.platform, keep, reach, news: news.clone() };
+    let cap = Arc::new(Cap::new(keep.bandwidth()));
+    let means = replication::Means { platform: config.platform, keep, reach, cap, news: news.clone() };
     let duty = Arc::new(duty::ProcessServer::start(means).await);
     tokio::select! {
         () = component::line::serve(membership, duty.clone(), news) => {}

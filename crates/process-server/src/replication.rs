@@ -14,6 +14,7 @@
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
+use component::cap::{Cap, Hurry, Limit, Throttle};
 use component::clock::now_ms;
 use component::link::LinkError;
 use platforms::{Capture, Platform};
@@ -21,7 +22,9 @@ use protocol::epoch::{Point, PointKind};
 use protocol::fault::code;
 use protocol::machine::Power;
 use protocol::order::{Moved, Outcome, Progress, Replication, ReplicationPhase, ReplicationStatus};
+use protocol::pace::Pace;
 use protocol::position::{Changes, Distrust};
+use protocol::replication::{CapOf, Capped};
 use protocol::{Attempt, Fault};
 use tokio::sync::{Notify, mpsc, oneshot, watch};
 use tokio::time::Instant;
@@ -30,6 +33,7 @@ use transfer::Stopped;
 use crate::choice::Choice;
 use crate::epoch::Epoch;
 use crate::keep::Keep;
+use crate::pace::{Lap, Laps, Parts};
 use crate::reach::Reach;
 use crate::session::{Session, said_by_target};
 
@@ -40,8 +44,15 @@ const BACKOFF: (Duration, Duration) = (Duration::from_millis(200), Duration::fro
 
 /// What a running replication can be asked.
 pub(crate) enum Ask {
-    /// Send the last epoch of a machine that stands still. The answer is dropped if nobody waits any more.
-    Final(oneshot::Sender<Result<Outcome, Fault>>),
+    /// Send the last epoch of a machine that stands still.
+    Final(Final),
+}
+
+/// Somebody waits for the last epoch, and a machine with him: until then no cap holds the replication up (decision 0018).
+pub(crate) struct Final {
+    /// Dropped if nobody waits any more.
+    answer: oneshot::Sender<Result<Outcome, Fault>>,
+    _hurry: Hurry,
 }
 
 /// What all replications of a process server have in common.
@@ -50,6 +61,8 @@ pub(crate) struct Means {
     pub(crate) platform: Arc<dyn Platform>,
     pub(crate) keep: Arc<Keep>,
     pub(crate) reach: Reach,
+    /// What they all may send together.
+    pub(crate) cap: Arc<Cap>,
     /// Has control told of what is new.
     pub(crate) news: Arc<Notify>,
 }
@@ -57,6 +70,7 @@ pub(crate) struct Means {
 /// A replication at work.
 pub(crate) struct Running {
     wish: watch::Sender<Replication>,
+    throttle: Arc<Throttle>,
     asks: mpsc::Sender<Ask>,
     status: Arc<Mutex<ReplicationStatus>>,
     stop: watch::Sender<bool>,
@@ -66,12 +80,22 @@ pub(crate) struct Running {
 impl Running {
     pub(crate) fn begin(wish: Replication, means: Means) -> Running {
         let status = Arc::new(Mutex::new(fresh_status(&wish)));
+        let throttle = Arc::new(Throttle::new(wish.bandwidth.clone(), means.cap.clone()));
         let (wishes, wished) = watch::channel(wish);
         let (asks, asked) = mpsc::channel(8);
         let (stop, stopped) = watch::channel(false);
-        let worker = Worker { wish: wished, asks: asked, status: status.clone(), means, finals: Vec::new() };
+        let worker = Worker {
+            wish: wished,
+            asks: asked,
+            status: status.clone(),
+            throttle: throttle.clone(),
+            means,
+            finals: Vec::new(),
+            laps: Laps::default(),
+            cut_at: None,
+        };
         let task = tokio::spawn(worker.run(stopped));
-        Running { wish: wishes, asks, status, stop, task }
+        Running { wish: wishes, throttle, asks, status, stop, task }
     }
 
     /// Whether `wish` can be taken over without a new beginning.
@@ -87,18 +111,23 @@ impl Running {
     }
 
     pub(crate) fn take_over(&self, wish: Replication) {
+        self.throttle.set(wish.bandwidth.clone());
         self.wish.send_replace(wish);
     }
 
     pub(crate) fn status(&self) -> ReplicationStatus {
-        lock(&self.status).clone()
+        let capped = self.throttle.limit().map(|limit| match limit {
+            Limit::Own(bits_per_second) => Capped { by: CapOf::Policy, bits_per_second },
+            Limit::Shared(bits_per_second) => Capped { by: CapOf::Component, bits_per_second },
+        });
+        ReplicationStatus { capped, ..lock(&self.status).clone() }
     }
 
     /// Asks for the last epoch. The receiver hears the outcome; it may take as long as the link needs.
     pub(crate) async fn final_delta(&self) -> oneshot::Receiver<Result<Outcome, Fault>> {
         let (answer, answered) = oneshot::channel();
         // A worker that is gone drops the sender, which the receiver notices.
-        let _ = self.asks.send(Ask::Final(answer)).await;
+        let _ = self.asks.send(Ask::Final(Final { answer, _hurry: self.throttle.hurry() })).await;
         answered
     }
 
@@ -130,7 +159,9 @@ fn fresh_status(wish: &Replication) -> ReplicationStatus {
         epochs: 0,
         pauses_us: Vec::new(),
         rpo_ms: Vec::new(),
+        pace: Pace::default(),
         fault: None,
+        capped: None,
     }
 }
 
@@ -140,8 +171,12 @@ struct Worker {
     wish: watch::Receiver<Replication>,
     asks: mpsc::Receiver<Ask>,
     status: Arc<Mutex<ReplicationStatus>>,
+    throttle: Arc<Throttle>,
     means: Means,
-    finals: Vec<oneshot::Sender<Result<Outcome, Fault>>>,
+    finals: Vec<Final>,
+    laps: Laps,
+    /// When the newest sealed epoch was cut, in this worker's life.
+    cut_at: Option<Instant>,
 }
 
 impl Worker {
@@ -184,15 +219,15 @@ impl Worker {
     /// Opens everything and sends epochs until something fails.
     async fn round(&mut self, slot: &mut Slot) -> Result<std::convert::Infallible, Fault> {
         let wish = self.wish.borrow().clone();
-        let mut session = Session::open(&self.means.reach, &wish).await.map_err(|error| error.fault())?;
+        let mut session = self.open(&wish).await.map_err(|error| error.fault())?;
         *slot = None;
         let capture = slot.insert(self.means.platform.capture(&wish.machine, wish.lineage).await?);
         settle_predecessor(capture.as_mut(), session.target.newest).await?;
         self.phase_of(&session);
-        let mut next_cut = Instant::now();
+        let mut last_cut = None;
         loop {
-            let final_wanted = self.wait_for_turn(next_cut).await;
-            next_cut = Instant::now() + Duration::from_millis(self.wish.borrow().interval_ms);
+            let final_wanted = self.wait_for_turn(last_cut).await;
+            last_cut = Some(Instant::now());
             let result = self.epoch(capture.as_mut(), &mut session, final_wanted).await;
             match result {
                 Ok(Some(outcome)) => self.answer_finals(outcome),
@@ -210,25 +245,27 @@ impl Worker {
         status.fault = None;
     }
 
-    /// Returns when the next epoch is due: true for the last one, which was asked for.
-    async fn wait_for_turn(&mut self, due: Instant) -> bool {
+    /// Returns when the next epoch is due, an interval after the last one began: true for the last one, which was asked for.
+    async fn wait_for_turn(&mut self, last: Option<Instant>) -> bool {
         loop {
-            self.finals.retain(|answer| !answer.is_closed());
+            self.finals.retain(|wanted| !wanted.answer.is_closed());
             if !self.finals.is_empty() {
                 return true;
             }
-            let quiesced = {
+            // Looked at each time: the interval may become another one while it is waited for.
+            let (quiesced, interval) = {
                 let wish = self.wish.borrow_and_update();
                 let copied = wish.offline && lock(&self.status).newest.is_some();
-                wish.quiesced || copied
+                (wish.quiesced || copied, Duration::from_millis(wish.interval_ms))
             };
+            let due = last.map_or_else(Instant::now, |last| last + interval);
             if quiesced {
                 lock(&self.status).phase = ReplicationPhase::Quiesced;
             }
             tokio::select! {
                 () = tokio::time::sleep_until(due), if !quiesced => return false,
                 asked = self.asks.recv() => match asked {
-                    Some(Ask::Final(answer)) => self.finals.push(answer),
+                    Some(Ask::Final(wanted)) => self.finals.push(wanted),
                     None => std::future::pending().await,
                 },
                 changed = self.wish.changed() => if changed.is_err() { std::future::pending().await },
@@ -243,7 +280,7 @@ impl Worker {
         session: &mut Session,
         is_final: bool,
     ) -> Result<Option<Outcome>, Fault> {
-        let wish = self.wish.borrow().clone();
+        let (wish, began) = (self.wish.borrow().clone(), Instant::now());
         if is_final {
             self.must_stand_still(&wish).await?;
         }
@@ -262,8 +299,12 @@ impl Worker {
         let kind = if is_final { PointKind::Final } else { PointKind::CrashConsistent };
         let sent = self.send(&wish, attempt, kind, &cut, session).await;
         match sent {
-            Ok((point, moved)) => {
+            Ok(Sent { point, moved, choice, compared, parts }) => {
                 capture.acknowledged(attempt).await?;
+                let since =
+                    self.cut_at.replace(began).filter(|_| matches!(choice, Choice::Tracked(_)) && compared.is_none());
+                let since = since.map(|before| began - before);
+                self.laps.note(Lap { carried: moved.changed, compared, since, took: began.elapsed(), parts });
                 session.target.newest = Some(point.attempt);
                 session.target.position = Some(protocol::Position {
                     lineage: wish.lineage,
@@ -277,7 +318,8 @@ impl Worker {
                     return Ok(None);
                 }
                 let stamps = self.means.platform.stamps(&wish.machine).await?;
-                Ok(Some(Outcome::Final { point, moved, stamps }))
+                let seal_ms = u64::try_from(parts.sealing.as_millis()).unwrap_or(u64::MAX);
+                Ok(Some(Outcome::Final { point, moved, stamps, seal_ms }))
             }
             #[cfg(feature = "sabotage")]
             Err(fault) if protocol::sabotage::is("given-up-epoch-forgotten") => {
@@ -299,21 +341,22 @@ impl Worker {
         kind: PointKind,
         cut: &platforms::Cut,
         session: &mut Session,
-    ) -> Result<(Point, Moved), Fault> {
+    ) -> Result<Sent, Fault> {
         let mut epoch = Epoch::begin(wish, attempt, kind, cut, session).await?;
         self.chosen(&epoch.choice, session);
         let status = self.status.clone();
-        let progress = move |expected, done| lock(&status).first = Progress { expected, done };
+        let began = Instant::now();
+        let progress = move |expected, done| {
+            let elapsed_ms = u64::try_from(began.elapsed().as_millis()).unwrap_or(u64::MAX);
+            lock(&status).first = Progress { expected, done, elapsed_ms };
+        };
         let quiet = |_, _| {};
         let first = session.target.newest.is_none_or(|newest| newest.generation != wish.generation);
         let progress: &(dyn Fn(u64, u64) + Send + Sync) = if first { &progress } else { &quiet };
         let mut broken_since: Option<Instant> = None;
         loop {
             let fault = match epoch.send(session, progress).await {
-                Ok(point) => {
-                    let moved = epoch.moved(session);
-                    return Ok((point, moved));
-                }
+                Ok(point) => return Ok(Sent::of(epoch, point, session)),
                 // What arrived is not undone: the next attempt goes on with it.
                 Err(Stopped::Fault(fault)) => return Err(fault),
                 Err(Stopped::Link(error)) if said_by_target(&error).is_some() => {
@@ -321,6 +364,7 @@ impl Worker {
                 }
                 Err(Stopped::Link(error)) => error.fault(),
             };
+            epoch.leave(session);
             let since = *broken_since.get_or_insert_with(Instant::now);
             lock(&self.status).fault = Some(fault.clone());
             match self.reopen(wish, since).await {
@@ -334,7 +378,7 @@ impl Worker {
                         kind,
                         changed_bytes: epoch.moved(session).changed,
                     };
-                    return Ok((point, epoch.moved(session)));
+                    return Ok(Sent::of(epoch, point, session));
                 }
                 Some(fresh) if fresh.target.newest == session.target.newest => *session = fresh,
                 _ => return Err(fault),
@@ -343,10 +387,14 @@ impl Worker {
         }
     }
 
+    async fn open(&self, wish: &Replication) -> Result<Session, LinkError> {
+        Session::open(&self.means.reach, wish, self.throttle.clone()).await
+    }
+
     /// A new session within the patience that an open cut has.
     async fn reopen(&self, wish: &Replication, since: Instant) -> Option<Session> {
         while since.elapsed() < CUT_PATIENCE {
-            match Session::open(&self.means.reach, wish).await {
+            match self.open(wish).await {
                 Ok(session) => return Some(session),
                 Err(LinkError::Refused(_)) => return None,
                 Err(_) => tokio::time::sleep(BACKOFF.0 * 2).await,
@@ -396,6 +444,7 @@ impl Worker {
             self.means.news.notify_one();
         }
         status.newest = Some(point.clone());
+        status.pace = self.laps.pace();
         status.moved += moved;
         status.epochs += 1;
         status.phase = ReplicationPhase::Epochs;
@@ -403,9 +452,25 @@ impl Worker {
     }
 
     fn answer_finals(&mut self, outcome: Outcome) {
-        for answer in self.finals.drain(..) {
-            let _ = answer.send(Ok(outcome.clone()));
+        for wanted in self.finals.drain(..) {
+            let _ = wanted.answer.send(Ok(outcome.clone()));
         }
+    }
+}
+
+/// An epoch that was sealed.
+struct Sent {
+    point: Point,
+    moved: Moved,
+    choice: Choice,
+    compared: Option<u64>,
+    parts: Parts,
+}
+
+impl Sent {
+    fn of(epoch: Epoch, point: Point, session: &Session) -> Sent {
+        let (moved, compared) = (epoch.moved(session), epoch.compared());
+        Sent { point, moved, compared, parts: epoch.parts(), choice: epoch.choice }
     }
 }
 

@@ -1,7 +1,9 @@
 //! A session with a master target: it is found, told who sends what, and tells where its copy stands.
 
 use std::ops::{Deref, DerefMut};
+use std::sync::Arc;
 
+use component::cap::Throttle;
 use component::link::LinkError;
 use protocol::Fault;
 use protocol::epoch::DiskSize;
@@ -34,9 +36,11 @@ impl DerefMut for Session {
 }
 
 impl Session {
-    /// Comes by a link to the target and introduces itself.
-    pub(crate) async fn open(reach: &Reach, wish: &Replication) -> Result<Session, LinkError> {
-        let mut session = transfer::Session::over(reach.link(&wish.item, &wish.target).await?);
+    /// Comes by a link to the target and introduces itself; what it sends keeps to `throttle`.
+    pub(crate) async fn open(reach: &Reach, wish: &Replication, throttle: Arc<Throttle>) -> Result<Session, LinkError> {
+        let link = reach.link(&wish.item, &wish.target).await?;
+        link.outgoing.keep_to(throttle);
+        let mut session = transfer::Session::over(link);
         let hello = Message::Hello { item: wish.item.clone(), token: wish.token.clone(), generation: wish.generation };
         match session.ask(hello, "welcome").await? {
             Message::Welcome { position, newest, disks, has_content, leaf_key } => {

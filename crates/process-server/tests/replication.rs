@@ -106,7 +106,7 @@ async fn what_had_arrived_of_an_epoch_does_not_travel_again_when_its_sender_is_s
     let before = sites.wire.passed();
     sites.wire.hold_at(before + content / 2);
     for (place, size) in SIZES.into_iter().enumerate() {
-        let bytes: Vec<u8> = (0..size / 4096).flat_map(|_| [sites.dice.roll() as u8 | 1; 4096]).collect();
+        let bytes = sites.dice.noise(size);
         sites.home.write(NAME, &key(place), 0, &bytes).unwrap();
     }
     while !sites.wire.is_held() {
@@ -293,6 +293,8 @@ async fn must_be_untouched(sites: &Sites) {
 async fn must_go_on(sites: Sites) {
     let mut sender = Sender::dial(&sites, TOKEN, GENERATION).await.unwrap();
     sender.open(sites.lineage, at(9), Some(at(1)), disks()).await.unwrap();
+    // What an epoch that was refused had written before is gone on with: it is sent again.
+    sender.block(0, 0, 1).await;
     sender.block(0, 3, 7).await;
     let totals = sender.totals;
     sender.seal(at(9), totals).await.unwrap();

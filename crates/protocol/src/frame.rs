@@ -11,11 +11,15 @@
 //! - The length is compared with the bound of its kind before anything is allocated.
 //! - The payload's checksum is verified before anything in it is believed, so no block is applied that changed on the way.
 //! - A decoder fed with arbitrary bytes answers with [`BadFrame`] and does not panic.
+//! - A block counts the same in an epoch's totals however it travelled: what is folded is the checksum of its data frame.
+
+use std::hash::Hasher;
 
 use bytes::{Buf, BufMut, Bytes, BytesMut};
 
 use crate::extent::LARGEST_DISK;
 use crate::leaf::Leaf;
+use crate::packed;
 use crate::session::Message;
 
 /// Bytes of a frame's header.
@@ -27,8 +31,8 @@ pub const LARGEST_DATA: u32 = 1 << 20;
 /// The most leaves in one `Hashes` frame.
 pub const MOST_LEAVES: u32 = 1024;
 
-const MAGIC: u32 = u32::from_le_bytes(*b"SKY1");
-const DATA_PREFIX: usize = 24;
+pub(crate) const MAGIC: u32 = u32::from_le_bytes(*b"SKY1");
+pub(crate) const DATA_PREFIX: usize = 24;
 const HASHES_PREFIX: usize = 24;
 
 /// One frame.
@@ -36,7 +40,7 @@ const HASHES_PREFIX: usize = 24;
 pub enum Frame {
     /// A control message.
     Message(Message),
-    /// Bytes of a disk at the cut.
+    /// Bytes of a disk at the cut. They may travel compressed ([`packed`]): what arrives is the same.
     Data {
         /// Counts the data and zero frames of an epoch from 1.
         sequence: u64,
@@ -115,9 +119,10 @@ pub struct Header {
 }
 
 const MESSAGE: u16 = 1;
-const DATA: u16 = 2;
+pub(crate) const DATA: u16 = 2;
 const ZERO: u16 = 3;
 const HASHES: u16 = 4;
+pub(crate) const PACKED: u16 = 5;
 
 impl Header {
     /// Reads a header and checks the length against the bound of its kind.
@@ -137,7 +142,7 @@ impl Header {
         let checksum = b.get_u64_le();
         let most = match kind {
             MESSAGE => LARGEST_MESSAGE,
-            DATA => DATA_PREFIX as u32 + LARGEST_DATA,
+            DATA | PACKED => DATA_PREFIX as u32 + LARGEST_DATA,
             ZERO => DATA_PREFIX as u32,
             HASHES => HASHES_PREFIX as u32 + MOST_LEAVES * 32,
             other => return Err(BadFrame::Kind(other)),
@@ -148,16 +153,12 @@ impl Header {
         Ok(Header { kind, length, checksum })
     }
 
-    /// The checksum that the payload must have; epochs fold it into their totals.
-    pub fn checksum(&self) -> u64 {
-        self.checksum
-    }
-
-    /// Makes a frame of a payload of exactly [`Header::length`] bytes.
+    /// Makes a frame of a payload of exactly [`Header::length`] bytes, and gives the checksum that epochs fold into their
+    /// totals: that of the payload, before it was compressed.
     ///
     /// # Errors
     /// [`BadFrame::Checksum`], [`BadFrame::Malformed`].
-    pub fn frame(&self, mut payload: Bytes) -> Result<Frame, BadFrame> {
+    pub fn frame(&self, mut payload: Bytes) -> Result<(Frame, u64), BadFrame> {
         let malformed = |what: &str| BadFrame::Malformed { kind: self.kind, what: what.to_string() };
         let sum = checksum(&payload);
         #[cfg(feature = "sabotage")]
@@ -165,12 +166,13 @@ impl Header {
         if payload.len() != self.length as usize || sum != self.checksum {
             return Err(BadFrame::Checksum);
         }
-        match self.kind {
-            MESSAGE => serde_json::from_slice(&payload).map(Frame::Message).map_err(|e| malformed(&e.to_string())),
-            DATA | ZERO => {
+        let frame = match self.kind {
+            MESSAGE => Frame::Message(serde_json::from_slice(&payload).map_err(|e| malformed(&e.to_string()))?),
+            DATA | ZERO | PACKED => {
                 if payload.len() < DATA_PREFIX {
                     return Err(malformed("shorter than its prefix"));
                 }
+                let prefix = payload.slice(..DATA_PREFIX);
                 let sequence = payload.get_u64_le();
                 let (offset, disk_and_length) = (payload.get_u64_le(), payload.get_u64_le());
                 // 16 bits of disk index above 48 bits of length: a zero range may be as long as 256 TiB.
@@ -178,13 +180,16 @@ impl Header {
                 if length == 0 || offset.checked_add(length).is_none_or(|end| end > LARGEST_DISK) {
                     return Err(malformed("the range is empty or beyond any disk"));
                 }
-                if self.kind == ZERO {
-                    return Ok(Frame::Zero { sequence, disk, offset, length });
+                match self.kind {
+                    ZERO => Frame::Zero { sequence, disk, offset, length },
+                    DATA if payload.len() as u64 == length => Frame::Data { sequence, disk, offset, bytes: payload },
+                    DATA => return Err(malformed("the length does not match the bytes")),
+                    _ => {
+                        let bytes = packed::expand(&payload, length).map_err(malformed)?;
+                        let checksum = checksum_of(&prefix, &bytes);
+                        return Ok((Frame::Data { sequence, disk, offset, bytes }, checksum));
+                    }
                 }
-                if payload.len() as u64 != length {
-                    return Err(malformed("the length does not match the bytes"));
-                }
-                Ok(Frame::Data { sequence, disk, offset, bytes: payload })
             }
             _ => {
                 if payload.len() < HASHES_PREFIX || !(payload.len() - HASHES_PREFIX).is_multiple_of(32) {
@@ -195,9 +200,10 @@ impl Header {
                     u32::try_from(disk).ok().and_then(|both| Some((both as u16, u8::try_from(both >> 16).ok()?)));
                 let (disk, level) = disk.ok_or_else(|| malformed("the disk index or the level is out of range"))?;
                 let leaves = payload.chunks_exact(32).filter_map(|leaf| leaf.try_into().ok()).collect();
-                Ok(Frame::Hashes { disk, level, offset, read, leaves })
+                Frame::Hashes { disk, level, offset, read, leaves }
             }
-        }
+        };
+        Ok((frame, self.checksum))
     }
 }
 
@@ -235,15 +241,7 @@ impl Frame {
                 HASHES
             }
         };
-        let checksum = checksum(&out[HEADER..]);
-        let length = (out.len() - HEADER) as u32;
-        let mut header = &mut out[..HEADER];
-        header.put_u32_le(MAGIC);
-        header.put_u16_le(kind);
-        header.put_u16_le(0);
-        header.put_u32_le(length);
-        header.put_u32_le(0);
-        header.put_u64_le(checksum);
+        let checksum = seal(&mut out, kind);
         (out.freeze(), checksum)
     }
 
@@ -262,8 +260,29 @@ impl From<Message> for Frame {
     }
 }
 
+/// Writes the header of a payload into the room left for it, and gives the payload's checksum.
+pub(crate) fn seal(frame: &mut [u8], kind: u16) -> u64 {
+    let (mut header, payload) = frame.split_at_mut(HEADER);
+    let (length, checksum) = (payload.len() as u32, checksum(payload));
+    header.put_u32_le(MAGIC);
+    header.put_u16_le(kind);
+    header.put_u16_le(0);
+    header.put_u32_le(length);
+    header.put_u32_le(0);
+    header.put_u64_le(checksum);
+    checksum
+}
+
 fn checksum(payload: &[u8]) -> u64 {
     twox_hash::XxHash3_64::oneshot(payload)
+}
+
+/// The checksum of a payload that lies in two parts.
+fn checksum_of(prefix: &[u8], bytes: &[u8]) -> u64 {
+    let mut whole = twox_hash::XxHash3_64::new();
+    whole.write(prefix);
+    whole.write(bytes);
+    whole.finish()
 }
 
 #[cfg(test)]
@@ -271,7 +290,7 @@ mod tests {
     use super::*;
     use proptest::prelude::*;
 
-    fn decode(bytes: &[u8]) -> Result<Frame, BadFrame> {
+    fn decode(bytes: &[u8]) -> Result<(Frame, u64), BadFrame> {
         let header = Header::decode(bytes[..HEADER].try_into().unwrap())?;
         header.frame(Bytes::copy_from_slice(&bytes[HEADER..]))
     }
@@ -286,8 +305,7 @@ mod tests {
         ];
         for frame in frames {
             let (bytes, checksum) = frame.encode();
-            assert_eq!(Header::decode(bytes[..HEADER].try_into().unwrap()).unwrap().checksum(), checksum);
-            assert_eq!(decode(&bytes).unwrap(), frame);
+            assert_eq!(decode(&bytes).unwrap(), (frame, checksum));
         }
     }
 
@@ -314,7 +332,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn arbitrary_payloads_under_a_true_checksum_never_panic(kind in 0u16..6, payload in prop::collection::vec(any::<u8>(), 0..200)) {
+        fn arbitrary_payloads_under_a_true_checksum_never_panic(kind in 0u16..7, payload in prop::collection::vec(any::<u8>(), 0..200)) {
             let header = Header { kind, length: payload.len() as u32, checksum: checksum(&payload) };
             let _ = header.frame(Bytes::from(payload));
         }

@@ -10,6 +10,7 @@
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
+use crate::bandwidth::Bandwidth;
 use crate::epoch::Point;
 use crate::fault::Fault;
 use crate::id::{ItemId, Lineage, PolicyName, SiteName};
@@ -28,6 +29,9 @@ pub struct Policy {
     pub rpo_limit_ms: u64,
     /// Which recovery points are kept, at both sites.
     pub retention: Retention,
+    /// How fast each item may be replicated, in both directions.
+    #[serde(default)]
+    pub bandwidth: Bandwidth,
 }
 
 /// R12: the limit from the reference's policy.
@@ -36,7 +40,12 @@ const RPO_LIMIT_MS: u64 = 15 * 60 * 1000;
 impl Policy {
     /// The policy that every item has for which no other was chosen (R12); it is there from the start.
     pub fn standard() -> Policy {
-        Policy { name: PolicyName::standard(), rpo_limit_ms: RPO_LIMIT_MS, retention: Retention::default() }
+        Policy {
+            name: PolicyName::standard(),
+            rpo_limit_ms: RPO_LIMIT_MS,
+            retention: Retention::default(),
+            bandwidth: Bandwidth::default(),
+        }
     }
 }
 
@@ -147,6 +156,9 @@ pub struct ItemManifest {
     pub rpo_limit_ms: u64,
     /// Time between epochs (ms).
     pub interval_ms: u64,
+    /// How fast it may be replicated.
+    #[serde(default)]
+    pub bandwidth: Bandwidth,
 }
 
 /// How the history of one item stands at a master target.

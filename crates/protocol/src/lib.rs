@@ -12,6 +12,7 @@
 //! - [`position`]: when a delta may be sent, and when only a compare is honest (invariant 7, "no delta without a proven base");
 //! - [`frame`]: how bytes are bounded and checked before anybody allocates or applies them.
 
+pub mod bandwidth;
 pub mod beside;
 pub mod difference;
 pub mod epoch;
@@ -24,7 +25,10 @@ pub mod leaf;
 pub mod machine;
 pub mod operation;
 pub mod order;
+pub mod pace;
+pub mod packed;
 pub mod position;
+pub mod quote;
 pub mod replication;
 pub mod rest;
 pub mod retention;
@@ -34,6 +38,7 @@ pub mod session;
 pub mod stage;
 pub mod verified;
 
+pub use bandwidth::Bandwidth;
 pub use epoch::{EpochHeader, EpochTotals, Point, PointKind};
 pub use extent::{BLOCK, BlockMap, Extent};
 pub use fault::Fault;

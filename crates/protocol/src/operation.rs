@@ -10,6 +10,7 @@ use utoipa::ToSchema;
 
 use crate::id::{Attempt, PolicyName, SiteName};
 use crate::order::Sync;
+use crate::quote::Window;
 
 /// An operation on one item, as a person asks for it.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
@@ -110,11 +111,28 @@ pub enum Operation {
         /// Whether what the disks at home hold is overwritten without being kept, as for `reprotect` (H14).
         #[serde(default)]
         no_way_back: bool,
+        /// How long the machine may be down, in ms, without its shutting down: it is not stopped before the rest fits that.
+        #[serde(default = "max_downtime_ms")]
+        max_downtime_ms: u64,
+        /// When *Complete* comes by itself (H17).
+        #[serde(default)]
+        complete_at: Option<Window>,
     },
-    /// *Complete failover* (H10): the answer that a waiting failback waits for.
-    Complete {},
+    /// *Complete failover* (H10): the answer that a waiting job waits for; a person's goes ahead whatever the downtime.
+    Complete {
+        /// When it is to come by itself, instead of now (H17).
+        #[serde(default)]
+        at: Option<Window>,
+    },
     /// Give up what is under way, as far as the stage allows.
     Cancel {},
+}
+
+/// How long a machine may be down where nobody says, in ms.
+pub const MAX_DOWNTIME_MS: u64 = 5000;
+
+fn max_downtime_ms() -> u64 {
+    MAX_DOWNTIME_MS
 }
 
 impl Operation {
@@ -134,7 +152,7 @@ impl Operation {
             Operation::Fold {} => "fold",
             Operation::Reprotect { .. } => "reprotect",
             Operation::Failback { .. } => "failback",
-            Operation::Complete {} => "complete",
+            Operation::Complete { .. } => "complete",
             Operation::Cancel {} => "cancel",
         }
     }
@@ -150,6 +168,9 @@ pub enum FailoverKind {
         shut_down_timeout_ms: u64,
         /// Whether its power is taken after that time.
         then_power_off: bool,
+        /// How long the machine may be down, as for a failback.
+        #[serde(default = "max_downtime_ms")]
+        max_downtime_ms: u64,
     },
     /// The machine is started from a recovery point.
     Unplanned {

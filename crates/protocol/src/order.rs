@@ -17,6 +17,7 @@ use std::collections::BTreeMap;
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
+use crate::bandwidth::Bandwidth;
 use crate::beside::ServedDisk;
 use crate::difference::{Difference, Pair};
 use crate::epoch::{DiskSize, Point};
@@ -102,6 +103,9 @@ pub struct Wishes {
     pub replications: Vec<Replication>,
     /// What a master target should be keeping. An item that is not named stays as it is.
     pub keepings: Vec<Keeping>,
+    /// How fast a process server may send in all.
+    #[serde(default)]
+    pub bandwidth: Bandwidth,
 }
 
 /// An order with the number under which its outcome is reported.
@@ -179,6 +183,13 @@ pub enum Order {
         lineage: Lineage,
         /// Whether a running guest is shut down (then powered off after the time given, in ms).
         stop: Option<u64>,
+    },
+    /// Tell how much the machine's change map holds. Outcome: `Changed`.
+    TellChanged {
+        /// The machine's name.
+        machine: String,
+        /// The item's history.
+        lineage: Lineage,
     },
 
     // ---- master target: replicas and the machines raised from them
@@ -347,9 +358,11 @@ impl Order {
     /// Which role carries it out.
     pub fn role(&self) -> Role {
         match self {
-            Order::ShutDown { .. } | Order::StartMachine { .. } | Order::FinalDelta { .. } | Order::Settle { .. } => {
-                Role::ProcessServer
-            }
+            Order::ShutDown { .. }
+            | Order::StartMachine { .. }
+            | Order::FinalDelta { .. }
+            | Order::Settle { .. }
+            | Order::TellChanged { .. } => Role::ProcessServer,
             _ => Role::MasterTarget,
         }
     }
@@ -385,6 +398,9 @@ pub enum Outcome {
         moved: Moved,
         /// What identifies each disk now; to be compared when the copy is taken over.
         stamps: BTreeMap<DiskKey, String>,
+        /// How long the target took to make it durable after all of it was sent, in ms.
+        #[serde(default)]
+        seal_ms: u64,
     },
     /// Where the machine's disks stand.
     Settled {
@@ -392,6 +408,11 @@ pub enum Outcome {
         settled: Settled,
         /// Whether the guest had to be stopped for it (R26).
         was_running: bool,
+    },
+    /// What the machine's change map holds.
+    Changed {
+        /// Bytes that changed since the cut that it counts from; none where no map is held, or none that can be believed.
+        bytes: Option<u64>,
     },
     /// The copy is a replica now.
     Taken {

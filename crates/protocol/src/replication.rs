@@ -7,10 +7,13 @@
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
+use crate::bandwidth::Bandwidth;
 use crate::epoch::Point;
 use crate::fault::Fault;
 use crate::id::{ItemId, Lineage};
+use crate::pace::Pace;
 use crate::position::{Distrust, Position};
+use crate::quote::Moving;
 
 /// How the blocks of a first epoch of a direction are chosen (H6, H7).
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, ToSchema, Default)]
@@ -95,6 +98,9 @@ pub struct Replication {
     pub offline: bool,
     /// No regular epochs: a final delta or a settle is under way.
     pub quiesced: bool,
+    /// How fast it may go. A change of it is no new beginning.
+    #[serde(default)]
+    pub bandwidth: Bandwidth,
 }
 
 /// How one replication stands.
@@ -124,8 +130,42 @@ pub struct ReplicationStatus {
     pub pauses_us: Vec<u64>,
     /// Ages of the newest point at the moments just before it was replaced, in ms (newest last, at most 256): the RPO as it was lived.
     pub rpo_ms: Vec<u64>,
+    /// How fast its epochs go.
+    #[serde(default)]
+    pub pace: Pace,
     /// What hinders it at the moment, if anything does.
     pub fault: Option<Fault>,
+    /// The bandwidth cap that it waits for, or has just waited for.
+    #[serde(default)]
+    pub capped: Option<Capped>,
+}
+
+/// A bandwidth cap that is felt.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct Capped {
+    /// Whose it is.
+    pub by: CapOf,
+    /// How much it is (bits per second).
+    pub bits_per_second: u64,
+}
+
+/// Whose bandwidth cap it is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum CapOf {
+    /// That of the item's policy.
+    Policy,
+    /// That of the process server, for all that it sends.
+    Component,
+}
+
+impl std::fmt::Display for CapOf {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(match self {
+            CapOf::Policy => "the policy",
+            CapOf::Component => "the process server",
+        })
+    }
 }
 
 /// What a replication is doing.
@@ -151,12 +191,24 @@ pub struct Progress {
     pub expected: u64,
     /// Bytes done.
     pub done: u64,
+    /// The time since it began, in ms.
+    #[serde(default)]
+    pub elapsed_ms: u64,
 }
 
 impl Progress {
     /// 0 to 100; none while nothing is known.
     pub fn percent(&self) -> Option<u8> {
         (self.expected > 0).then(|| (self.done.min(self.expected).saturating_mul(100) / self.expected) as u8)
+    }
+
+    /// The same with rate and time left; none while nothing is known.
+    pub fn moving(&self) -> Option<Moving> {
+        let Progress { expected, done, elapsed_ms } = *self;
+        // Less than a second tells little of what is to come.
+        let rate = (done > 0 && elapsed_ms >= 1000).then(|| (done.saturating_mul(1000) / elapsed_ms).max(1));
+        let left_ms = rate.map(|rate| expected.saturating_sub(done).saturating_mul(1000) / rate);
+        (expected > 0).then_some(Moving { done, expected, rate, left_ms })
     }
 }
 
@@ -171,6 +223,15 @@ pub struct Moved {
     pub read_target: u64,
     /// Bytes sent over the connection, both ways.
     pub sent: u64,
+    /// Blocks that travelled compressed.
+    #[serde(default)]
+    pub blocks_compressed: u64,
+    /// Blocks that travelled as they are: they do not shrink, or the line was quicker than compressing.
+    #[serde(default)]
+    pub blocks_plain: u64,
+    /// Bytes that compression kept off the connection.
+    #[serde(default)]
+    pub saved: u64,
 }
 
 impl std::ops::AddAssign for Moved {
@@ -179,5 +240,8 @@ impl std::ops::AddAssign for Moved {
         self.read_source += other.read_source;
         self.read_target += other.read_target;
         self.sent += other.sent;
+        self.blocks_compressed += other.blocks_compressed;
+        self.blocks_plain += other.blocks_plain;
+        self.saved += other.saved;
     }
 }

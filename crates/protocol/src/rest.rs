@@ -10,6 +10,7 @@
 //!   PUT  /api/v1/items/{item}/points/{point}/pin     PinPoint                    (?site=)
 //!   GET  /api/v1/items/{item}/points/difference      Difference                  (?from=&to=&site=)
 //!   GET  /api/v1/items/{item}/explain                Explanation
+//!   GET  /api/v1/items/{item}/quote                  [Quoted]
 //!   PUT  /api/v1/items/{item}/policy                 ApplyPolicy  → PolicyEffect
 //!   GET  /api/v1/policies                            [Policy]
 //!   PUT  /api/v1/policies/{name}                     SetPolicy    → PolicyEffect
@@ -20,6 +21,7 @@
 //!   POST /api/v1/jobs/{id}/cancel
 //!   POST /api/v1/jobs/{id}/retry
 //!   GET  /api/v1/sites  /components  /machines?site=
+//!   PUT  /api/v1/components/{name}/bandwidth         SetBandwidth → BandwidthEffect
 //!   GET  /api/v1/audit                               [AuditEntry], oldest first
 //!   GET  /metrics                                    Prometheus text
 //!   GET  /api/v1/events                              server-sent events: a Job or an ItemView that changed
@@ -33,14 +35,16 @@
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
+use crate::bandwidth::Bandwidth;
 use crate::beside::{ServedView, TestMachine};
 use crate::epoch::Point;
 use crate::fault::Fault;
 use crate::id::{ItemId, PolicyName, SiteName};
 use crate::keeping::KeepingStatus;
 use crate::machine::Machine;
-pub use crate::operation::{FailoverKind, Operation, ShutDownFirst};
+pub use crate::operation::{FailoverKind, MAX_DOWNTIME_MS, Operation, ShutDownFirst};
 use crate::order::{Moved, Registration, ReplicationStatus, Sync};
+use crate::quote::{Downtime, Moving, Quote, Window};
 use crate::stage::{Side, Stage};
 use crate::verified::Verified;
 
@@ -78,10 +82,8 @@ pub struct Plan {
     pub steps: Vec<String>,
     /// What was checked; a plan with a failed check is refused when it is started.
     pub checks: Vec<Check>,
-    /// Bytes that will travel, as far as that is known.
-    pub bytes: Option<u64>,
-    /// Expected downtime in ms, as far as that is known.
-    pub downtime_ms: Option<u64>,
+    /// What it is expected to cost; none where no data moves and no machine is stopped.
+    pub quote: Option<Quote>,
     /// Until when it can be undone, in words.
     pub undo_until: String,
     /// Whether nothing would be done, because it is so already.
@@ -131,6 +133,9 @@ pub struct Job {
     pub fault: Option<Fault>,
     /// The command that a waiting job waits for, or that follows a finished one.
     pub next: Option<String>,
+    /// When *Complete* comes by itself, as long as it was not said.
+    #[serde(default)]
+    pub complete_at: Option<Window>,
     /// Figures that the job measured.
     pub figures: Figures,
 }
@@ -171,6 +176,9 @@ pub struct Step {
     pub detail: Option<String>,
     /// How far, 0 to 100, when that is known.
     pub percent: Option<u8>,
+    /// The same in bytes, with rate and time left, while it carries data.
+    #[serde(default)]
+    pub moving: Option<Moving>,
     /// ms since 1970.
     pub started_at_ms: Option<i64>,
     /// ms since 1970.
@@ -208,6 +216,12 @@ pub struct Figures {
     pub last: Option<Moved>,
     /// From the source standing still (or the order to start, when it was unplanned) to the target going on, in ms.
     pub downtime_ms: Option<u64>,
+    /// What a planned move's downtime was made of.
+    #[serde(default)]
+    pub downtime: Option<Downtime>,
+    /// What was expected before it started.
+    #[serde(default)]
+    pub quote: Option<Quote>,
     /// The point that the machine was started from.
     pub point: Option<Point>,
     /// The recovery point that is served.
@@ -317,6 +331,36 @@ pub struct ComponentView {
     pub seen_at_ms: i64,
     /// Whether that was recently enough to count as connected.
     pub connected: bool,
+    /// How fast it may send in all (a process server).
+    #[serde(default)]
+    pub bandwidth: Bandwidth,
+}
+
+/// Says how fast a process server may send in all.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct SetBandwidth {
+    /// From now on.
+    pub bandwidth: Bandwidth,
+    /// Only tells what it would do.
+    #[serde(default)]
+    pub preview: bool,
+    /// For the audit log.
+    pub reason: Option<String>,
+}
+
+/// What another bandwidth of a process server means.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct BandwidthEffect {
+    /// The process server.
+    pub component: String,
+    /// What was in force.
+    pub before: Bandwidth,
+    /// What comes into force.
+    pub bandwidth: Bandwidth,
+    /// Whether nothing changes, because it is so already.
+    pub already: bool,
+    /// The items that it sends now: together they have that much.
+    pub items: Vec<ItemId>,
 }
 
 /// The answer to a registration.

@@ -112,6 +112,9 @@ pub enum Message {
     Sealed {
         /// The point.
         point: Point,
+        /// How long the receiver worked on it, in microseconds.
+        #[serde(default)]
+        worked_us: u64,
     },
     /// Asks for the receiver's hashes of `offset .. offset + length` of a disk (see [`crate::leaf`]).
     HashRequest {

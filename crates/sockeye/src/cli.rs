@@ -2,7 +2,7 @@
 //!
 //! ```text
 //!   sockeye [--output json|table] [--server URL | --profile P]  VERB …
-//!            see:   status · item · points · point · policy · verify · job · component · vm list · explain · events · audit
+//!            see:   status · item · points · point · policy · quote · verify · job · component · vm list · explain · events · audit
 //!            move:  protect · failover · cleanup · view · change-point · commit · fold · reprotect · failback · complete · cancel
 //!                   · reverse · unprotect
 //!            copy:  copy · receive           a disk onto a disk, without a server
@@ -12,6 +12,7 @@
 //! This page only says what can be typed; `verb/` and `roles/` do it. Names are checked here, before anything is sent:
 //! what cannot be understood ends with exit code 2 and nothing has happened.
 
+mod bandwidth;
 mod copy;
 mod history;
 mod machine;
@@ -24,10 +25,11 @@ use std::time::Duration;
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use protocol::id::{Attempt, ItemId, SiteName};
 
+pub use bandwidth::SetComponent;
 pub use copy::{Copy, CopySync, Place, Receive};
 pub use history::{AddPolicy, OnPoint, PointVerb, PolicyVerb, Sure};
 pub use machine::{Disk, VmDefine, VmLocal, VmStop};
-pub use moves::{ChangePoint, Commit, Failback, Failover, Protect, Reprotect, Then, Unprotect, View, Which};
+pub use moves::{ChangePoint, Commit, Complete, Failback, Failover, Protect, Reprotect, Then, Unprotect, View, Which};
 pub use role::{Demo, MasterTarget, Mover, PlatformName, ProcessServer, Server, Up};
 
 use value::duration;
@@ -113,6 +115,11 @@ pub enum Verb {
     /// Which recovery points are kept, and how old the newest may be
     #[command(subcommand)]
     Policy(PolicyVerb),
+    /// What moving an item would cost: bytes, time, downtime, and what limits it, as far as that is known
+    Quote {
+        /// The item
+        item: ItemId,
+    },
     /// Prove a replica: read it and its journal, and compare them with what is known of them
     #[command(after_help = "\
 Replication and everything else goes on meanwhile. Exit code 1 when something is damaged: which disk and where is shown, and
@@ -175,10 +182,12 @@ host of the master target that keeps the point. A view stays until
 Works straight from a committed failover as well as after `sockeye reprotect`. Phase 1 brings the disks at home up to
 date while the machine runs on; the job then waits (exit code 4) for
   sockeye complete ITEM   stop the machine, send its last changes, start it at home
-unless --complete is given, which lets the job run through.")]
+unless --complete is given, which lets the job run through, or --complete-at, which says when. The machine is stopped once what
+is left fits --max-downtime. Where it cannot (the guest writes faster than the link carries) the job says so and waits (exit code 4):
+complete goes ahead all the same, cancel goes back.")]
     Failback(Failback),
-    /// Complete a waiting failback: the short outage begins now
-    Complete(OnItem),
+    /// Complete a waiting failback or failover: the short outage begins now, or at a time
+    Complete(Complete),
     /// Give up what is under way, as far as the item's stage allows
     Cancel(OnItem),
 
@@ -289,6 +298,14 @@ pub enum ComponentVerb {
         /// Its name
         name: String,
     },
+    /// Say how fast a process server may send in all, whatever the policies of its items say
+    #[command(after_help = "\
+It is felt at once by what is under way, and needs no new session. Without options every cap of its own is taken away. An
+example that leaves most of the line to others in office hours:
+  sockeye component set paris-process-server --bandwidth 500mbit --bandwidth-window mon-fri@08:00-18:00=50mbit \\
+      --bandwidth-offset +01:00
+The last changes of a machine that is shut down for a move are never held back.")]
+    Set(SetComponent),
 }
 
 #[derive(Debug, Subcommand)]
@@ -353,5 +370,10 @@ mod tests {
         assert!(parse("sockeye failover ../web01 --planned").is_err());
         assert!(parse("sockeye failover web01 --unplanned --point 1.2 --shut-down skip --yes").is_ok());
         assert!(parse("sockeye failover web01 --planned --shut-down-timeout 10s --then power-off").is_ok());
+        assert!(parse("sockeye failover web01 --planned --max-downtime 500ms").is_ok());
+        assert!(parse("sockeye failover web01 --test --max-downtime 5s").is_err());
+        assert!(parse("sockeye failback web01 --complete-at 22:00 --complete").is_err());
+        assert!(parse("sockeye failback web01 --complete-at 22:00 --offline").is_err());
+        assert!(parse("sockeye complete web01 --at 22:00/04:00").is_ok());
     }
 }

@@ -18,7 +18,11 @@ use protocol::difference::Difference;
 use protocol::epoch::Point;
 use protocol::id::{Attempt, ItemId, PolicyName, SiteName};
 use protocol::keeping::{AddPoint, ApplyPolicy, KeptPoint, PinPoint, Policy, PolicyEffect, SetPolicy};
-use protocol::rest::{AuditEntry, ComponentView, Explanation, ItemView, Job, MachineView, Plan, Request, Start};
+use protocol::quote::Quoted;
+use protocol::rest::{
+    AuditEntry, BandwidthEffect, ComponentView, Explanation, ItemView, Job, MachineView, Plan, Request, SetBandwidth,
+    Start,
+};
 use reqwest::{Method, Response};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
@@ -154,6 +158,11 @@ impl Client {
         patient.get(&format!("/api/v1/items/{item}/points/difference"), &query).await
     }
 
+    /// What moving the item would cost.
+    pub async fn quotes(&self, item: &ItemId) -> Result<Answer<Vec<Quoted>>, Trouble> {
+        self.get(&format!("/api/v1/items/{item}/quote"), &[]).await
+    }
+
     /// What is allowed on an item.
     pub async fn explain(&self, item: &ItemId) -> Result<Answer<Explanation>, Trouble> {
         self.get(&format!("/api/v1/items/{item}/explain"), &[]).await
@@ -192,6 +201,11 @@ impl Client {
     /// The components.
     pub async fn components(&self) -> Result<Answer<Vec<ComponentView>>, Trouble> {
         self.get("/api/v1/components", &[]).await
+    }
+
+    /// Says how fast a process server may send in all.
+    pub async fn set_bandwidth(&self, name: &str, wanted: &SetBandwidth) -> Result<Answer<BandwidthEffect>, Trouble> {
+        self.put(&format!("/api/v1/components/{name}/bandwidth"), wanted).await
     }
 
     /// The machines of the sites.

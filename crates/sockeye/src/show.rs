@@ -17,6 +17,7 @@ pub mod job;
 pub mod list;
 pub mod plan;
 pub mod progress;
+pub mod quote;
 #[cfg(test)]
 pub mod sample;
 pub mod table;

@@ -62,6 +62,7 @@ pub async fn run(global: &Global, verb: Verb) -> Result<Ending, Trouble> {
         Verb::Policy(verb) => history::policy(&desk()?, verb).await,
         Verb::Component(verb) => see::component(&desk()?, verb).await,
         Verb::Explain { what } => see::explain(global, &what).await,
+        Verb::Quote { item } => see::quote(&desk()?, &item).await,
         Verb::Audit => see::audit(&desk()?).await,
         Verb::Events => watch::events(&desk()?).await,
         Verb::Job(verb) => job::run(&desk()?, verb).await,

@@ -66,7 +66,7 @@ fn a_failback_that_is_called_off_leaves_home_as_it_was_and_the_next_one_arrives(
     play(false, |scene| {
         scene.protect()?;
         let fresh = scene.world.console(At::Cloud);
-        scene.done(&["failover", MACHINE, "--planned", "--yes"])?;
+        scene.done(&["failover", MACHINE, "--planned", "--max-downtime", "5m", "--yes"])?;
         scene.lost_nothing(At::Cloud, &fresh)?;
         scene.done(&["commit", MACHINE, "--yes"])?;
         let before = home_holds(scene)?;
@@ -121,7 +121,7 @@ fn a_failback_that_is_called_off_leaves_home_as_it_was_and_the_next_one_arrives(
         ensure!(home_holds(scene)? == before, "called off while its keeper was dead: home is not what it was");
 
         let fresh = scene.world.console(At::Home);
-        scene.done(&["failback", MACHINE, "--complete", "--yes"])?;
+        scene.done(&["failback", MACHINE, "--complete", "--max-downtime", "5m", "--yes"])?;
         scene.lost_nothing(At::Home, &fresh)?;
         taken_back_from_home(scene, &fresh)
     });

@@ -20,7 +20,7 @@ fn plan() -> Value {
         "point": null, "point_age_ms": null,
         "deletes": ["the machine at home"], "steps": ["end the failover"],
         "checks": [{"what": "the machine runs at cloud", "fault": null}],
-        "bytes": 0, "downtime_ms": 0, "undo_until": "never: fail over again", "already": false
+        "quote": null, "undo_until": "never: fail over again", "already": false
     })
 }
 
@@ -82,6 +82,7 @@ async fn help_is_given_for_every_verb_without_a_server() {
         "status",
         "item",
         "points",
+        "quote",
         "job",
         "component",
         "vm",
@@ -319,6 +320,61 @@ async fn complete_waits_until_the_waiting_job_goes_on() {
     }
     let ran = server.run("complete web01 --yes").await;
     assert_eq!(ran.code, 0, "{ran:?}");
+}
+
+#[tokio::test]
+async fn what_it_would_cost_is_shown_before_anything_is_asked() {
+    let quote = json!({
+        "bytes": 12 << 20, "read_at_most": null, "rate": 6 << 20, "moving_ms": 2000, "limit": "wire",
+        "downtime": {"expected_ms": null, "last_delta_ms": 100, "bring_up_ms": null, "shut_down_ms": null,
+                     "shut_down_at_most_ms": 300_000, "budget_ms": 5000},
+        "notes": ["bringing it up at cloud was never measured"]
+    });
+    let server = Canned::start().await;
+    let quoted = json!([{"command": "sockeye failover web01 --planned", "quote": quote}]);
+    server.on("GET /api/v1/items/web01/quote", 200, quoted.clone());
+    let ran = server.run("quote web01").await;
+    assert_eq!(ran.code, 0, "{ran:?}");
+    let parts = [
+        "12.0 MiB to be sent",
+        "2.0 s at 6.0 MiB/s, as measured",
+        "the wire",
+        "not known beforehand, 5.0 s allowed: last delta 100 ms",
+        "bringing it up at cloud was never measured",
+    ];
+    for part in parts {
+        assert!(ran.stdout.contains(part), "{part} in {ran:?}");
+    }
+    assert_eq!(server.run("quote web01 --output json").await.json(), quoted);
+    // The same stands in the plan that is confirmed.
+    let mut planned = plan();
+    planned["quote"] = quote;
+    server.on("POST /api/v1/plans", 200, planned);
+    let ran = server.run("failover web01 --planned --dry-run").await;
+    for part in parts {
+        assert!(ran.stdout.contains(part), "{part} in {ran:?}");
+    }
+    let posted = &server.posted("POST /api/v1/plans")[0]["operation"];
+    assert_eq!((&posted["kind"]["max_downtime_ms"], &posted["kind"]["kind"]), (&json!(5000), &json!("planned")));
+}
+
+#[tokio::test]
+async fn a_time_for_complete_is_sent_as_a_window_and_the_sleeping_job_is_followed() {
+    let server = Canned::start().await;
+    let mut complete = plan();
+    complete["request"]["operation"] =
+        json!({"operation": "complete", "at": {"from_ms": 4_102_444_800_000u64, "until_ms": 4_102_448_400_000u64}});
+    complete["deletes"] = json!([]);
+    let mut sleeping = job("running");
+    sleeping["complete_at"] = complete["request"]["operation"]["at"].clone();
+    server.on("POST /api/v1/plans", 200, complete.clone()).on("POST /api/v1/jobs", 200, sleeping.clone());
+    server.on("GET /api/v1/jobs/7", 200, sleeping).on("GET /api/v1/jobs/7", 200, job("done"));
+    let ran = server.run("complete web01 --at 2100-01-01T00:00:00Z --yes").await;
+    assert_eq!((ran.code, ran.stdout.contains("completes by itself between 2")), (0, true), "{ran:?}");
+    assert_eq!(server.posted("POST /api/v1/plans")[0], complete["request"]);
+    for wrong in ["complete web01 --at yesterday", "failback web01 --complete-at 22:00 --offline"] {
+        assert_eq!(server.run(wrong).await.code, 2, "{wrong}");
+    }
 }
 
 #[tokio::test]

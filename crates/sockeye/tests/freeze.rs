@@ -74,7 +74,7 @@ fn the_guest_goes_on_while_movers_are_frozen_and_without_a_link() {
             Some(why) => scene.say(&format!("there is no link that could be cut: {why}")),
         }
         let fresh = scene.world.console(At::Cloud);
-        scene.done(&["failover", MACHINE, "--planned", "--yes"])?;
+        scene.done(&["failover", MACHINE, "--planned", "--max-downtime", "5m", "--yes"])?;
         scene.lost_nothing(At::Cloud, &fresh).map(drop)
     });
 }
@@ -101,7 +101,7 @@ fn a_failback_that_is_called_off_leaves_home_as_it_was() {
     play(false, |scene| {
         scene.protect()?;
         let fresh = scene.world.console(At::Cloud);
-        scene.done(&["failover", MACHINE, "--planned", "--yes"])?;
+        scene.done(&["failover", MACHINE, "--planned", "--max-downtime", "5m", "--yes"])?;
         scene.lost_nothing(At::Cloud, &fresh)?;
         scene.done(&["commit", MACHINE, "--yes"])?;
         let before = home_holds(scene)?;

@@ -81,7 +81,7 @@ fn nothing_is_lost_when_processes_are_killed_while_epochs_flow() {
         let victims = [HOME_PS, CLOUD_MT, CONTROL];
         kill_while_epochs_flow(scene, &mut dice, "protected", &victims)?;
         let fresh = scene.world.console(At::Cloud);
-        scene.done(&["failover", MACHINE, "--planned", "--yes"])?;
+        scene.done(&["failover", MACHINE, "--planned", "--max-downtime", "5m", "--yes"])?;
         scene.lost_nothing(At::Cloud, &fresh)?;
         scene.done(&["commit", MACHINE, "--yes"])?;
         scene.done(&["reprotect", MACHINE, "--yes"])?;
@@ -202,7 +202,7 @@ fn rounds(victims: &[(Victim, Victim, When)]) {
         scene.protect()?;
         let mut undone = 0;
         for (out, home, when) in victims.repeat(times) {
-            let go = |scene: &Scene| scene.begin(&["failover", MACHINE, "--planned", "--yes"]);
+            let go = |scene: &Scene| scene.begin(&["failover", MACHINE, "--planned", "--max-downtime", "5m", "--yes"]);
             let (at, dead) = moment(&mut dice, when, 3000);
             undone += u32::from(!move_with_a_kill(scene, At::Home, &go, out, at, dead)?);
             scene.done(&["commit", MACHINE, "--yes"])?;
@@ -244,7 +244,7 @@ fn a_move_that_is_called_off_while_a_mover_is_dead_goes_back() {
         scene.protect()?;
         for victim in [CLOUD_MT, HOME_PS] {
             fresh_records(scene, 20)?;
-            let job = scene.begin(&["failover", MACHINE, "--planned", "--yes"])?;
+            let job = scene.begin(&["failover", MACHINE, "--planned", "--max-downtime", "5m", "--yes"])?;
             demo::pause(dice.within(300));
             scene.say(&format!("kill -9: {victim:?}"));
             scene.world.kill(victim.0, victim.1);
@@ -256,7 +256,7 @@ fn a_move_that_is_called_off_while_a_mover_is_dead_goes_back() {
             still_protected(scene, At::Home)?;
         }
         let fresh = scene.world.console(At::Cloud);
-        scene.done(&["failover", MACHINE, "--planned", "--yes"])?;
+        scene.done(&["failover", MACHINE, "--planned", "--max-downtime", "5m", "--yes"])?;
         scene.lost_nothing(At::Cloud, &fresh).map(drop)
     });
 }

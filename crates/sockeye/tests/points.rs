@@ -73,7 +73,7 @@ fn a_test_runs_on_beside_a_failover_whose_point_is_changed_and_which_comes_home_
         let cloud = scene.world.console_of(At::Cloud, MACHINE);
         writes_on(&cloud)?;
         let home = scene.world.console(At::Home);
-        scene.done(&["failback", MACHINE, "--complete", "--yes"])?;
+        scene.done(&["failback", MACHINE, "--complete", "--max-downtime", "5m", "--yes"])?;
         let (last, _) = cloud.bye().context("the guest did not shut itself down")?;
         let found = home.found()?;
         ensure!(found.consistent && found.highest == last, "{last} was the last, {found:?}");

@@ -78,7 +78,7 @@ fn plan(operation: &str) -> Value {
     json!({
         "request": {"item": "web01", "operation": {"operation": operation}}, "fingerprint": "f00d", "source": "home", "target": "cloud",
         "stage": {"is": "commit_pending", "runs_at": "away"}, "stage_words": "commit pending", "point": null, "point_age_ms": null,
-        "deletes": [], "steps": [], "checks": [], "bytes": null, "downtime_ms": null, "undo_until": "never", "already": false
+        "deletes": [], "steps": [], "checks": [], "quote": null, "undo_until": "never", "already": false
     })
 }
 

@@ -12,8 +12,9 @@
 use std::collections::VecDeque;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::{Duration, Instant};
 
-use component::link::LinkError;
+use component::link::{LinkError, Traffic};
 use protocol::epoch::EpochTotals;
 use protocol::fault::code;
 use protocol::leaf::LeafKey;
@@ -45,6 +46,15 @@ pub enum Source {
     Compare(Compare),
 }
 
+/// How long a flow waited.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct Waits {
+    /// For what is to be sent: reads of the source, and where both sides are compared, hashes of both.
+    pub source: Duration,
+    /// For the link to take it.
+    pub link: Duration,
+}
+
 struct Sent {
     sequence: u64,
     disk: u16,
@@ -68,7 +78,11 @@ pub struct Flow {
     next_sequence: u64,
     read: Arc<AtomicU64>,
     sent_bytes: u64,
-    wire_before: u64,
+    /// What went over links that broke.
+    earlier: Moved,
+    /// What had gone over its session's link before.
+    before: Traffic,
+    waits: Waits,
 }
 
 impl Flow {
@@ -86,7 +100,9 @@ impl Flow {
             next_sequence: 1,
             read,
             sent_bytes: 0,
-            wire_before: session.bytes(),
+            earlier: Moved::default(),
+            before: session.traffic(),
+            waits: Waits::default(),
         }
     }
 
@@ -109,14 +125,18 @@ impl Flow {
     /// [`Stopped`]; after a broken link it goes on with [`Flow::resume`].
     pub async fn step(&mut self, session: &mut Session) -> Result<bool, Stopped> {
         self.shorten(session.received());
+        let begun = Instant::now();
         let piece = match (self.ready.take(), &mut self.source) {
             (Some(ready), _) => Some(ready),
             (None, Source::Pieces(pieces)) => pieces.next().await.map_err(Stopped::Fault)?,
             (None, Source::Compare(compare)) => compare.next(session).await?,
         };
+        self.waits.source += begun.elapsed();
         let Some(piece) = piece else { return Ok(false) };
-        let sequence = self.next_sequence;
-        let checksum = match session.send(&piece.frame(sequence)).await {
+        let (sequence, begun) = (self.next_sequence, Instant::now());
+        let sent = session.send(&piece.frame(sequence)).await;
+        self.waits.link += begun.elapsed();
+        let checksum = match sent {
             Ok(checksum) => checksum,
             Err(error) => {
                 self.ready = Some(piece);
@@ -172,17 +192,45 @@ impl Flow {
         (self.expected, done)
     }
 
+    /// How long it waited so far.
+    pub fn waits(&self) -> Waits {
+        self.waits
+    }
+
+    /// Bytes of both sides that were compared so far, if that is where its pieces come from.
+    pub fn compared(&self) -> Option<u64> {
+        match &self.source {
+            Source::Compare(compare) => Some(compare.done()),
+            Source::Pieces(_) => None,
+        }
+    }
+
     /// What was moved so far.
     pub fn moved(&self, session: &Session) -> Moved {
         let read_target = match &self.source {
             Source::Compare(compare) => compare.read_there(),
             Source::Pieces(_) => 0,
         };
+        let mut moved = self.earlier;
+        moved += self.travelled(session);
+        Moved { changed: self.sent_bytes, read_source: self.read.load(Ordering::Relaxed), read_target, ..moved }
+    }
+
+    /// Takes note of what was moved in a session that broke; all that its successor moves counts too.
+    pub fn leave(&mut self, session: &Session) {
+        self.earlier += self.travelled(session);
+        self.before = Traffic::default();
+    }
+
+    /// What went over a session's link on its account.
+    fn travelled(&self, session: &Session) -> Moved {
+        let (now, before) = (session.traffic(), &self.before);
         Moved {
-            changed: self.sent_bytes,
-            read_source: self.read.load(Ordering::Relaxed),
-            read_target,
-            sent: session.bytes().saturating_sub(self.wire_before),
+            sent: now.bytes.saturating_sub(before.bytes),
+            blocks_compressed: now.blocks_compressed.saturating_sub(before.blocks_compressed),
+            blocks_plain: now.blocks_plain.saturating_sub(before.blocks_plain),
+            saved: now.saved.saturating_sub(before.saved),
+            ..Moved::default()
         }
     }
 

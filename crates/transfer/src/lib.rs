@@ -29,7 +29,7 @@ use tokio::sync::Semaphore;
 
 pub use compare::Compare;
 pub use export::ExportDisk;
-pub use flow::{Flow, Source, Stopped, begins_anew};
+pub use flow::{Flow, Source, Stopped, Waits, begins_anew};
 pub use pieces::{Piece, Pieces};
 pub use reader::Reader;
 pub use session::Session;

@@ -1,14 +1,15 @@
 //! The sending end of a session: frames and questions one way, answers the other.
 //!
 //! Answers are read by a task of their own, so that data can flow while they arrive; what the receiver took over is a
-//! number that only grows. When a write fails, the peer's last words are looked for first: "refused, because" is a
+//! number that only grows. A target that is silent is waited for while bytes still go to it: neither a slow line nor a
+//! bandwidth cap ends a session. When a write fails, the peer's last words are looked for first: "refused, because" is a
 //! better answer than "connection reset".
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
-use component::link::{Incoming, Link, LinkError, Outgoing};
+use component::link::{Incoming, Link, LinkError, Outgoing, Traffic};
 use protocol::frame::Frame;
 use protocol::leaf::Leaf;
 use protocol::session::{MOST_ASKED, Message};
@@ -50,9 +51,9 @@ impl Session {
         Session { outgoing, answers, received, reader }
     }
 
-    /// Bytes on the wire so far, both ways.
-    pub fn bytes(&self) -> u64 {
-        self.outgoing.bytes()
+    /// What went over the wire so far.
+    pub fn traffic(&self) -> Traffic {
+        self.outgoing.traffic()
     }
 
     /// Sequence number up to which the target has taken frames over.
@@ -118,10 +119,15 @@ impl Session {
     }
 
     async fn next(&mut self, patience: Duration) -> Result<Answer, LinkError> {
-        match tokio::time::timeout(patience, self.answers.recv()).await {
-            Ok(Some(answer)) => answer,
-            Ok(None) => Err(gone(std::io::ErrorKind::UnexpectedEof)),
-            Err(_) => Err(gone(std::io::ErrorKind::TimedOut)),
+        loop {
+            let before = self.traffic().bytes;
+            match tokio::time::timeout(patience, self.answers.recv()).await {
+                Ok(Some(answer)) => return answer,
+                Ok(None) => return Err(gone(std::io::ErrorKind::UnexpectedEof)),
+                // The question may still stand behind what was sent before it.
+                Err(_) if self.traffic().bytes > before => {}
+                Err(_) => return Err(gone(std::io::ErrorKind::TimedOut)),
+            }
         }
     }
 

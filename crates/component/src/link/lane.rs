@@ -1,9 +1,14 @@
-//! One connection of a link: a task that reads and checks, a task that encrypts and writes.
+//! One connection of a link: a task that reads and checks, one that compresses where that pays, one that encrypts and
+//! writes as fast as its caps allow.
+//!
+//! ```text
+//!   TLS ─► read, check, expand ─► inlet                outlet ─► compress ([`super::packing`]) ─► queue ─► caps ─► TLS
+//! ```
 
 use std::io;
 use std::sync::atomic::AtomicU64;
 use std::sync::{Arc, Mutex, PoisonError};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use bytes::{Bytes, BytesMut};
 use protocol::frame::{Frame, HEADER, Header};
@@ -13,10 +18,12 @@ use tokio::sync::{mpsc, watch};
 use tokio::task::JoinSet;
 use tokio_rustls::TlsStream;
 
-use super::LinkError;
 use super::counted::Counted;
+use super::packing::{self, Speed, Tally};
+use super::{LinkError, Throttled};
+use crate::cap::PORTION;
 
-/// Frames that a lane holds in each direction, of at most 1 MiB.
+/// Frames of at most 1 MiB that a lane holds in each direction; two more are about to be compressed.
 const WAITING: usize = 4;
 /// Small frames and headers are read through a buffer of this size; what is larger passes it by.
 const BUFFER: usize = 16 * 1024;
@@ -63,6 +70,7 @@ impl Connection {
         readers: &mut JoinSet<()>,
         writers: &mut JoinSet<()>,
         over: watch::Sender<bool>,
+        (throttled, tally): (Throttled, Arc<Tally>),
     ) -> (Inlet, Outlet) {
         let Connection { mut reader, writer, peer, .. } = self;
         let (came, coming) = mpsc::channel(WAITING);
@@ -76,11 +84,14 @@ impl Connection {
             }
             over.send_replace(true);
         });
-        let (goes, going) = mpsc::channel(WAITING);
+        let (goes, packs) = mpsc::channel(1);
+        let (packed, mut going) = mpsc::channel(WAITING);
+        let speed = Arc::new(Speed::default());
+        writers.spawn(packing::pack(packs, packed, speed.clone(), tally));
         let failure = Arc::new(Mutex::new(None));
         let failed = failure.clone();
         writers.spawn(async move {
-            if let Err(error) = write(going, writer).await {
+            if let Err(error) = write(&mut going, writer, &throttled, &speed).await {
                 *failed.lock().unwrap_or_else(PoisonError::into_inner) = Some(error);
             }
         });
@@ -102,9 +113,16 @@ impl Inlet {
 /// Where a lane's frames go in.
 pub(super) enum Outlet {
     /// A connection.
-    Wire { goes: mpsc::Sender<Bytes>, failure: Arc<Mutex<Option<io::Error>>> },
+    Wire { goes: mpsc::Sender<Queued>, failure: Arc<Mutex<Option<io::Error>>> },
     /// The other end is in this process.
     Near(mpsc::Sender<Got>),
+}
+
+/// An encoded frame.
+pub(super) struct Queued {
+    pub(super) bytes: Bytes,
+    /// A control message: caps count it, but it waits for none.
+    pub(super) is_word: bool,
 }
 
 impl Outlet {
@@ -115,7 +133,7 @@ impl Outlet {
             Outlet::Near(goes) => goes.send(Ok(Some((frame.clone(), 0)))).await.map(|()| 0).map_err(|_| gone()),
             Outlet::Wire { goes, failure } => {
                 let (bytes, checksum) = frame.encode();
-                let sent = goes.send(bytes).await;
+                let sent = goes.send(Queued { bytes, is_word: matches!(frame, Frame::Message(_)) }).await;
                 sent.map(|()| checksum).map_err(|_| {
                     let failure = failure.lock().unwrap_or_else(PoisonError::into_inner).take();
                     failure.unwrap_or_else(gone)
@@ -151,20 +169,48 @@ async fn next(stream: &mut BufReader<ReadHalf<Tls>>, peer: &str) -> Got {
             return Err(io(io::ErrorKind::UnexpectedEof.into()));
         }
     }
-    let frame = header.frame(payload.freeze()).map_err(bad)?;
-    Ok(Some((frame, header.checksum())))
+    header.frame(payload.freeze()).map(Some).map_err(bad)
 }
 
-async fn write(mut going: mpsc::Receiver<Bytes>, mut stream: WriteHalf<Tls>) -> io::Result<()> {
-    while let Some(bytes) = going.recv().await {
-        stream.write_all(&bytes).await?;
+async fn write(
+    going: &mut mpsc::Receiver<Queued>,
+    mut stream: WriteHalf<Tls>,
+    throttled: &Throttled,
+    speed: &Speed,
+) -> io::Result<()> {
+    while let Some(queued) = going.recv().await {
+        write_one(&queued, &mut stream, throttled, speed).await?;
         // Whoever has nothing more to say now may wait for an answer.
-        while let Ok(bytes) = going.try_recv() {
-            stream.write_all(&bytes).await?;
+        while let Ok(queued) = going.try_recv() {
+            write_one(&queued, &mut stream, throttled, speed).await?;
         }
         stream.flush().await?;
     }
     stream.shutdown().await
+}
+
+async fn write_one(
+    Queued { bytes, is_word }: &Queued,
+    stream: &mut WriteHalf<Tls>,
+    throttled: &Throttled,
+    speed: &Speed,
+) -> io::Result<()> {
+    let begun = Instant::now();
+    match throttled.get() {
+        Some(throttle) if !is_word => {
+            for portion in bytes.chunks(PORTION) {
+                throttle.pass(portion.len()).await;
+                stream.write_all(portion).await?;
+            }
+        }
+        Some(throttle) => {
+            throttle.note(bytes.len());
+            stream.write_all(bytes).await?;
+        }
+        None => stream.write_all(bytes).await?,
+    }
+    speed.wrote(bytes.len(), begun.elapsed());
+    Ok(())
 }
 
 /// Tells the system how a lane is used.

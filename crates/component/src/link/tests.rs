@@ -100,7 +100,7 @@ async fn frames_arrive_in_order_over_any_number_of_connections_and_are_counted_a
         for number in 0..50 {
             assert_eq!(incoming.message("pong").await.unwrap(), Message::Pong { number });
         }
-        assert_eq!(outgoing.bytes(), far.outgoing.bytes(), "{connections} connections");
+        assert_eq!(outgoing.traffic().bytes, far.outgoing.traffic().bytes, "{connections} connections");
         drop((incoming, outgoing));
         assert!(far.incoming.next().await.unwrap().is_none());
     }

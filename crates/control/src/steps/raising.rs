@@ -5,6 +5,7 @@ use std::time::Duration;
 use protocol::fault::{Fault, code};
 use protocol::id::Attempt;
 use protocol::order::{Order, Outcome, Role, untouched};
+use protocol::quote::Downtime;
 use protocol::stage::Side;
 
 use super::ordering::{Patience, Undoing, unexpected};
@@ -14,7 +15,21 @@ use super::{Context, Ending, Halt};
 use crate::clock::now_ms;
 use crate::database::commit;
 use crate::item::{self, LastMove};
+use crate::job::Notes;
 use crate::order_book;
+
+/// What a planned move's downtime was made of.
+fn parts(notes: &Notes, started: u64) -> Option<Downtime> {
+    let (stopped, (sealed, seal_ms), ready) = (notes.stopped_at_ms?, notes.sealed?, notes.ready_at_ms?);
+    let delta = sealed.saturating_sub(stopped);
+    Some(Downtime {
+        shut_down_ms: notes.shut_down_ms.unwrap_or(0),
+        last_delta_ms: delta.saturating_sub(seal_ms),
+        seal_ms: seal_ms.min(delta),
+        bring_up_ms: ready.saturating_sub(sealed),
+        start_ms: started.saturating_sub(ready),
+    })
+}
 
 impl Context<'_> {
     pub(super) async fn raise(&mut self, at: Side, generation: u64, point: Option<Attempt>) -> Result<Ending, Halt> {
@@ -31,6 +46,7 @@ impl Context<'_> {
                     )));
                 }
                 self.notes.raised = Some((stands.attempt, stands.cut_at_ms));
+                self.notes.ready_at_ms = Some(now_ms().unsigned_abs());
                 let detail = format!("point {}", stands.attempt);
                 self.figures.point = Some(stands);
                 Ok(Ending::Done(Some(detail)))
@@ -113,9 +129,20 @@ impl Context<'_> {
         match self.order(at, "release", Order::Release { item: self.item.clone() }, Patience::UntilReported).await? {
             Outcome::Nothing => {
                 let since = self.notes.stopped_at_ms.unwrap_or(self.started_at_ms.unsigned_abs());
-                let down = now_ms().unsigned_abs().saturating_sub(since);
+                let now = now_ms().unsigned_abs();
                 // A step that is done again after a crash finds its order done: the first measurement stands.
-                let down = *self.figures.downtime_ms.get_or_insert(down);
+                let down = *self.figures.downtime_ms.get_or_insert(now.saturating_sub(since));
+                if let Some(parts) = parts(self.notes, now)
+                    && self.figures.downtime.is_none()
+                {
+                    self.figures.downtime = Some(parts);
+                    self.change(|item| {
+                        item.copy_mut(at).bring_up_ms = Some(parts.bring_up_ms + parts.start_ms);
+                        item.copy_mut(at.other()).shut_down_ms = Some(parts.shut_down_ms);
+                        Ok(())
+                    })
+                    .await?;
+                }
                 Ok(Ending::Done(Some(format!("{down} ms down"))))
             }
             other => Err(unexpected("release", &other)),

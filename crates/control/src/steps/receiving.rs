@@ -32,6 +32,7 @@ impl Context<'_> {
                         sync: Sync::default(),
                         offline: false,
                         quiesced: false,
+                        hurried: false,
                         active: false,
                     });
                 }

@@ -1,5 +1,6 @@
 //! Steps that remember an item, turn its replication on and off, and wait for the first copy.
 
+use protocol::bandwidth::Bandwidth;
 use protocol::fault::{Fault, code};
 use protocol::id::{Attempt, Lineage, PolicyName, SiteName};
 use protocol::order::{Order, Role, Sync};
@@ -11,7 +12,7 @@ use super::{Context, Ending, Halt};
 use crate::database::commit;
 use crate::item::{self, Copy, Item};
 use crate::stage_table::Event;
-use crate::{job, policy};
+use crate::{job, policy, words};
 
 impl Context<'_> {
     pub(super) async fn create_item(
@@ -42,6 +43,7 @@ impl Context<'_> {
             policy: policy.clone(),
             rpo_limit_ms: 0,
             retention: Retention::default(),
+            bandwidth: Bandwidth::default(),
             home_copy: Copy { authored: Some(1), ..Copy::default() },
             away_copy: Copy { at_rest: true, ..Copy::default() },
             wish: None,
@@ -81,6 +83,7 @@ impl Context<'_> {
             wish.generation = generation;
             wish.standpoint = standpoint;
             (wish.sync, wish.offline, wish.quiesced, wish.active) = (sync, offline, false, true);
+            wish.hurried = false;
             item.copy_mut(from).settled = None;
             Ok(())
         })
@@ -100,8 +103,15 @@ impl Context<'_> {
         self.set_active(true).await
     }
 
+    /// What was measured is remembered when nobody tells it any more.
     async fn set_active(&mut self, active: bool) -> Result<Option<String>, Halt> {
         self.change(|item| {
+            let from = item.stage.runs_at();
+            let told = self.control.fleet().status(item.site(from), &item.name).map(|(status, _)| status.pace);
+            if let (Some(pace), false) = (told, active) {
+                let copy = item.copy_mut(from);
+                copy.pace = pace.or(copy.pace);
+            }
             if let Some(wish) = &mut item.wish {
                 wish.active = active;
             }
@@ -151,9 +161,9 @@ impl Context<'_> {
         let newest: Option<Attempt> = status.newest.as_ref().map(|point| point.attempt);
         if newest.is_none_or(|attempt| attempt.generation != generation) {
             let trouble = status.fault.as_ref().map(ToString::to_string);
-            let detail = trouble
-                .unwrap_or_else(|| format!("{} of {} MiB", status.first.done >> 20, status.first.expected >> 20));
-            self.control.tell(self.id, Some(detail), status.first.percent());
+            let (percent, moving) = (status.first.percent(), status.first.moving());
+            let detail = trouble.or_else(|| moving.as_ref().map(words::moving));
+            self.control.tell_all(self.id, job::Telling { detail, percent, moving });
             return Ok(None);
         }
         self.figures.sync = status.sync.or(self.figures.sync);

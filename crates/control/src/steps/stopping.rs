@@ -11,6 +11,7 @@ use protocol::stage::Side;
 
 use super::ordering::{Patience, unexpected};
 use super::{Context, Ending, Halt};
+use crate::clock::now_ms;
 
 /// How long a machine may take to let go of its disks after it was shut down, in ms.
 const LET_GO_MS: u64 = 20_000;
@@ -54,9 +55,15 @@ impl Context<'_> {
     pub(super) async fn shut_down(&mut self, at: Side, timeout_ms: u64, then_power_off: bool) -> Result<Ending, Halt> {
         let machine = self.load().await?.spec.name;
         let order = Order::ShutDown { machine, timeout_ms, then_power_off };
+        let asked = now_ms().unsigned_abs();
         match self.order(at, "stop", order, Patience::UntilReported).await? {
             Outcome::Stopped { by_guest, at_ms } => {
-                self.notes.stopped_at_ms = Some(at_ms);
+                // Told by the other host's clock, which is believed as far as it can be right.
+                let now = now_ms().unsigned_abs();
+                let stopped = at_ms.clamp(self.started_at_ms.unsigned_abs().min(now), now);
+                self.notes.stopped_at_ms = Some(stopped);
+                // A step that is done again after a crash finds its order done, before it asked.
+                self.notes.shut_down_ms = stopped.checked_sub(asked);
                 Ok(Ending::Done(Some(how_it_stopped(by_guest))))
             }
             other => Err(unexpected("shut down", &other)),
@@ -86,8 +93,9 @@ impl Context<'_> {
         .await?;
         let order = Order::FinalDelta { item: self.item.clone() };
         match self.order(at, "final", order, Patience::UntilReported).await? {
-            Outcome::Final { point, moved, stamps } => {
+            Outcome::Final { point, moved, stamps, seal_ms } => {
                 self.notes.last = Some(point.attempt);
+                self.notes.sealed = Some((now_ms().unsigned_abs(), seal_ms));
                 self.figures.last = Some(moved);
                 self.figures.point = Some(point.clone());
                 let settled = untouched(point.attempt, stamps);

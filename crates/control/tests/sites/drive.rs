@@ -116,9 +116,18 @@ impl World {
 
     /// Stops the server and opens another one on the same data.
     pub async fn reopen(&self, hooks: Hooks) {
+        self.stop().await;
+        self.open(hooks).await;
+    }
+
+    /// Stops the server.
+    pub async fn stop(&self) {
         let old = self.control.lock().unwrap().take().unwrap();
         old.stop().await;
-        drop(old);
+    }
+
+    /// Opens it again.
+    pub async fn open(&self, hooks: Hooks) {
         let control = Control::open_with(self.folder.path(), settings(self.connected_within, hooks)).await.unwrap();
         *self.control.lock().unwrap() = Some(control);
     }
@@ -309,7 +318,7 @@ pub fn unplanned(shut_down: ShutDownFirst) -> Operation {
 
 pub fn planned() -> Operation {
     Operation::Failover {
-        kind: FailoverKind::Planned { shut_down_timeout_ms: 5000, then_power_off: true },
+        kind: FailoverKind::Planned { shut_down_timeout_ms: 5000, then_power_off: true, max_downtime_ms: 5000 },
         point: None,
     }
 }
@@ -335,5 +344,7 @@ pub fn failback(sync: protocol::order::Sync, offline: bool, complete: bool) -> O
         shut_down_timeout_ms: 5000,
         then_power_off: true,
         no_way_back: false,
+        max_downtime_ms: 5000,
+        complete_at: None,
     }
 }

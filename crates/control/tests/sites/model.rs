@@ -9,6 +9,7 @@ use protocol::id::{Attempt, Lineage};
 use protocol::keeping::KeepingStatus;
 use protocol::machine::{Boot, DiskFormat, DiskSource, DiskSpec, Machine, MachineSpec, Power};
 use protocol::order::{Moved, Outcome, Progress, Replication, ReplicationPhase, ReplicationStatus, Sync};
+use protocol::pace::Pace;
 use protocol::position::{Changes, Delta, Distrust, Position, delta};
 use protocol::replication::Target;
 use protocol::verified::Damage;
@@ -85,6 +86,12 @@ pub struct Model {
     /// Every order that was carried out, in order.
     pub history: Vec<String>,
     pub now: u64,
+    /// How fast epochs go, as told.
+    pub pace: Pace,
+    /// How closely they followed each other, of each replication as it was last wished.
+    pub interval_ms: u64,
+    /// The same, every one that there was.
+    pub intervals: BTreeSet<u64>,
     /// How the histories at the cloud stand, as told.
     pub keepings: Vec<KeepingStatus>,
 }
@@ -117,6 +124,17 @@ impl Model {
             attempts: BTreeSet::new(),
             history: vec![],
             now: 1,
+            pace: Pace {
+                carried: 100 << 20,
+                carrying_us: 1_000_000,
+                changed: 1 << 20,
+                changing_us: 1_000_000,
+                last_bytes: Some(1 << 20),
+                last_us: Some(20_000),
+                ..Pace::default()
+            },
+            interval_ms: 0,
+            intervals: BTreeSet::new(),
             keepings: vec![],
         }
     }
@@ -186,6 +204,8 @@ impl Model {
 
     /// Does what a process server does with one replication, and tells how it stands.
     pub fn replicate(&mut self, at: &str, wish: &Replication) -> ReplicationStatus {
+        self.interval_ms = wish.interval_ms;
+        self.intervals.insert(wish.interval_ms);
         let mut status = ReplicationStatus {
             item: wish.item.clone(),
             generation: wish.generation,
@@ -193,13 +213,15 @@ impl Model {
             newest: None,
             sync: None,
             distrust: None,
-            first: Progress { expected: CELLS as u64, done: 0 },
+            first: Progress { expected: CELLS as u64, done: 0, elapsed_ms: 0 },
             first_moved: None,
             moved: Moved::default(),
-            epochs: 0,
+            epochs: self.attempts.len() as u64,
             pauses_us: vec![],
             rpo_ms: vec![],
+            pace: self.pace,
             fault: None,
+            capped: None,
         };
         if !wish.quiesced
             && let Err(why) = self.epoch(at, wish, PointKind::CrashConsistent)
@@ -265,7 +287,7 @@ impl Model {
         replica.position =
             Some(Position { lineage: wish.lineage, base: attempt, authored: None, changes: Changes::none() });
         if first {
-            let moved = Moved { changed, read_source: changed, read_target: 0, sent: changed };
+            let moved = Moved { changed, read_source: changed, sent: changed, ..Moved::default() };
             vm.first_sent = Some((wish.generation, wish.token.clone(), moved, distrust, sync));
         }
         (vm.map, vm.since, vm.newest) = (Some(BlockMap::new()), attempt, Some(point.clone()));

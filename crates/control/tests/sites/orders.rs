@@ -28,7 +28,11 @@ impl Model {
         };
         if !matches!(
             order,
-            Order::ListPoints { .. } | Order::DiffPoints { .. } | Order::PinPoint { .. } | Order::AddPoint { .. }
+            Order::ListPoints { .. }
+                | Order::DiffPoints { .. }
+                | Order::TellChanged { .. }
+                | Order::PinPoint { .. }
+                | Order::AddPoint { .. }
         ) {
             self.history.push(format!("{at} {word} {}", if result.is_ok() { "ok" } else { "failed" }));
         }
@@ -71,7 +75,7 @@ impl Model {
                 }
                 let point = self.epoch(at, wish, PointKind::Final)?;
                 let stamps = self.stamps(at);
-                Ok(Outcome::Final { point, moved: Moved { sent: 1, ..Moved::default() }, stamps })
+                Ok(Outcome::Final { point, moved: Moved { sent: 1, ..Moved::default() }, stamps, seal_ms: 0 })
             }
             Order::Settle { stop, .. } => {
                 let vm = self.vm(at)?;
@@ -88,6 +92,10 @@ impl Model {
                 let since = vm.map.as_ref().map(|_| vm.since);
                 let stamps = self.stamps(at);
                 Ok(Outcome::Settled { settled: Settled { since, changes, stamps }, was_running })
+            }
+            Order::TellChanged { .. } => {
+                let bytes = self.vm(at)?.map.as_ref().map(BlockMap::bytes);
+                Ok(Outcome::Changed { bytes })
             }
             Order::PrepareReplica { lineage, grant, .. } => {
                 let site = self.site(at);
@@ -405,6 +413,7 @@ pub fn word(order: &Order) -> &'static str {
         Order::StartMachine { .. } => "start",
         Order::FinalDelta { .. } => "final",
         Order::Settle { .. } => "settle",
+        Order::TellChanged { .. } => "tell-changed",
         Order::PrepareReplica { .. } => "prepare",
         Order::TakeOver { .. } => "take-over",
         Order::CloseReplica { .. } => "close",

@@ -85,7 +85,7 @@ impl Bench {
             let numbered = Numbered { sequence: piece + 1, checksum: piece, data_bytes: PIECE, zero_bytes: 0, write };
             self.item.apply(self.item.prepare(vec![numbered])?)?;
         }
-        self.item.seal(at(number), totals)
+        self.item.seal(at(number), totals).map(|(point, _)| point)
     }
 
     /// The same, and then what follows a point.

@@ -47,6 +47,8 @@ pub(crate) struct Bitmap {
     pub recording: bool,
     /// It was in use when QEMU died: it says nothing, and can only be removed.
     pub inconsistent: bool,
+    /// Bytes that it calls changed; an image that no QEMU has open does not tell.
+    pub bytes: u64,
 }
 
 /// The bitmaps of a lineage on every disk of a machine.
@@ -70,7 +72,9 @@ impl Bitmaps {
             maps.filter_map(|map| {
                 let since = since(lineage, map["name"].as_str()?)?;
                 let inconsistent = map["inconsistent"].as_bool().unwrap_or(false);
-                Some((since, Bitmap { recording: map["recording"].as_bool().unwrap_or(false), inconsistent }))
+                let (recording, bytes) =
+                    (map["recording"].as_bool().unwrap_or(false), map["count"].as_u64().unwrap_or(0));
+                Some((since, Bitmap { recording, inconsistent, bytes }))
             })
             .collect()
         };
@@ -90,6 +94,15 @@ impl Bitmaps {
             }
         }
         if held.last().is_some_and(|newest| newest.recording) { held } else { Vec::new() }
+    }
+
+    /// The cut that the oldest map counts from that can be believed, and what the maps hold together, at most.
+    pub fn changed(&self) -> Option<(Attempt, u64)> {
+        let held = self.held();
+        let of = |disk: &BTreeMap<Attempt, Bitmap>| {
+            held.iter().filter_map(|held| disk.get(&held.since)).map(|map| map.bytes).sum::<u64>()
+        };
+        held.first().map(|oldest| (oldest.since, self.disks.iter().map(of).sum()))
     }
 
     /// Whether any disk has one that was in use when QEMU died.
@@ -193,7 +206,9 @@ mod tests {
 
     fn maps(maps: &[(u64, bool, bool)]) -> BTreeMap<Attempt, Bitmap> {
         maps.iter()
-            .map(|(n, recording, inconsistent)| (at(*n), Bitmap { recording: *recording, inconsistent: *inconsistent }))
+            .map(|(n, recording, inconsistent)| {
+                (at(*n), Bitmap { recording: *recording, inconsistent: *inconsistent, bytes: 10 })
+            })
             .collect()
     }
 
@@ -221,6 +236,8 @@ mod tests {
             maps(&[(1, false, false), (2, true, false)]),
         ]);
         assert_eq!(whole.held(), [Held { since: at(1), recording: false }, Held { since: at(2), recording: true }]);
+        assert_eq!(whole.changed(), Some((at(1), 40)));
+        assert_eq!(Bitmaps::default().changed(), None);
         let one_disk_lacks_it = Bitmaps::new(vec![maps(&[(2, true, false)]), maps(&[])]);
         assert_eq!(one_disk_lacks_it.held(), []);
         let one_was_in_use = Bitmaps::new(vec![maps(&[(2, true, false)]), maps(&[(2, true, true)])]);

@@ -56,7 +56,7 @@ pub(crate) async fn bitmaps(path: &Path, lineage: Lineage) -> Result<BTreeMap<At
     let of = |map: &Value| {
         let since = bitmap::since(lineage, map["name"].as_str()?)?;
         let flag = |name: &str| map["flags"].as_array().into_iter().flatten().any(|flag| flag == name);
-        Some((since, Bitmap { recording: flag("auto"), inconsistent: flag("in-use") }))
+        Some((since, Bitmap { recording: flag("auto"), inconsistent: flag("in-use"), bytes: 0 }))
     };
     Ok(maps.filter_map(of).collect())
 }

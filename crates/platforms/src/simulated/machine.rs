@@ -198,6 +198,14 @@ impl Guest {
         if held.last().is_some_and(|newest| newest.recording) { held } else { Vec::new() }
     }
 
+    /// What the maps that are held call changed, at most.
+    pub fn changed(&self, lineage: Lineage) -> Option<u64> {
+        let held = self.held(lineage);
+        let carried = self.carried(Mark { lineage, attempt: held.first()?.since });
+        let maps = held.iter().filter_map(|held| self.maps.get(&(lineage, held.since))).map(|map| &map.changes);
+        Some(maps.chain([&carried]).flat_map(BTreeMap::values).map(BlockMap::bytes).sum())
+    }
+
     /// Why nothing is held.
     pub fn distrust(&self, lineage: Lineage) -> Distrust {
         let inconsistent = self.maps.iter().any(|((of, _), map)| *of == lineage && map.inconsistent);

@@ -319,13 +319,18 @@ pub async fn a_tracked_start_counts_from_the_first_write(bench: &dyn Bench) {
     platform.resume(NAME).await.unwrap();
     platform.resume(NAME).await.unwrap();
     assert_eq!(rig.power().await, Power::Running);
+    assert_eq!(platform.changed(NAME, rig.lineage).await.unwrap(), Some(0));
     rig.write(0, 0, BLOCK, 1).await;
     rig.write(1, MIB, BLOCK, 1).await;
     let mut capture = rig.capture().await;
     assert_eq!(capture.held().await.unwrap(), held(&[(mark, true)]));
+    assert_eq!(platform.changed(NAME, rig.lineage).await.unwrap(), Some(2 * BLOCK), "asked while it is captured");
+    assert_eq!(platform.changed(NAME, Lineage::fresh()).await.unwrap(), None);
     let cut = capture.cut(mark.next()).await.unwrap();
     assert_eq!((cut.since, known(&cut.changes)), (Some(mark), rig.take_written()));
     assert_reads(&cut, &rig.model).await;
+    capture.acknowledged(mark.next()).await.unwrap();
+    assert_eq!(platform.changed(NAME, rig.lineage).await.unwrap(), Some(0), "what is durable counts no more");
 }
 
 pub async fn a_lost_map_is_never_begun_again_from_the_same_mark(bench: &dyn Bench) {

@@ -10,13 +10,13 @@ use axum::http::StatusCode;
 use axum::routing::post;
 use axum::{Json, Router};
 use identity::{Authority, Certified, Identity, Request};
-use protocol::Fault;
 use protocol::keeping::Keeping;
 use protocol::order::{
     ExchangeReply, ExchangeRequest, NumberedOrder, Order, Outcome, Registration, Replication, ReplicationStatus,
     ReportState, Wishes,
 };
 use protocol::rest::{Register, Registered};
+use protocol::{Bandwidth, Fault};
 
 use super::PATIENCE;
 
@@ -29,7 +29,10 @@ struct Desk {
     ended: BTreeMap<String, Result<Outcome, Fault>>,
     replications: Vec<Replication>,
     keepings: Vec<Keeping>,
+    bandwidth: Bandwidth,
     number: u64,
+    /// The number of what it said it goes by.
+    seen: u64,
     status: Option<ReplicationStatus>,
     faults: Vec<Fault>,
 }
@@ -122,6 +125,19 @@ impl Control {
         });
     }
 
+    /// Says how fast the component may send in all.
+    pub fn cap(&self, component: &str, bandwidth: Bandwidth) {
+        self.desk(component, |desk| {
+            desk.bandwidth = bandwidth;
+            desk.number += 1;
+        });
+    }
+
+    /// Waits until the component goes by what it was told last.
+    pub async fn is_told(&self, component: &str) {
+        self.wait(component, "took over what it was told", |desk| (desk.seen == desk.number).then_some(())).await;
+    }
+
     /// Replaces the list of what the component keeps.
     pub fn keep(&self, component: &str, keepings: Vec<Keeping>) {
         self.desk(component, |desk| {
@@ -187,6 +203,7 @@ async fn exchange(
             desk.orders.retain(|order| order.id != report.id);
             desk.ended.insert(report.id, ended);
         }
+        desk.seen = request.seen;
         if let Some(status) = request.replications.into_iter().next() {
             desk.faults.extend(status.fault.clone());
             desk.status = Some(status);
@@ -207,6 +224,7 @@ async fn exchange(
     }
     let desks = lock(&desks);
     let desk = &desks[&name];
-    let wishes = Wishes { replications: desk.replications.clone(), keepings: desk.keepings.clone() };
+    let (replications, keepings) = (desk.replications.clone(), desk.keepings.clone());
+    let wishes = Wishes { replications, keepings, bandwidth: desk.bandwidth.clone() };
     Json(ExchangeReply { orders: desk.orders.clone(), wishes, number: desk.number })
 }

@@ -24,7 +24,7 @@ use protocol::replication::{Peer, Target};
 use protocol::retention::Retention;
 use protocol::stage::{Side, Stage};
 use protocol::verified::Verified;
-use protocol::{Attempt, DiskKey, Fault, Lineage, PolicyName};
+use protocol::{Attempt, Bandwidth, DiskKey, Fault, Lineage, PolicyName};
 use tokio::sync::oneshot;
 use tokio::task::JoinHandle;
 
@@ -37,7 +37,7 @@ pub const GENERATION: u64 = 3;
 /// Two disks; the second ends inside a block.
 pub const SIZES: [u64; 2] = [4 << 20, (2 << 20) + 12288];
 pub const PATIENCE: Duration = Duration::from_secs(60);
-const PROCESS_SERVER: &str = "home-process-server";
+pub const PROCESS_SERVER: &str = "home-process-server";
 pub const MASTER_TARGET: &str = "cloud-master-target";
 
 /// Numbers that are the same in every run.
@@ -53,6 +53,16 @@ impl Dice {
 
     pub fn below(&mut self, bound: u64) -> u64 {
         self.roll() % bound
+    }
+
+    /// Bytes that do not shrink, for a whole number of sectors.
+    pub fn noise(&mut self, bytes: u64) -> Vec<u8> {
+        let sector = |dice: &mut Dice| {
+            // From somewhere else in the same sequence: otherwise sectors repeat each other.
+            let mut inner = Dice(dice.roll().wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1);
+            [(); 64].map(|()| inner.roll().to_le_bytes())
+        };
+        (0..bytes / 512).flat_map(|_| sector(self)).flatten().collect()
     }
 }
 
@@ -89,6 +99,8 @@ pub struct Sites {
     pub connections: u8,
     /// Whether the master target dials the process server.
     pub outbound_only: bool,
+    /// How fast the item may be replicated.
+    pub bandwidth: Bandwidth,
 }
 
 pub fn key(place: usize) -> DiskKey {
@@ -122,6 +134,7 @@ pub fn keeping(lineage: Lineage) -> Keeping {
         policy: PolicyName::standard(),
         rpo_limit_ms: 900_000,
         interval_ms: 1000,
+        bandwidth: Bandwidth::default(),
     };
     let retention = Retention::default();
     Keeping { item: NAME.parse().unwrap(), lineage, retention, sender: None, manifest }
@@ -149,7 +162,7 @@ impl Sites {
         let mut specs = Vec::new();
         for disk in disks() {
             let path = format!("{}.img", disk.disk);
-            home.put_disk(&path, (0..disk.size / 512).flat_map(|_| [dice.roll() as u8 & 3; 512]).collect());
+            home.put_disk(&path, dice.noise(disk.size));
             let source = DiskSource::Own { path, format: DiskFormat::Raw };
             specs.push(DiskSpec { key: disk.disk, size: disk.size, source });
         }
@@ -181,6 +194,7 @@ impl Sites {
             address: String::new(),
             connections: 2,
             outbound_only,
+            bandwidth: Bandwidth::default(),
         };
         sites.start_master_target().await;
         let grant = Grant { generation: GENERATION, token: TOKEN.into() };
@@ -199,11 +213,22 @@ impl Sites {
 
     /// Lets epochs flow.
     pub async fn replicate(&mut self) {
+        self.tell();
+        self.start_process_server().await;
+    }
+
+    /// Tells the process server what is wanted now.
+    pub fn tell(&self) {
+        self.control.replicate(PROCESS_SERVER, vec![self.wish(30)]);
+    }
+
+    /// What is to be replicated, an epoch every `interval_ms`.
+    pub fn wish(&self, interval_ms: u64) -> Replication {
         let target = match self.outbound_only {
             true => Target::Await(MASTER_TARGET.into()),
             false => Target::Dial(Peer { name: MASTER_TARGET.into(), address: self.wire.address.clone() }),
         };
-        let wish = Replication {
+        Replication {
             item: NAME.parse().unwrap(),
             machine: NAME.into(),
             lineage: self.lineage,
@@ -212,12 +237,34 @@ impl Sites {
             token: TOKEN.into(),
             standpoint: None,
             sync: Sync::Tracked,
-            interval_ms: 30,
+            interval_ms,
             offline: false,
             quiesced: false,
-        };
-        self.control.replicate(PROCESS_SERVER, vec![wish]);
-        self.start_process_server().await;
+            bandwidth: self.bandwidth.clone(),
+        }
+    }
+
+    /// How fast the process server may send in all.
+    pub fn cap_all(&self, bandwidth: Bandwidth) {
+        self.control.cap(PROCESS_SERVER, bandwidth);
+    }
+
+    /// Waits until the process server goes by what it was told last.
+    pub async fn is_told(&self) {
+        self.control.is_told(PROCESS_SERVER).await;
+    }
+
+    /// Has the machine shut down and its last epoch sent.
+    pub async fn last_epoch(&self) -> Outcome {
+        let order = Order::ShutDown { machine: NAME.into(), timeout_ms: 10_000, then_power_off: true };
+        self.control.order(PROCESS_SERVER, order).await.unwrap();
+        let order = Order::FinalDelta { item: NAME.parse().unwrap() };
+        self.control.order(PROCESS_SERVER, order).await.unwrap()
+    }
+
+    /// The replication's status, once `look` is content with it.
+    pub async fn status(&self, what: &str, look: impl Fn(&ReplicationStatus) -> bool) -> ReplicationStatus {
+        self.control.status(PROCESS_SERVER, what, look).await
     }
 
     pub async fn start_process_server(&mut self) {

@@ -75,7 +75,7 @@ impl Sender {
     /// Asks for the point.
     pub async fn seal(&mut self, attempt: Attempt, totals: EpochTotals) -> Result<Point, Fault> {
         match self.ask(Message::Seal { attempt, totals }).await? {
-            Message::Sealed { point } => Ok(point),
+            Message::Sealed { point, .. } => Ok(point),
             other => panic!("{other:?} instead of a point"),
         }
     }

@@ -6,6 +6,7 @@ use clap::{Args, Subcommand};
 use protocol::id::{Attempt, ItemId, PolicyName, SiteName};
 use protocol::retention::Spacing;
 
+use super::bandwidth::BandwidthOptions;
 use super::value::{duration, size, spacing};
 
 #[derive(Debug, Subcommand)]
@@ -21,7 +22,10 @@ pub enum PolicyVerb {
     #[command(after_help = "\
 Without options it is as `standard` is at first: all points for an hour, then one a minute for 24 hours; app-consistent ones
 also one an hour for 24 hours. An example that keeps a month:
-  sockeye policy add month --all-for 1h --then 1m:24h --then 1h:30d --budget 200GiB")]
+  sockeye policy add month --all-for 1h --then 1m:24h --then 1h:30d --budget 200GiB
+One whose items each take at most 20 Mbit/s of the line in office hours, in both directions:
+  sockeye policy add polite --bandwidth-window mon-fri@08:00-18:00=20mbit --bandwidth-offset +01:00
+The last changes of a machine that is shut down for a move are never held back.")]
     Add(AddPolicy),
     /// Remove a policy that no item has
     Remove {
@@ -73,6 +77,8 @@ pub struct AddPolicy {
     #[arg(long, value_name = "PERCENT", default_value_t = 80, requires = "budget",
         value_parser = clap::value_parser!(u8).range(1..=100))]
     pub alarm: u8,
+    #[command(flatten)]
+    pub bandwidth: BandwidthOptions,
     #[command(flatten)]
     pub sure: Sure,
 }

@@ -5,10 +5,11 @@ use std::time::Duration;
 use clap::{Args, ValueEnum};
 use protocol::id::{Attempt, ItemId, PolicyName, SiteName};
 use protocol::order::Sync;
+use protocol::quote::Window;
 use protocol::rest::ShutDownFirst;
 
 use super::Change;
-use super::value::{duration, point};
+use super::value::{duration, point, window};
 
 #[derive(Debug, Args)]
 pub struct Protect {
@@ -62,6 +63,9 @@ pub struct Failover {
     /// for the newest point that was cut by then
     #[arg(long, value_name = "POINT", default_value = "latest", value_parser = point, conflicts_with = "planned")]
     pub point: Which,
+    /// Planned: how long the machine may be down, without the guest's shutting down; it is not stopped before the rest fits
+    #[arg(long, value_name = "TIME", default_value = "5s", value_parser = duration, conflicts_with_all = ["unplanned", "test"])]
+    pub max_downtime: Duration,
     #[command(flatten)]
     pub stopping: Stopping,
     #[command(flatten)]
@@ -213,8 +217,28 @@ pub struct Failback {
     /// Without retention space: do not keep what the disks at home hold. Given up half-way, they are damaged until it is run again
     #[arg(long)]
     pub no_way_back: bool,
+    /// How long the machine may be down, without the guest's shutting down; it is not stopped before the rest fits, unless a
+    /// person completes
+    #[arg(long, value_name = "TIME", default_value = "5s", value_parser = duration, conflicts_with = "offline")]
+    pub max_downtime: Duration,
+    /// When to complete by itself: 2026-11-23T22:00:00Z or 22:00 (the next one, UTC), within the hour after that; or from one
+    /// to another, like 22:00/04:00
+    #[arg(long, value_name = "TIME", value_parser = window, conflicts_with_all = ["complete", "offline"])]
+    pub complete_at: Option<Window>,
     #[command(flatten)]
     pub stopping: Stopping,
+    #[command(flatten)]
+    pub change: Change,
+}
+
+#[derive(Debug, Args)]
+pub struct Complete {
+    /// The item
+    pub item: ItemId,
+    /// Not now, but by itself: 2026-11-23T22:00:00Z or 22:00 (the next one, UTC), within the hour after that; or from one to
+    /// another, like 22:00/04:00. It can be given again, and called off with `sockeye cancel`
+    #[arg(long, value_name = "TIME", value_parser = window)]
+    pub at: Option<Window>,
     #[command(flatten)]
     pub change: Change,
 }

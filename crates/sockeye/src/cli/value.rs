@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use protocol::id::SiteName;
 use protocol::machine::DiskFormat;
+use protocol::quote::Window;
 use protocol::retention::Spacing;
 
 use super::{Disk, Which};
@@ -63,6 +64,40 @@ fn instant(text: &str) -> Option<jiff::Timestamp> {
     if text.contains('.') { Some(at) } else { at.checked_add(jiff::SignedDuration::from_millis(999)).ok() }
 }
 
+/// How long after its time something may still begin, where nobody said: guessed, long enough for a burst to pass, short
+/// enough to be still the time that was meant.
+const GRACE: jiff::SignedDuration = jiff::SignedDuration::from_hours(1);
+
+/// `2026-11-23T22:00:00Z`, `22:00`, `22:00/04:00`.
+pub(super) fn window(text: &str) -> Result<Window, String> {
+    window_after(text, jiff::Timestamp::now())
+}
+
+fn window_after(text: &str, now: jiff::Timestamp) -> Result<Window, String> {
+    let wrong = || {
+        format!(
+            "{text:?} is no time: write 2026-11-23T22:00:00Z, 22:00 (the next one, in UTC), or from one to another with a / \
+             between them"
+        )
+    };
+    let (from, until) = text.split_once('/').map_or((text, None), |(from, until)| (from, Some(until)));
+    let from = time(from, now).ok_or_else(wrong)?;
+    let until = until.map_or_else(|| from.checked_add(GRACE).ok(), |until| time(until, from)).ok_or_else(wrong)?;
+    let ms = |at: jiff::Timestamp| u64::try_from(at.as_millisecond()).map_err(|_| wrong());
+    Ok(Window { from_ms: ms(from)?, until_ms: ms(until)? })
+}
+
+/// An instant with its zone, or the next time of day in UTC after `after`.
+fn time(text: &str, after: jiff::Timestamp) -> Option<jiff::Timestamp> {
+    if let Ok(at) = text.parse() {
+        return Some(at);
+    }
+    let face = jiff::civil::Time::strptime("%H:%M", text).ok()?;
+    let day = after.to_zoned(jiff::tz::TimeZone::UTC).date();
+    let of = |day: jiff::civil::Date| Some(day.to_datetime(face).to_zoned(jiff::tz::TimeZone::UTC).ok()?.timestamp());
+    of(day).filter(|at| *at > after).or_else(|| of(day.tomorrow().ok()?))
+}
+
 pub(super) fn disk(text: &str) -> Result<Disk, String> {
     let (key, path) = text.split_once('=').ok_or("write it as KEY=PATH or KEY=PATH:qcow2")?;
     let (path, format) = match path.rsplit_once(':') {
@@ -107,6 +142,27 @@ mod tests {
         assert!(matches!(point("2026-11-22 13:29:52"), Ok(Which::By(_))));
         for bad in ["", "1", "1.x", "yesterday", "2026-11-22", "2026-13-22T13:29:52Z", "1960-01-01T00:00:00Z"] {
             assert!(point(bad).is_err(), "{bad:?} was taken as {:?}", point(bad));
+        }
+    }
+
+    #[test]
+    fn a_time_of_day_is_the_next_one_in_utc_and_stands_for_the_hour_after_it() {
+        let now: jiff::Timestamp = "2026-11-23T20:00:00Z".parse().unwrap();
+        let read = |text| window_after(text, now).map(|window| (window.from_ms, window.until_ms));
+        let at = |text: &str| text.parse::<jiff::Timestamp>().unwrap().as_millisecond() as u64;
+        let (ten, eleven) = (at("2026-11-23T22:00:00Z"), at("2026-11-23T23:00:00Z"));
+        for text in ["22:00", "2026-11-23T22:00:00Z", "2026-11-23T23:00:00+01:00"] {
+            assert_eq!(read(text), Ok((ten, eleven)), "{text}");
+        }
+        assert_eq!(read("20:00").unwrap().0, at("2026-11-24T20:00:00Z"), "what is now has passed");
+        assert_eq!(read("22:00/04:00"), Ok((ten, at("2026-11-24T04:00:00Z"))));
+        assert_eq!(read("2026-11-23T22:00:00Z/23:00"), Ok((ten, eleven)));
+        // That one has passed is for the server to say, by its own clock.
+        assert_eq!(read("2020-01-01T00:00:00Z").unwrap().0, at("2020-01-01T00:00:00Z"));
+        for bad in
+            ["", "soon", "22", "25:00", "22:00/", "/22:00", "2026-11-23", "2026-11-23T22:00:00", "1960-01-01T00:00:00Z"]
+        {
+            assert!(read(bad).is_err(), "{bad:?} was taken as {:?}", read(bad));
         }
     }
 

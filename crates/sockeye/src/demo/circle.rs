@@ -246,7 +246,7 @@ impl<'a> Circle<'a> {
         let began = Instant::now();
         self.console.writes(FEWEST_RECORDS)?;
         let fresh = self.world.console(At::Cloud);
-        let job = self.job(&["failover", MACHINE, "--planned", "--yes"])?;
+        let job = self.job(&["failover", MACHINE, "--planned", "--max-downtime", "5m", "--yes"])?;
         let acknowledged = self.until_the_end()?;
         self.arrived("planned failover", fresh, acknowledged, &job.figures, true)?;
         self.phase_of_move("planned failover", began, job.figures.last);

@@ -10,19 +10,23 @@ use super::words;
 pub fn policies(policies: &[Policy]) -> String {
     let rows = policies.iter().map(|policy| {
         let (limit, retention) = (words::span(policy.rpo_limit_ms), &policy.retention);
-        vec![policy.name.to_string(), limit, retention_points(retention), budget(retention)]
+        let bandwidth = policy.bandwidth.to_string();
+        vec![policy.name.to_string(), limit, retention_points(retention), budget(retention), bandwidth]
     });
-    table(&["POLICY", "RPO LIMIT", "KEEPS", "BUDGET"], rows.collect(), "there is no policy")
+    table(&["POLICY", "RPO LIMIT", "KEEPS", "BUDGET", "BANDWIDTH"], rows.collect(), "there is no policy")
 }
 
 /// One policy in one line.
 pub fn policy(policy: &Policy) -> String {
     let limit = words::span(policy.rpo_limit_ms);
-    format!("policy {}: RPO limit {limit}; keeps {}", policy.name, retention(&policy.retention))
+    let bandwidth = match policy.bandwidth.is_free() {
+        true => String::new(),
+        false => format!("; bandwidth of each item: {}", policy.bandwidth),
+    };
+    format!("policy {}: RPO limit {limit}; keeps {}{bandwidth}", policy.name, retention(&policy.retention))
 }
 
-/// A retention in one phrase.
-pub fn retention(retention: &Retention) -> String {
+fn retention(retention: &Retention) -> String {
     format!("{}; at most {}", retention_points(retention), budget(retention))
 }
 
@@ -92,6 +96,8 @@ mod tests {
         let text = "policy standard: RPO limit 15 min; keeps all points for 1 h, then one every 1 min for 1 d; \
                     app-consistent ones one every 1 h for 1 d; at most 5.0 GiB (warning from 80 % on)";
         assert_eq!(super::policy(&policy), text);
+        policy.bandwidth.bits_per_second = Some(20_000_000);
+        assert_eq!(super::policy(&policy), format!("{text}; bandwidth of each item: 20mbit"));
         let item = |name: &str, points, go| ItemEffect { item: name.parse().unwrap(), points, go };
         let items = vec![item("web01", Some(90), Some(30)), item("db01", None, None)];
         let shown = effect(&PolicyEffect { policy, already: false, items });

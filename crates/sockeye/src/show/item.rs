@@ -18,6 +18,10 @@ pub fn status(items: &[ItemView], now_ms: i64) -> String {
     for (item, test) in items.iter().filter_map(|item| Some((item, item.test.as_ref()?))) {
         text.push_str(&format!("\n{}: a test is under way: {}", item.item, words::test(test)));
     }
+    for (item, capped) in items.iter().filter_map(|item| Some((item, item.replication.as_ref()?.capped?))) {
+        let rate = protocol::bandwidth::rate(capped.bits_per_second);
+        text.push_str(&format!("\n{}: the bandwidth cap of {}, {rate}, is what limits", item.item, capped.by));
+    }
     for item in items.iter().filter(|item| item.health != Health::Ok) {
         let why = item.health_reason.as_deref().unwrap_or("no reason is given");
         text.push_str(&format!("\n{}: {}: {why}", item.item, words::health(item.health)));
@@ -69,7 +73,12 @@ pub fn page(item: &ItemView, now_ms: i64) -> String {
     if let Some(status) = replication {
         let moved = status.moved;
         rows.push(("epochs", format!("{} since its process server started", status.epochs)));
-        rows.push(("moved", format!("{} changed, {} sent", words::bytes(moved.changed), words::bytes(moved.sent))));
+        rows.push(("moved", format!("{} changed, {}", words::bytes(moved.changed), words::sent(&moved))));
+        let capped = status.capped.map(|capped| {
+            format!("by the bandwidth cap of {}: {}", capped.by, protocol::bandwidth::rate(capped.bits_per_second))
+        });
+        rows.push(("limited", capped.unwrap_or_default()));
+        rows.push(("pace", words::pace(&status.pace)));
         let pause = status.pauses_us.iter().max();
         rows.push((
             "longest pause",

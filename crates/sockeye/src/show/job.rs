@@ -5,7 +5,7 @@ use protocol::rest::{Figures, Job, JobState, Step, StepState};
 use protocol::verified::Verified;
 
 use super::table::{facts, table};
-use super::{plan, words};
+use super::{plan, quote, words};
 
 /// The table of jobs, newest first.
 pub fn list(jobs: &[Job], now_ms: i64) -> String {
@@ -37,6 +37,9 @@ pub fn page(job: &Job, now_ms: i64) -> String {
         words::instant(job.started_at_ms),
         words::span(took(job, now_ms))
     ));
+    if let Some(window) = &job.complete_at {
+        text.push_str(&format!("\n  completes {}; call it off: sockeye cancel {}", quote::window(window), job.item));
+    }
     for step in &job.steps {
         text.push_str(&format!("\n  {}", step_line(step, now_ms)));
     }
@@ -142,7 +145,8 @@ fn figures(figures: &Figures, now_ms: i64) -> String {
         ("sync", how),
         ("first copy", figures.first.as_ref().map(moved).unwrap_or_default()),
         ("last delta", figures.last.as_ref().map(moved).unwrap_or_default()),
-        ("downtime", figures.downtime_ms.map(words::span).unwrap_or_default()),
+        ("expected", figures.quote.as_ref().map(quote::expected).unwrap_or_default()),
+        ("downtime", downtime(figures)),
         (
             "kept apart",
             figures
@@ -151,6 +155,11 @@ fn figures(figures: &Figures, now_ms: i64) -> String {
                 .unwrap_or_default(),
         ),
     ])
+}
+
+fn downtime(figures: &Figures) -> String {
+    let total = figures.downtime_ms.map(words::span).unwrap_or_default();
+    figures.downtime.as_ref().map_or(total.clone(), |parts| format!("{total}: {}", quote::parts(parts)))
 }
 
 /// Extents of one damage that are shown; more come with `--output json`.
@@ -181,9 +190,9 @@ fn verified(found: &Verified) -> String {
 }
 
 fn moved(moved: &Moved) -> String {
-    let Moved { changed, read_source, read_target, sent } = *moved;
-    let [changed, source, target, sent] = [changed, read_source, read_target, sent].map(words::bytes);
-    format!("{changed} changed; {source} read at the source, {target} at the target; {sent} sent")
+    let Moved { changed, read_source, read_target, .. } = *moved;
+    let [changed, source, target] = [changed, read_source, read_target].map(words::bytes);
+    format!("{changed} changed; {source} read at the source, {target} at the target; {}", words::sent(moved))
 }
 
 fn push_block(text: &mut String, block: &str) {
@@ -199,6 +208,7 @@ mod tests {
     use crate::show::sample;
     use protocol::extent::Extent;
     use protocol::order::Sync;
+    use protocol::quote::{Downtime, Quote, Window};
     use protocol::verified::Damage;
 
     #[test]
@@ -213,22 +223,47 @@ mod tests {
         ] {
             assert!(shown.contains(part), "{part} in\n{shown}");
         }
+        job.complete_at = Some(Window { from_ms: 1_790_000_000_000, until_ms: 1_790_003_600_000 });
+        let shown = page(&job, sample::NOW);
+        assert!(
+            shown.contains("completes by itself between 2026-") && shown.contains("sockeye cancel web01"),
+            "{shown}"
+        );
+        job.complete_at = None;
         job.state = JobState::Done;
         job.ended_at_ms = Some(sample::NOW);
         job.next = Some("sockeye commit web01".into());
         job.figures = Figures {
             sync: Some(Sync::Compare),
             distrust: Some("no change map survived".into()),
-            first: Some(Moved { changed: 1 << 20, read_source: 1 << 30, read_target: 1 << 30, sent: 2 << 20 }),
+            first: Some(Moved {
+                changed: 1 << 20,
+                read_source: 1 << 30,
+                read_target: 1 << 30,
+                sent: 2 << 20,
+                blocks_compressed: 5,
+                blocks_plain: 2,
+                saved: 3 << 20,
+            }),
             downtime_ms: Some(2300),
+            downtime: Some(Downtime {
+                shut_down_ms: 4000,
+                last_delta_ms: 300,
+                seal_ms: 100,
+                bring_up_ms: 1500,
+                start_ms: 400,
+            }),
+            quote: Some(Quote { bytes: Some(3 << 20), moving_ms: Some(250), ..Quote::default() }),
             ..Figures::default()
         };
         let shown = ending(&job, sample::NOW + 60_000);
         for part in [
             "job 7 (unplanned failover of web01): done after 3.0 s",
             "compare, because no change map survived",
-            "1.0 MiB changed; 1.0 GiB read at the source, 1.0 GiB at the target; 2.0 MiB sent",
-            "downtime    2.3 s",
+            "1.0 MiB changed; 1.0 GiB read at the source, 1.0 GiB at the target; 2.0 MiB sent (3.0 MiB spared: 5 of 7 blocks were \
+             compressed)",
+            "expected    3.0 MiB to be sent, within 250 ms",
+            "downtime    2.3 s: last delta 300 ms, sealed in 100 ms, brought up in 1.5 s, start accepted in 400 ms; before it 4.0 s to shut down",
             "next: sockeye commit web01",
         ] {
             assert!(shown.contains(part), "{part} in\n{shown}");

@@ -1,7 +1,8 @@
 //! The smaller tables: components, machines, the audit log.
 
 use protocol::machine::Power;
-use protocol::rest::{AuditEntry, ComponentView, MachineView};
+use protocol::order::Role;
+use protocol::rest::{AuditEntry, BandwidthEffect, ComponentView, MachineView};
 
 use super::table::{facts, table};
 use super::words;
@@ -18,9 +19,10 @@ pub fn components(components: &[ComponentView], now_ms: i64) -> String {
             component.address.clone().unwrap_or_default(),
             component.platform.clone(),
             component.version.clone(),
+            capped(component),
         ]
     });
-    let headings = ["COMPONENT", "ROLE", "SITE", "CONNECTED", "SEEN", "ADDRESS", "PLATFORM", "VERSION"];
+    let headings = ["COMPONENT", "ROLE", "SITE", "CONNECTED", "SEEN", "ADDRESS", "PLATFORM", "VERSION", "BANDWIDTH"];
     table(&headings, rows.collect(), "no component has joined yet; see: sockeye process-server --help")
 }
 
@@ -37,8 +39,27 @@ pub fn component(component: &ComponentView, now_ms: i64) -> String {
         ("address", component.address.clone().unwrap_or_default()),
         ("platform", component.platform.clone()),
         ("version", component.version.clone()),
+        ("bandwidth", capped(component)),
     ];
     format!("{}\n{}", component.name, facts(&rows))
+}
+
+/// What another bandwidth of a process server means.
+pub fn bandwidth(effect: &BandwidthEffect) -> String {
+    let mut text = format!("{}: bandwidth {}; before: {}", effect.component, effect.bandwidth, effect.before);
+    match effect.items.as_slice() {
+        [] => text.push_str("\n  it sends no item now"),
+        items => {
+            let items: Vec<_> = items.iter().map(ToString::to_string).collect();
+            text.push_str(&format!("\n  shared by what it sends now: {}", items.join(", ")));
+        }
+    }
+    text
+}
+
+/// The cap of a process server; nothing else sends.
+fn capped(component: &ComponentView) -> String {
+    if component.role == Role::ProcessServer { component.bandwidth.to_string() } else { String::new() }
 }
 
 /// The table of machines.

@@ -4,6 +4,7 @@ use protocol::beside::{ServedDisk, ServedView, TestMachine};
 use protocol::epoch::{Point, PointKind};
 use protocol::id::Attempt;
 use protocol::keeping::KeepingStatus;
+use protocol::quote::{ExpectedDowntime, Quote};
 use protocol::rest::*;
 use protocol::retention::Space;
 use protocol::stage::{Side, Stage};
@@ -100,8 +101,11 @@ pub fn plan() -> Plan {
         deletes: vec![],
         steps: vec!["shut the machine down at home".into(), "start it at cloud".into()],
         checks: vec![Check { what: "the master target at cloud is connected".into(), fault: None }],
-        bytes: Some(0),
-        downtime_ms: Some(5000),
+        quote: Some(Quote {
+            bytes: Some(0),
+            downtime: Some(ExpectedDowntime { expected_ms: Some(5000), ..ExpectedDowntime::default() }),
+            ..Quote::default()
+        }),
         undo_until: "until it is committed: sockeye cancel web01".into(),
         already: false,
     }
@@ -114,6 +118,7 @@ pub fn job() -> Job {
         state,
         detail: None,
         percent,
+        moving: None,
         started_at_ms: Some(NOW - 3000),
         ended_at_ms: (state == StepState::Done).then_some(NOW - 1000),
     };
@@ -131,6 +136,7 @@ pub fn job() -> Job {
         ended_at_ms: None,
         fault: None,
         next: None,
+        complete_at: None,
         figures: Figures::default(),
     }
 }

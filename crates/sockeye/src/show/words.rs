@@ -4,6 +4,8 @@ use jiff::Timestamp;
 use jiff::tz::TimeZone;
 use protocol::beside::{ServedView, TestMachine};
 use protocol::epoch::{Point, PointKind};
+use protocol::order::Moved;
+use protocol::pace::Pace;
 use protocol::rest::Health;
 
 /// `0 B`, `512 B`, `1.5 GiB`.
@@ -17,6 +19,19 @@ pub fn bytes(count: u64) -> String {
     }
     let name = UNITS.get(unit).unwrap_or(&"B");
     if unit == 0 { format!("{count} {name}") } else { format!("{value:.1} {name}") }
+}
+
+/// What travelled: `2.0 MiB sent`, and what compression spared, if it did.
+pub fn sent(moved: &Moved) -> String {
+    let sent = format!("{} sent", bytes(moved.sent));
+    match (moved.blocks_compressed, moved.blocks_plain) {
+        (0, _) => sent,
+        (compressed, plain) => format!(
+            "{sent} ({} spared: {compressed} of {} blocks were compressed)",
+            bytes(moved.saved),
+            compressed.saturating_add(plain)
+        ),
+    }
 }
 
 /// A span of time: `850 ms`, `1.2 s`, `3 min 20 s`, `5 h 10 min`, `2 d 3 h`.
@@ -113,6 +128,14 @@ pub fn health(health: Health) -> &'static str {
         Health::Warning => "WARNING",
         Health::Critical => "CRITICAL",
     }
+}
+
+/// How fast epochs go: what was measured of it.
+pub fn pace(pace: &Pace) -> String {
+    let rate = |what: &str, rate: Option<u64>| rate.map(|rate| format!("{}/s {what}", bytes(rate)));
+    let limit = pace.limit().map(|limit| format!("limited by {limit}"));
+    let parts = [rate("change", pace.change_rate()), rate("can be carried", pace.rate()), limit];
+    parts.into_iter().flatten().collect::<Vec<_>>().join(", ")
 }
 
 /// The text, or a dash.

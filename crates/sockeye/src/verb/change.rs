@@ -118,7 +118,7 @@ async fn after(desk: &Desk, asked: &Operation, job: Answer<Job>, change: &Change
     }
     let wish = match asked {
         Operation::Cancel {} => Wish::Cancelled,
-        Operation::Complete {} => Wish::WentOn,
+        Operation::Complete { .. } => Wish::WentOn,
         _ => Wish::Done,
     };
     follow::follow(desk, job, wish).await

@@ -63,7 +63,7 @@ async fn set(desk: &Desk, add: AddPolicy) -> Result<Ending, Trouble> {
         && there != policy
         && !replace
     {
-        let cause = show::retention(&there.retention);
+        let cause = show::policy(&there);
         let fault = Fault::new(code::POLICY_EXISTS, format!("there is another policy {}", policy.name), cause);
         return Err(Trouble::new(Ending::Refused, fault));
     }
@@ -85,7 +85,7 @@ fn of(add: &AddPolicy) -> Policy {
         budget: add.budget.map(|bytes| Budget { bytes, alarm_percent: add.alarm }),
     };
     let rpo_limit_ms = u64::try_from(add.rpo_limit.as_millis()).unwrap_or(u64::MAX);
-    Policy { name: add.name.clone(), rpo_limit_ms, retention }
+    Policy { name: add.name.clone(), rpo_limit_ms, retention, bandwidth: add.bandwidth.typed() }
 }
 
 /// Shows what a policy means and asks; false when nothing is to be done any more.
@@ -100,7 +100,12 @@ async fn go_on(desk: &Desk, effect: &Answer<PolicyEffect>, sure: &Sure) -> Resul
 }
 
 /// Asks; false when it was only to be shown.
-async fn agreed(desk: &Desk, question: &str, sure: &Sure, document: &serde_json::Value) -> Result<bool, Trouble> {
+pub(super) async fn agreed(
+    desk: &Desk,
+    question: &str,
+    sure: &Sure,
+    document: &serde_json::Value,
+) -> Result<bool, Trouble> {
     if sure.dry_run {
         desk.screen.document(document);
         return Ok(false);
@@ -188,6 +193,10 @@ mod tests {
         assert_eq!(policy.retention.app_consistent, None);
         assert_eq!(policy.retention.budget, Some(Budget { bytes: 2 << 30, alarm_percent: 90 }));
         assert!(typed("sockeye policy add hour --then-none").retention.then.is_empty());
+        let polite = typed(
+            "sockeye policy add polite --bandwidth 1gbit --bandwidth-window mon-fri@08:00-18:00=20mbit --bandwidth-offset -01:00",
+        );
+        assert_eq!(polite.bandwidth.to_string(), "1gbit; mon-fri@08:00-18:00=20mbit (UTC-01:00)");
         let parse = |line: &str| Cli::try_parse_from(line.split(' '));
         assert!(parse("sockeye policy add p --alarm 90").is_err(), "an alarm without a budget");
         assert!(parse("sockeye policy add p --then-none --then 1m:24h").is_err());

@@ -34,7 +34,8 @@ pub async fn of(client: &Client, verb: Verb) -> Result<(Request, Change), Troubl
             let operation = if failover.test {
                 Operation::TestFailover { point }
             } else if failover.planned {
-                let kind = FailoverKind::Planned { shut_down_timeout_ms, then_power_off };
+                let max_downtime_ms = millis(failover.max_downtime);
+                let kind = FailoverKind::Planned { shut_down_timeout_ms, then_power_off, max_downtime_ms };
                 Operation::Failover { kind, point }
             } else {
                 Operation::Failover { kind: FailoverKind::Unplanned { shut_down: failover.shut_down.into() }, point }
@@ -83,12 +84,14 @@ pub async fn of(client: &Client, verb: Verb) -> Result<(Request, Change), Troubl
                 shut_down_timeout_ms: millis(failback.stopping.shut_down_timeout),
                 then_power_off: failback.stopping.then == Some(Then::PowerOff),
                 no_way_back: failback.no_way_back,
+                max_downtime_ms: millis(failback.max_downtime),
+                complete_at: failback.complete_at,
             };
             (failback.item, operation, failback.change)
         }
         Verb::Commit(commit) => (commit.item, Operation::Commit { keep_history: commit.keep_history }, commit.change),
         Verb::Fold(on) => (on.item, Operation::Fold {}, on.change),
-        Verb::Complete(on) => (on.item, Operation::Complete {}, on.change),
+        Verb::Complete(complete) => (complete.item, Operation::Complete { at: complete.at }, complete.change),
         Verb::Cancel(on) => (on.item, Operation::Cancel {}, on.change),
         other => return Err(Trouble::usage("this verb changes no item", format!("{other:?}"))),
     };
@@ -131,6 +134,7 @@ mod tests {
     use crate::profile::Access;
     use clap::Parser;
     use protocol::order::Sync;
+    use protocol::quote::Window;
     use protocol::rest::ShutDownFirst;
 
     /// No server answers: nothing of this needs one.
@@ -148,7 +152,7 @@ mod tests {
             operation("sockeye failover web01 --unplanned --shut-down skip --point 1.42"),
             Operation::Failover { kind, point }
         );
-        let kind = FailoverKind::Planned { shut_down_timeout_ms: 10_000, then_power_off: true };
+        let kind = FailoverKind::Planned { shut_down_timeout_ms: 10_000, then_power_off: true, max_downtime_ms: 5000 };
         assert_eq!(
             operation("sockeye failover web01 --planned --shut-down-timeout 10s --then power-off"),
             Operation::Failover { kind, point: None }
@@ -163,7 +167,17 @@ mod tests {
                 shut_down_timeout_ms: 300_000,
                 then_power_off: false,
                 no_way_back: false,
+                max_downtime_ms: 5000,
+                complete_at: None,
             }
+        );
+        assert_eq!(operation("sockeye complete web01"), Operation::Complete { at: None });
+        let at = Some(Window { from_ms: 4_102_444_800_000, until_ms: 4_102_448_400_000 });
+        assert_eq!(operation("sockeye complete web01 --at 2100-01-01T00:00:00Z"), Operation::Complete { at });
+        let failback = operation("sockeye failback web01 --max-downtime 500ms --complete-at 2100-01-01T00:00:00Z");
+        assert!(
+            matches!(failback, Operation::Failback { max_downtime_ms: 500, complete_at, .. } if complete_at == at),
+            "{failback:?}"
         );
         let reprotect = Operation::Reprotect { sync: Sync::Tracked, shut_down: true, no_way_back: false };
         assert_eq!(operation("sockeye reverse web01 --shut-down"), reprotect);

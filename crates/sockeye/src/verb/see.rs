@@ -1,14 +1,15 @@
 //! The verbs that only look: ask once, print, done.
 
 use protocol::id::ItemId;
-use protocol::rest::Health;
+use protocol::rest::{Health, SetBandwidth};
 
 use super::Desk;
-use crate::cli::{ComponentVerb, Global, ItemVerb, Points, Status, VmVerb};
+use super::history::agreed;
+use crate::cli::{ComponentVerb, Global, ItemVerb, Points, SetComponent, Status, VmVerb};
 use crate::ending::{Ending, Trouble};
 use crate::fault;
 use crate::show::table::facts;
-use crate::show::{Screen, difference, item as show, list, words};
+use crate::show::{Screen, difference, item as show, list, quote as show_quote, words};
 
 /// `status`: with `--check`, fails if any item is not healthy.
 ///
@@ -62,13 +63,14 @@ pub async fn points(desk: &Desk, wanted: Points) -> Result<Ending, Trouble> {
     Ok(Ending::Done)
 }
 
-/// `component list | show`.
+/// `component list | show | set`.
 ///
 /// # Errors
 /// The component is unknown, or the server was not reached.
 pub async fn component(desk: &Desk, verb: ComponentVerb) -> Result<Ending, Trouble> {
     let components = desk.client.components().await?;
     match verb {
+        ComponentVerb::Set(set) => return cap(desk, set).await,
         ComponentVerb::List => {
             desk.screen.result(&components.document, &list::components(&components.read, words::now_ms()));
         }
@@ -90,6 +92,21 @@ pub async fn component(desk: &Desk, verb: ComponentVerb) -> Result<Ending, Troub
     Ok(Ending::Done)
 }
 
+async fn cap(desk: &Desk, SetComponent { name, bandwidth, sure }: SetComponent) -> Result<Ending, Trouble> {
+    let bandwidth = bandwidth.typed();
+    let wanted = |preview| SetBandwidth { bandwidth: bandwidth.clone(), preview, reason: sure.reason.clone() };
+    let effect = desk.client.set_bandwidth(&name, &wanted(true)).await?;
+    desk.screen.say(&list::bandwidth(&effect.read));
+    if effect.read.already {
+        desk.screen.document(&effect.document);
+        desk.screen.say("it is so already: nothing to do");
+    } else if agreed(desk, "Do this?", &sure, &effect.document).await? {
+        let done = desk.client.set_bandwidth(&name, &wanted(false)).await?;
+        desk.screen.result(&done.document, &format!("{name} sends at most: {bandwidth}"));
+    }
+    Ok(Ending::Done)
+}
+
 /// `vm list`, and the local verbs of a qemu site.
 ///
 /// # Errors
@@ -104,6 +121,16 @@ pub async fn vm(global: &Global, verb: VmVerb) -> Result<Ending, Trouble> {
         }
         local => super::machine::run(Screen::new(global.output), local).await,
     }
+}
+
+/// `quote ITEM`.
+///
+/// # Errors
+/// The item is unknown, or the server was not reached.
+pub async fn quote(desk: &Desk, item: &ItemId) -> Result<Ending, Trouble> {
+    let quotes = desk.client.quotes(item).await?;
+    desk.screen.result(&quotes.document, &show_quote::page(&quotes.read));
+    Ok(Ending::Done)
 }
 
 /// `explain CODE` (answered here, without a server) or `explain ITEM`.

@@ -73,7 +73,7 @@ pub async fn send(
     if wish.dry_run {
         let (changed, read_target) = counted(source, &mut session, expected, progress).await?;
         let read_source = read.load(Ordering::Relaxed);
-        let moved = Moved { changed, read_source, read_target, sent: session.bytes() };
+        let moved = Moved { changed, read_source, read_target, sent: session.traffic().bytes, ..Moved::default() };
         return Ok(Copied { sync, resumed, moved });
     }
     let mut flow = Flow::new(vec![reader.clone()], source, expected, read, &session);
@@ -91,6 +91,7 @@ pub async fn send(
             Err(Stopped::Fault(fault)) => return Err(fault),
             Err(Stopped::Link(error @ LinkError::Refused(_))) => return Err(error.fault()),
             Err(Stopped::Link(error)) => {
+                flow.leave(&session);
                 let (again, ready) = begin(&dial, (id, wish.dry_run), &reader, Some(error)).await?;
                 session = again;
                 match ready.resume_after {
