@@ -2,15 +2,13 @@
 
 #![allow(clippy::unwrap_used)]
 
-mod sites;
-
+use crate::sites::drive::*;
 use protocol::extent::Extent;
 use protocol::fault::code;
 use protocol::order::Sync;
 use protocol::rest::{JobState, MachineView, Operation, Request, ShutDownFirst, Step, StepState};
 use protocol::stage::{Side, Stage};
 use protocol::verified::Damage;
-use sites::drive::*;
 use std::time::Duration;
 
 const HOME: Side = Side::Home;

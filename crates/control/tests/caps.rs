@@ -2,8 +2,6 @@
 
 #![allow(clippy::unwrap_used)]
 
-mod sites;
-
 use control::{Control, Hooks};
 use protocol::bandwidth::{Bandwidth, CapWindow, Day};
 use protocol::fault::code;
@@ -12,7 +10,8 @@ use protocol::order::{ExchangeRequest, Wishes};
 use protocol::pace::Limit;
 use protocol::rest::SetBandwidth;
 
-use sites::drive::{World, item, protect};
+use crate::sites;
+use crate::sites::drive::{World, item, protect};
 
 fn flat(bits_per_second: u64) -> Bandwidth {
     Bandwidth { bits_per_second: Some(bits_per_second), ..Bandwidth::default() }

@@ -2,14 +2,12 @@
 
 #![allow(clippy::unwrap_used)]
 
-mod sites;
-
+use crate::sites::drive::*;
 use protocol::difference::Pair;
 use protocol::fault::code;
 use protocol::order::Sync;
 use protocol::rest::{Health, JobState, Operation, Request, ShutDownFirst, Start, StepState};
 use protocol::stage::{MovePhase, Side, Stage};
-use sites::drive::*;
 
 const HOME: Side = Side::Home;
 const AWAY: Side = Side::Away;

@@ -3,8 +3,8 @@
 
 #![allow(clippy::unwrap_used)]
 
-mod sites;
-
+use crate::sites::drive::*;
+use crate::sites::model::{CELLS, now_ms};
 use control::Hooks;
 use protocol::fault::code;
 use protocol::machine::Power;
@@ -13,8 +13,6 @@ use protocol::pace::{Limit, Pace};
 use protocol::quote::{Quote, Quoted, Window};
 use protocol::rest::{FailoverKind, Job, JobState, Operation, Request, ShutDownFirst};
 use protocol::stage::{MovePhase, Side, Stage};
-use sites::drive::*;
-use sites::model::{CELLS, now_ms};
 
 const HOME: Side = Side::Home;
 const AWAY: Side = Side::Away;

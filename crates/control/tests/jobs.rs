@@ -2,15 +2,14 @@
 
 #![allow(clippy::unwrap_used)]
 
-mod sites;
-
 use std::collections::BTreeMap;
 
+use crate::sites;
+use crate::sites::drive::*;
 use control::Hooks;
 use protocol::order::Sync;
 use protocol::rest::{Job, JobState, Operation, ShutDownFirst};
 use protocol::stage::{Side, Stage};
-use sites::drive::*;
 
 const HOME: Side = Side::Home;
 const AWAY: Side = Side::Away;

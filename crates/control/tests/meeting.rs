@@ -2,15 +2,13 @@
 
 #![allow(clippy::unwrap_used)]
 
-mod sites;
-
 use control::Control;
 use protocol::fault::code;
 use protocol::order::{ExchangeRequest, Registration, Role, Wishes};
 use protocol::replication::{Peer, Target};
 use protocol::rest::Register;
 
-use sites::drive::{World, item, protect};
+use crate::sites::drive::{World, item, protect};
 
 /// The component registers afresh, and says that it is dialled there.
 async fn moves(control: &Control, site: &str, role: Role, address: Option<&str>) {

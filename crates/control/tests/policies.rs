@@ -2,8 +2,6 @@
 
 #![allow(clippy::unwrap_used)]
 
-mod sites;
-
 use std::time::Duration;
 
 use control::{Control, Hooks};
@@ -15,7 +13,8 @@ use protocol::retention::{Retention, Space};
 use protocol::stage::{Side, Stage};
 use protocol::{Bandwidth, PolicyName};
 
-use sites::drive::{World, item, protect};
+use crate::sites;
+use crate::sites::drive::{World, item, protect};
 
 fn short() -> Policy {
     let retention = Retention { all_for_seconds: 60, then: vec![], app_consistent: None, budget: None };

@@ -2,16 +2,14 @@
 
 #![allow(clippy::unwrap_used)]
 
-mod sites;
-
 use control::{Control, Hooks};
 use protocol::fault::code;
 use protocol::machine::Power;
 use protocol::order::Sync;
 
+use crate::sites::drive::*;
 use protocol::rest::{Health, ItemView, JobState, Operation, Request, ShutDownFirst, StepState};
 use protocol::stage::{Side, Stage};
-use sites::drive::*;
 use std::time::Duration;
 
 const HOME: Side = Side::Home;

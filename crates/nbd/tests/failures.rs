@@ -1,8 +1,6 @@
 //! What happens when the other side, the disk or the operator interrupts: who is told what, and who is not disturbed.
 #![allow(clippy::unwrap_used, reason = "a helper of a test may panic as the test itself may")]
 
-mod peers;
-
 use std::{
     path::Path,
     sync::{
@@ -12,10 +10,10 @@ use std::{
     time::Duration,
 };
 
+use crate::peers::{Memory, pattern, server};
 use async_trait::async_trait;
 use bytes::Bytes;
 use nbd::{Address, Client, Error, ErrorCode, Export, Options, Server, StatusExtent, Uri, status};
-use peers::{Memory, pattern, server};
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
     net::UnixStream,

@@ -6,13 +6,11 @@
 //! ```
 #![allow(clippy::unwrap_used, reason = "a helper of a test may panic as the test itself may")]
 
-mod peers;
-
 use std::{sync::Arc, time::Duration};
 
+use crate::peers::{Memory, pattern};
 use bytes::Bytes;
 use nbd::{Address, Client, Error, Options, Server, Uri, status};
-use peers::{Memory, pattern};
 use proptest::{prelude::*, test_runner::TestRunner};
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt, DuplexStream, duplex},

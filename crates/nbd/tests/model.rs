@@ -1,14 +1,12 @@
 //! Our client and our server against a model of ten lines: a vector of bytes, and random operations in any order.
 #![allow(clippy::unwrap_used, reason = "a helper of a test may panic as the test itself may")]
 
-mod peers;
-
 use std::sync::{Arc, Mutex};
 
+use crate::peers::{Memory, server};
 use async_trait::async_trait;
 use bytes::Bytes;
 use nbd::{BlockSize, Client, Error, ErrorCode, Export, Options, Uri, Zeroing, status};
-use peers::{Memory, server};
 use proptest::{prelude::*, test_runner::TestRunner};
 
 const SIZE: usize = 300_000;

@@ -1,13 +1,11 @@
 //! Our client against nbdkit, whose filters make a server as awkward as the protocol allows.
 #![allow(clippy::unwrap_used, reason = "a helper of a test may panic as the test itself may")]
 
-mod peers;
-
 use std::time::Duration;
 
+use crate::peers::{nbdkit, pattern};
 use bytes::Bytes;
 use nbd::{Client, Error, ErrorCode, Options, status};
-use peers::{nbdkit, pattern};
 
 const MIB: u64 = 1024 * 1024;
 

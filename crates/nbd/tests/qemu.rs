@@ -1,17 +1,15 @@
 //! Our client against QEMU's own server, and the care of `qemu-nbd` as a child.
 #![allow(clippy::unwrap_used, reason = "a helper of a test may panic as the test itself may")]
 
-mod peers;
-
 use std::{path::Path, time::Duration};
 
+use crate::peers::{pattern, run, succeed};
 use bytes::Bytes;
 use nbd::{
     Client, Error, Options, QemuNbd, StatusExtent, Zeroing,
     qemu_nbd::{Cache, DetectZeroes, Format, QemuNbdError, Settings},
     status,
 };
-use peers::{pattern, run, succeed};
 
 const MIB: u64 = 1024 * 1024;
 

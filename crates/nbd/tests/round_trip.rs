@@ -1,13 +1,11 @@
 //! Our client against our server: what is written is what is read, whatever the order and the sizes.
 #![allow(clippy::unwrap_used, reason = "a helper of a test may panic as the test itself may")]
 
-mod peers;
-
 use std::sync::{Arc, atomic::Ordering};
 
+use crate::peers::{Memory, pattern, server};
 use bytes::Bytes;
 use nbd::{Client, Options, Uri, status};
-use peers::{Memory, pattern, server};
 
 #[tokio::test(flavor = "multi_thread")]
 async fn what_is_written_is_read_over_both_kinds_of_socket() {

@@ -1,17 +1,15 @@
 //! Our server against the clients of others: libnbd's nbdinfo and nbdcopy, QEMU's qemu-img and qemu-io.
 #![allow(clippy::unwrap_used, reason = "a helper of a test may panic as the test itself may")]
 
-mod peers;
-
 use std::{
     path::Path,
     sync::{Arc, atomic::Ordering},
 };
 
+use crate::peers::{Memory, pattern, run, server, succeed};
 use async_trait::async_trait;
 use bytes::Bytes;
 use nbd::{Address, BlockSize, ErrorCode, Export, QemuNbd, Server, StatusExtent, Uri, qemu_nbd, status};
-use peers::{Memory, pattern, run, server, succeed};
 use serde_json::Value;
 
 const MIB: usize = 1024 * 1024;

@@ -1,8 +1,6 @@
 //! What stands beside an item at a real master target: test machines and views, while real epochs arrive.
 #![allow(clippy::unwrap_used, reason = "a test that cannot go on fails")]
 
-mod sites;
-
 use std::process::Command;
 
 use nbd::{Client, Options, Uri};
@@ -13,7 +11,8 @@ use protocol::fault::code;
 use protocol::machine::{DiskSource, MachineSpec, Power};
 use protocol::order::{Order, Outcome};
 
-use sites::{GENERATION, MASTER_TARGET, NAME, SIZES, Sites, key};
+use crate::sites;
+use crate::sites::{GENERATION, MASTER_TARGET, NAME, SIZES, Sites, key};
 
 const TEST: &str = "web01-test";
 

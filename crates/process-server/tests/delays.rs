@@ -4,11 +4,9 @@
 //! The line delays bytes and does not throttle them (`sites::wire`): what is seen is how often one end waits for the other.
 #![allow(clippy::unwrap_used, reason = "a test that cannot go on fails")]
 
-mod sites;
-
 use std::time::{Duration, Instant};
 
-use sites::{SIZES, Sites};
+use crate::sites::{SIZES, Sites};
 
 /// More than an epoch without changes says, and less than a session that asks and answers all the time.
 const IDLE_EPOCH: u64 = 16 << 10;

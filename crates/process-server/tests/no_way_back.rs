@@ -3,15 +3,13 @@
 
 #![allow(clippy::unwrap_used)]
 
-mod sites;
-
+use crate::sites::sender::Sender;
+use crate::sites::{GENERATION, MASTER_TARGET, NAME, SIZES, Sites, TOKEN, disks, key};
 use protocol::fault::code;
 use protocol::machine::{Boot, DiskFormat, DiskSource, DiskSpec, MachineSpec, Settled};
 use protocol::order::{Grant, Order, Outcome};
 use protocol::position::{Changes, Distrust};
 use protocol::{Attempt, BLOCK, Fault};
-use sites::sender::Sender;
-use sites::{GENERATION, MASTER_TARGET, NAME, SIZES, Sites, TOKEN, disks, key};
 
 fn at(generation: u64) -> Attempt {
     Attempt { generation, number: 1 }

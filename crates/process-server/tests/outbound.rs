@@ -1,15 +1,13 @@
 //! A master target that nobody can dial: it dials the process server, and everything else is as ever.
 #![allow(clippy::unwrap_used, reason = "a test that cannot go on fails")]
 
-mod sites;
-
 use std::time::Duration;
 
+use crate::sites::{MASTER_TARGET, NAME, Sites};
 use component::link::Link;
 use protocol::fault::code;
 use protocol::replication::Peer;
 use protocol::session::Message;
-use sites::{MASTER_TARGET, NAME, Sites};
 
 /// A link to the process server on which somebody of that name offers to take the item's epochs.
 async fn offer(sites: &Sites, name: &str) -> Link {

@@ -2,11 +2,9 @@
 //! once.
 #![allow(clippy::unwrap_used, reason = "a test that cannot go on fails")]
 
-mod sites;
-
+use crate::sites::{NAME, PROCESS_SERVER, SIZES, Sites};
 use protocol::order::{Order, Outcome, ReplicationStatus};
 use protocol::pace::TELLING;
-use sites::{NAME, PROCESS_SERVER, SIZES, Sites};
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn rates_are_those_of_the_epochs_that_were_sealed() {

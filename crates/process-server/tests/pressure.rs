@@ -2,17 +2,15 @@
 //! is written, it travels once, in one epoch, when the line is back.
 #![allow(clippy::unwrap_used, reason = "a test that cannot go on fails")]
 
-mod sites;
-
 use std::io::Write;
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
+use crate::sites::qemu::run;
+use crate::sites::{NAME, SIZES, Sites, key};
 use protocol::BLOCK;
 use protocol::epoch::Point;
 use protocol::fault::code;
-use sites::qemu::run;
-use sites::{NAME, SIZES, Sites, key};
 
 /// Blocks that are written again and again.
 const BUSY: [(usize, u64); 5] = [(0, 0), (0, 7), (0, 8), (1, 0), (1, 31)];

@@ -8,15 +8,13 @@
 //! ```
 #![allow(clippy::unwrap_used, reason = "a test that cannot go on fails")]
 
-mod sites;
-
 use std::time::Duration;
 
+use crate::sites::sender::Sender;
+use crate::sites::{GENERATION, NAME, SIZES, Sites, TOKEN, disks, key};
 use protocol::epoch::EpochTotals;
 use protocol::fault::code;
 use protocol::{Attempt, BLOCK};
-use sites::sender::Sender;
-use sites::{GENERATION, NAME, SIZES, Sites, TOKEN, disks, key};
 
 fn at(number: u64) -> Attempt {
     Attempt { generation: GENERATION, number }

@@ -1,12 +1,10 @@
 //! How fast blocks travel: caps that are changed while an epoch is on its way, and what is compressed.
 #![allow(clippy::unwrap_used, reason = "a test that cannot go on fails")]
 
-mod sites;
-
+use crate::sites::{NAME, SIZES, Sites, key};
 use protocol::order::{Moved, Outcome, ReplicationStatus};
 use protocol::replication::{CapOf, Capped};
 use protocol::{BLOCK, Bandwidth, PointKind};
-use sites::{NAME, SIZES, Sites, key};
 
 /// What [`changed`] makes takes nine minutes at that: whoever has it within a test's patience was let go of.
 const SLOW: u64 = 64_000;

@@ -7,18 +7,17 @@
 //! What the platform says of the same is tested in `crates/platforms/tests/conformance/trust.rs`.
 #![allow(clippy::unwrap_used, reason = "a test that cannot go on fails")]
 
-mod sites;
-
 use std::os::unix::fs::{FileExt, MetadataExt};
 use std::sync::Arc;
 
+use crate::sites;
+use crate::sites::qemu::{Home, copy, run};
+use crate::sites::{NAME, SIZES, Sites, TOKEN};
 use platforms::{Platform, Start};
 use protocol::machine::{DiskFormat, Settled};
 use protocol::order::{Grant, Order, Outcome, ReplicationStatus};
 use protocol::position::{Changes, Distrust};
 use protocol::{Attempt, BLOCK};
-use sites::qemu::{Home, copy, run};
-use sites::{NAME, SIZES, Sites, TOKEN};
 
 const MIB: u64 = 1 << 20;
 

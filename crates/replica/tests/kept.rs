@@ -2,13 +2,12 @@
 
 #![allow(clippy::unwrap_used)]
 
-mod simulated;
-
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
 
+use crate::simulated::{Dice, Machine, SimulatedDisk, SimulatedVolume};
 use bytes::Bytes;
 use protocol::epoch::{Basis, DiskSize};
 use protocol::fault::code;
@@ -18,7 +17,6 @@ use replica::{
     Content, Did, Disk, DiskHome, DiskRecord, Payload, Place, Replica, ReplicaError, Spec, Stores, Volume, Write,
     open_inside,
 };
-use simulated::{Dice, Machine, SimulatedDisk, SimulatedVolume};
 
 const SIZE: usize = 256 * 1024;
 

@@ -6,15 +6,12 @@
 
 #![allow(clippy::unwrap_used)]
 
-#[path = "museum/exhibit.rs"]
 mod exhibit;
-mod simulated;
-#[path = "museum/visit.rs"]
 mod visit;
 
+use self::visit::{Exhibit, Files, Seen};
+use crate::simulated::Dice;
 use protocol::fault::code;
-use simulated::Dice;
-use visit::{Exhibit, Files, Seen};
 
 const FORMAT: &str = "format-2";
 /// About every so many bytes are damaged.

@@ -8,24 +8,18 @@
 
 #![allow(clippy::unwrap_used)]
 
-#[path = "power_cut/checks.rs"]
 mod checks;
-#[path = "power_cut/deeds.rs"]
 mod deeds;
-#[path = "power_cut/epochs.rs"]
 mod epochs;
-#[path = "power_cut/history.rs"]
 mod history;
-#[path = "power_cut/schedule.rs"]
 mod schedule;
-mod simulated;
 
 use std::ops::Range;
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use schedule::{Counts, run};
-use simulated::Lie;
+use self::schedule::{Counts, run};
+use crate::simulated::Lie;
 
 fn number(name: &str) -> Option<u64> {
     std::env::var(name).ok()?.parse().ok()

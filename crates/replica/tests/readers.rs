@@ -2,17 +2,15 @@
 
 #![allow(clippy::unwrap_used)]
 
-mod simulated;
-
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 
+use crate::simulated::{Dice, Machine, SimulatedDisk, SimulatedVolume};
 use bytes::Bytes;
 use protocol::epoch::{Basis, DiskSize};
 use protocol::{Attempt, EpochHeader, Lineage, PointKind};
 use replica::{Content, Disk, DiskHome, DiskRecord, Payload, Replica, Spec, Stores, View, Write};
-use simulated::{Dice, Machine, SimulatedDisk, SimulatedVolume};
 
 const SIZE: usize = 256 * 1024;
 

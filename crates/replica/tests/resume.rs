@@ -2,16 +2,14 @@
 
 #![allow(clippy::unwrap_used)]
 
-mod simulated;
-
 use std::path::PathBuf;
 use std::sync::Arc;
 
+use crate::simulated::{Machine, SimulatedDisk, SimulatedVolume};
 use bytes::Bytes;
 use protocol::epoch::{Basis, DiskSize};
 use protocol::{Attempt, BLOCK, EpochHeader, Lineage, PointKind};
 use replica::{Content, Disk, DiskHome, DiskRecord, Epoch, Payload, Replica, ReplicaError, Spec, Stores, Write};
-use simulated::{Machine, SimulatedDisk, SimulatedVolume};
 
 /// Two whole blocks and a part of one.
 const SIZE: usize = 2 * BLOCK as usize + 8192;

@@ -2,12 +2,11 @@
 
 #![allow(clippy::unwrap_used)]
 
-mod simulated;
-
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
+use crate::simulated::{Dice, Machine, SimulatedDisk, SimulatedVolume};
 use bytes::Bytes;
 use protocol::epoch::{Basis, DiskSize};
 use protocol::leaf::leaf;
@@ -16,7 +15,6 @@ use replica::{
     Content, Disk, DiskHome, DiskRecord, Leaves, Payload, Place, Replica, ReplicaError, Spec, Stores, Verified, Write,
     open_inside, verify,
 };
-use simulated::{Dice, Machine, SimulatedDisk, SimulatedVolume};
 
 /// More than one page of leaves, and not a whole number of them.
 const SIZE: u64 = 130 * BLOCK + 4096;

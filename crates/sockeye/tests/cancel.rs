@@ -3,10 +3,9 @@
 
 #![allow(clippy::unwrap_used)]
 
-mod scene;
-
 use std::time::{Duration, Instant};
 
+use crate::scene::{Scene, play};
 use anyhow::{Context, bail, ensure};
 use demo::console::Console;
 use demo::content::hash;
@@ -15,7 +14,6 @@ use protocol::PointKind;
 use protocol::difference::Difference;
 use protocol::rest::{Job, JobState};
 use protocol::stage::{Side, Stage};
-use scene::{Scene, play};
 
 /// What home's own disks hold.
 fn home_holds(scene: &Scene) -> anyhow::Result<[String; 2]> {

@@ -1,9 +1,6 @@
 //! Bandwidth caps on the command line: how they are set, and where it is said that they limit.
 
-mod canned;
-mod typed;
-
-use canned::Canned;
+use crate::canned::Canned;
 use serde_json::json;
 
 #[tokio::test]

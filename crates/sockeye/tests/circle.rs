@@ -1,10 +1,8 @@
 //! The whole circle with real guests and small disks: out to the cloud, home again, every check held.
 #![allow(clippy::unwrap_used)]
 
-mod scene;
-
+use crate::scene::play;
 use demo::circle::Circle;
-use scene::play;
 use serde_json::Value;
 
 /// What the report promises to programs.

@@ -1,15 +1,14 @@
 //! The contract of the command line: exit codes, confirmation, dry runs, JSON.
 
-mod canned;
-mod typed;
-
 use std::process::Stdio;
 use std::time::Duration;
 
-use canned::{Canned, problem};
+use crate::canned;
+use crate::canned::{Canned, problem};
+use crate::typed;
+use crate::typed::run;
 use rustix::process::{Pid, Signal, kill_process};
 use serde_json::{Value, json};
-use typed::run;
 
 fn plan() -> Value {
     json!({

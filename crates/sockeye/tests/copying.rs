@@ -40,11 +40,15 @@ impl Scene {
     /// A folder with `source.raw`, half of which is data.
     fn new() -> Scene {
         let scene = Scene { directory: tempfile::tempdir().unwrap() };
-        let mut bytes = vec![0; SIZE];
-        for (n, block) in bytes.chunks_mut(65536).enumerate() {
-            if n % 2 == 0 {
-                block.iter_mut().enumerate().for_each(|(at, byte)| *byte = (n * 31 + at / 7) as u8 | 1);
-            }
+        let (mut bytes, mut dice) = (vec![0; SIZE], 88u64);
+        for block in bytes.chunks_mut(65536).step_by(2) {
+            // Nothing that could be compressed.
+            block.fill_with(|| {
+                dice ^= dice << 13;
+                dice ^= dice >> 7;
+                dice ^= dice << 17;
+                (dice >> 24) as u8 | 1
+            });
         }
         std::fs::write(scene.path("source.raw"), bytes).unwrap();
         scene

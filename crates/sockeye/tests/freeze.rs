@@ -1,16 +1,14 @@
 //! What stands still must not make the guest stand still: frozen movers, a cut link, a failback that is called off.
 
-mod scene;
-
 use std::path::Path;
 use std::process::Command;
 use std::time::Duration;
 
+use crate::scene::{Scene, now_ms, play};
 use anyhow::{Context, ensure};
 use demo::world::{At, MACHINE, Part, wait_for};
 use protocol::rest::JobState;
 use protocol::stage::{Side, Stage};
-use scene::{Scene, now_ms, play};
 
 /// The longest time without an acknowledged record that a loaded machine without KVM may make by itself.
 const NOISE: Duration = Duration::from_secs(6);

@@ -4,17 +4,15 @@
 //! The moments are thrown (`scene::Dice`): each run tries others, and a run that failed is repeated by its seed, as far as a
 //! loaded machine repeats anything.
 
-mod scene;
-
 use std::time::Duration;
 
+use crate::scene::dice::Dice;
+use crate::scene::{Scene, now_ms, play};
 use anyhow::ensure;
 use demo::world::{At, MACHINE, Part};
 use protocol::order::ReplicationPhase;
 use protocol::rest::{Job, JobState};
 use protocol::stage::{Side, Stage};
-use scene::dice::Dice;
-use scene::{Scene, now_ms, play};
 
 type Victim = (At, Part);
 

@@ -2,15 +2,14 @@
 
 #![allow(clippy::unwrap_used)]
 
-mod scene;
-
 use std::process::Command;
 
+use crate::scene;
+use crate::scene::plain::boot;
+use crate::scene::play;
 use anyhow::{Context, ensure};
 use demo::console::Console;
 use demo::world::At;
-use scene::plain::boot;
-use scene::play;
 
 #[test]
 fn a_replica_opens_with_qemu_img_and_boots_with_plain_qemu_once_sockeye_is_gone() {

@@ -2,17 +2,15 @@
 //! failover whose point is changed before it goes home.
 #![allow(clippy::unwrap_used)]
 
-mod scene;
-
 use std::process::Command;
 
+use crate::scene::plain::boot;
+use crate::scene::{Scene, now_ms, play};
 use anyhow::{Context, ensure};
 use demo::console::Console;
 use demo::world::{At, MACHINE, Part};
 use protocol::beside::{ServedDisk, ServedView};
 use protocol::order::Sync;
-use scene::plain::boot;
-use scene::{Scene, now_ms, play};
 
 const TEST: &str = "web01-test";
 

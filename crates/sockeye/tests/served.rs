@@ -2,16 +2,15 @@
 
 #![allow(clippy::unwrap_used)]
 
-mod typed;
-
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
 use std::time::Duration;
 
+use crate::typed;
+use crate::typed::Ran;
 use serde_json::{Value, json};
 use tokio::io::{AsyncBufReadExt, BufReader};
 use tokio::process::Child;
-use typed::Ran;
 
 fn attempt(point: &Value) -> String {
     point["attempt"].as_str().unwrap().to_string()

@@ -2,9 +2,7 @@
 
 #![allow(clippy::unwrap_used)]
 
-mod canned;
-mod typed;
-
+use crate::typed;
 use std::fs::File;
 use std::io::{Read, Write};
 use std::os::fd::OwnedFd;
@@ -12,7 +10,8 @@ use std::process::Stdio;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-use canned::Canned;
+use crate::canned;
+use crate::canned::Canned;
 use rustix::pty::{OpenptFlags, grantpt, openpt, ptsname, unlockpt};
 use serde_json::{Value, json};
 

@@ -1,4 +1,6 @@
-//! The pieces that travel: blocks that are read a few ahead, and ranges of zeroes that are not read at all.
+//! The pieces that travel: stretches of blocks that are read a few ahead, and ranges of zeroes that are not read at all.
+//!
+//! What is read together travels together, but for blocks of zeroes in it, which are declared and not sent.
 
 use std::collections::VecDeque;
 
@@ -12,8 +14,10 @@ use protocol::{BLOCK, BlockMap, Extent, Fault};
 
 use crate::Reader;
 
-/// How many blocks are read ahead.
-const READS: usize = 16;
+/// How many stretches are read ahead.
+const READS: usize = 8;
+/// Bytes of a stretch: what is read at once, and the longest data that one frame carries (measured, docs/performance.md).
+const STRETCH: u64 = 256 * 1024;
 /// The longest range that one zero frame declares.
 const LONGEST_ZERO: u64 = 1 << 30;
 
@@ -68,21 +72,33 @@ impl Piece {
         }
     }
 
-    /// What `bytes` of `disk` at `offset` are as a piece.
-    fn of(disk: u16, offset: u64, bytes: Bytes) -> Piece {
-        if is_zero(&bytes) {
-            Piece::Zero { disk, offset, length: bytes.len() as u64 }
-        } else {
-            Piece::Data { disk, offset, bytes }
+    /// What `bytes` of `disk` at `offset` are as pieces: runs of blocks that are zero, and runs of others.
+    fn of(disk: u16, offset: u64, bytes: &Bytes) -> VecDeque<Piece> {
+        let mut pieces = VecDeque::new();
+        let mut begin = 0;
+        let zero: Vec<bool> = bytes.chunks(BLOCK as usize).map(is_zero).collect();
+        for run in zero.chunk_by(|one, next| one == next) {
+            let end = (begin + run.len() * BLOCK as usize).min(bytes.len());
+            let offset = offset + begin as u64;
+            pieces.push_back(match run[0] {
+                true => Piece::Zero { disk, offset, length: (end - begin) as u64 },
+                false => Piece::Data { disk, offset, bytes: bytes.slice(begin..end) },
+            });
+            begin = end;
         }
+        pieces
     }
 }
+
+/// What came of one reading.
+type Read = Result<VecDeque<Piece>, Fault>;
 
 /// What is to become pieces: blocks to read and ranges known to be zero.
 #[derive(Default)]
 pub struct Pieces {
     waiting: VecDeque<(Reader, bool, VecDeque<Extent>)>,
-    reading: FuturesOrdered<BoxFuture<'static, Result<Piece, Fault>>>,
+    reading: FuturesOrdered<BoxFuture<'static, Read>>,
+    ready: VecDeque<Piece>,
 }
 
 impl Pieces {
@@ -97,7 +113,7 @@ impl Pieces {
 
     /// Whether nothing is left.
     pub fn is_empty(&self) -> bool {
-        self.waiting.is_empty() && self.reading.is_empty()
+        self.waiting.is_empty() && self.reading.is_empty() && self.ready.is_empty()
     }
 
     /// What was not begun yet, by disk.
@@ -118,19 +134,28 @@ impl Pieces {
     /// # Errors
     /// The source cannot be read.
     pub async fn next(&mut self) -> Result<Option<Piece>, Fault> {
-        while self.reading.len() < READS {
-            let Some((reader, is_read, extent)) = self.pop() else { break };
-            self.reading.push_back(Box::pin(async move {
-                if !is_read {
-                    return Ok(Piece::Zero { disk: reader.disk, offset: extent.offset, length: extent.length });
-                }
-                Ok(Piece::of(reader.disk, extent.offset, reader.read(extent).await?))
-            }));
+        loop {
+            while self.reading.len() < READS {
+                let Some((reader, is_read, extent)) = self.pop() else { break };
+                self.reading.push_back(Box::pin(async move {
+                    let Extent { offset, length } = extent;
+                    match is_read {
+                        false => Ok([Piece::Zero { disk: reader.disk, offset, length }].into()),
+                        true => Ok(Piece::of(reader.disk, offset, &reader.read(extent).await?)),
+                    }
+                }));
+            }
+            if let Some(piece) = self.ready.pop_front() {
+                return Ok(Some(piece));
+            }
+            match self.reading.next().await {
+                Some(read) => self.ready = read?,
+                None => return Ok(None),
+            }
         }
-        self.reading.next().await.transpose()
     }
 
-    /// Cuts the next bit of work off the front: a block to read, or a stretch of zeroes.
+    /// Cuts the next bit of work off the front: a stretch to read, or one of zeroes.
     fn pop(&mut self) -> Option<(Reader, bool, Extent)> {
         loop {
             let (reader, is_read, extents) = self.waiting.front_mut()?;
@@ -138,7 +163,7 @@ impl Pieces {
                 self.waiting.pop_front();
                 continue;
             };
-            let most = if *is_read { BLOCK - first.offset % BLOCK } else { LONGEST_ZERO };
+            let most = if *is_read { STRETCH - first.offset % STRETCH } else { LONGEST_ZERO };
             let work = (reader.clone(), *is_read, Extent::new(first.offset, first.length.min(most)));
             first.offset += work.2.length;
             first.length -= work.2.length;

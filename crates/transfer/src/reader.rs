@@ -1,7 +1,7 @@
 //! A disk that is read: an NBD export or a disk of this host.
 //!
-//! Reads honour an export's limit (QEMU 7.2 answers longer ones with live data, see `platforms`), so parallelism comes
-//! from many small reads in flight.
+//! Reads honour an export's limit (QEMU 7.2 answers longer ones with live data, see `platforms`): a longer one is made of
+//! several that are in flight together.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -50,7 +50,7 @@ impl Reader {
         (size, limit): (u64, u64),
         read: Arc<AtomicU64>,
     ) -> Reader {
-        Reader { disk, key, size, source: Source::Export { client, beneath, limit: limit.clamp(4096, BLOCK) }, read }
+        Reader { disk, key, size, source: Source::Export { client, beneath, limit: limit.max(4096) }, read }
     }
 
     /// A disk of this host. Bytes read are added to `read`.
@@ -63,7 +63,7 @@ impl Reader {
         nbd::Options::with_contexts([ALLOCATION])
     }
 
-    /// The bytes of `extent`, which lies within one [`BLOCK`].
+    /// The bytes of `extent`.
     ///
     /// # Errors
     /// `PLT-006`.
@@ -84,10 +84,12 @@ impl Reader {
                     let read = client.read(extent.offset, extent.length as u32).await;
                     return read.map_err(|error| lost(&self.key, &error));
                 }
-                let mut whole = Vec::with_capacity(extent.length as usize);
                 let parts: BlockMap = [extent].into_iter().collect();
-                for part in parts.pieces(*limit) {
-                    let bytes = client.read(part.offset, part.length as u32).await;
+                let parts: Vec<Extent> = parts.pieces(*limit).collect();
+                let reads = parts.iter().map(|part| client.read(part.offset, part.length as u32));
+                let mut reads = stream::iter(reads).buffered(READS);
+                let mut whole = Vec::with_capacity(extent.length as usize);
+                while let Some(bytes) = reads.next().await {
                     whole.extend_from_slice(&bytes.map_err(|error| lost(&self.key, &error))?);
                 }
                 Ok(whole.into())

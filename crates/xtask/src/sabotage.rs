@@ -136,15 +136,17 @@ fn run_test(
     test: &Catcher,
     fault: Option<&str>,
 ) -> Result<Ran> {
-    let binary = binaries.get(&(test.package.to_owned(), test.binary.to_owned()));
-    let binary = binary.with_context(|| format!("{} has no tests {}", test.package, test.binary))?;
+    let of = |binary: &str| binaries.get(&(test.package.to_owned(), binary.to_owned()));
+    let module = || of("all").map(|all| (all, format!("{}::{}", test.binary, test.test)));
+    let found = of(test.binary).map(|own| (own, test.test.to_owned())).or_else(module);
+    let (binary, exact) = found.with_context(|| format!("{} has no tests {}", test.package, test.binary))?;
     let logs = target_dir(root).join("sabotage");
     std::fs::create_dir_all(&logs)?;
     let name = test.test.rsplit("::").next().unwrap_or_default();
     let log = logs.join(format!("{}-{name}.log", fault.unwrap_or("control")));
     let file = File::create(&log).with_context(|| format!("writing {}", log.display()))?;
     let mut command = Command::new(binary);
-    command.args(["--exact", test.test, "--nocapture", "--test-threads=1"]);
+    command.args(["--exact", &exact, "--nocapture", "--test-threads=1"]);
     command.current_dir(root.join("crates").join(test.package)).env_remove("SOCKEYE_SABOTAGE");
     // A file, not a pipe: a machine that outlived its test would keep a pipe open. A group, so that none does.
     command.stdin(Stdio::null()).stdout(file.try_clone()?).stderr(file).process_group(0);

@@ -8,7 +8,7 @@ use protocol::Attempt;
 use protocol::fault::code;
 use replica::{Disk, Replica, ReplicaError, Stores, Volume};
 
-use crate::exhibit::{EXHIBITS, SIZES, contents};
+use crate::museum::exhibit::{EXHIBITS, SIZES, contents};
 use crate::simulated::{Machine, SimulatedDisk, SimulatedVolume};
 
 /// Files by name.

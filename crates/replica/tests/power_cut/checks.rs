@@ -5,7 +5,7 @@ use std::collections::BTreeSet;
 use protocol::Attempt;
 use replica::{Content, Replica, View};
 
-use crate::schedule::{Disks, Model, Run};
+use crate::power_cut::schedule::{Disks, Model, Run};
 
 impl Run {
     /// Whether the replica has the points and pins of `model`.

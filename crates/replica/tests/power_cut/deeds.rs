@@ -5,7 +5,7 @@ use std::sync::Arc;
 use protocol::PointKind;
 use replica::{Content, Replica, ReplicaError};
 
-use crate::schedule::{Disks, Else, Model, Run};
+use crate::power_cut::schedule::{Disks, Else, Model, Run};
 
 impl Run {
     /// One thing. On an error also what the model would be if it did happen.

@@ -7,7 +7,7 @@ use protocol::epoch::{Basis, DiskSize};
 use protocol::{Attempt, BLOCK, EpochHeader, PointKind};
 use replica::{Content, Disk, Epoch, Payload, Replica, ReplicaError, Write};
 
-use crate::schedule::{Disks, Model, Run};
+use crate::power_cut::schedule::{Disks, Model, Run};
 
 impl Run {
     pub fn header(&self, attempt: Attempt) -> EpochHeader {

@@ -4,7 +4,7 @@ use protocol::Retention;
 use protocol::retention::{Budget, Spacing, choose};
 use replica::{Did, Replica, ReplicaError};
 
-use crate::schedule::{Else, Run};
+use crate::power_cut::schedule::{Else, Run};
 
 type Done = Result<(), (ReplicaError, Else)>;
 

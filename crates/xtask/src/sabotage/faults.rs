@@ -12,7 +12,7 @@ pub(crate) struct Fault {
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) struct Catcher {
     pub package: &'static str,
-    /// `lib` for the unit tests, or the name of a file or folder in `tests/`.
+    /// `lib` for the unit tests, or the name of a file or folder in `tests/`: a program of its own, or a module of `all`.
     pub binary: &'static str,
     pub test: &'static str,
     /// Part of the message with which it fails.

@@ -11,7 +11,10 @@ use super::tree::Tree;
 pub(crate) fn every_file_is_reached(tree: &Tree) -> Vec<Complaint> {
     let mut reached: BTreeSet<String> = BTreeSet::new();
     let told: Vec<String> = tree.ending("/Cargo.toml").flat_map(|(path, manifest)| roots_of(path, manifest)).collect();
-    let is_root = |path: &str| is_root(path) || told.iter().any(|root| root == path);
+    let is_told = |path: &str| told.iter().any(|root| root == path);
+    let untold: Vec<String> =
+        tree.ending("/Cargo.toml").filter_map(|(path, manifest)| untold(path, manifest)).collect();
+    let is_root = |path: &str| is_root(path) && !untold.iter().any(|folder| path.starts_with(folder)) || is_told(path);
     let mut waiting: Vec<String> =
         tree.ending(".rs").map(|(path, _)| path).filter(|path| is_root(path)).map(str::to_owned).collect();
     while let Some(path) = waiting.pop() {
@@ -40,6 +43,12 @@ fn roots_of<'tree>(path: &'tree str, manifest: &'tree str) -> impl Iterator<Item
     let folder = path.trim_end_matches("Cargo.toml");
     let told = manifest.lines().filter_map(|line| line.trim().strip_prefix("path = \"")?.strip_suffix('"'));
     told.filter(|told| told.ends_with(".rs")).map(move |told| format!("{folder}{told}"))
+}
+
+/// The folder of tests in which cargo compiles only what the manifest names.
+fn untold(path: &str, manifest: &str) -> Option<String> {
+    let folder = path.trim_end_matches("Cargo.toml");
+    manifest.lines().any(|line| line.trim() == "autotests = false").then(|| format!("{folder}tests/"))
 }
 
 /// Every place where the modules that `text` declares may stand.
@@ -113,6 +122,19 @@ mod tests {
         assert_eq!(every_file_is_reached(&Tree::from(files)), Vec::<String>::new());
         files[0].1 = "[lib]\n";
         assert_eq!(every_file_is_reached(&Tree::from(files)).len(), 2);
+    }
+
+    #[test]
+    fn a_test_that_neither_the_manifest_nor_a_module_names_is_an_orphan() {
+        let mut files = [
+            ("crates/a/Cargo.toml", "autotests = false\n[[test]]\npath = \"tests/all.rs\"\n"),
+            ("crates/a/tests/all.rs", "mod one;\n"),
+            ("crates/a/tests/one.rs", ""),
+            ("crates/a/tests/two.rs", ""),
+        ];
+        assert_eq!(every_file_is_reached(&Tree::from(files)).len(), 1);
+        files[1].1 = "mod one;\nmod two;\n";
+        assert_eq!(every_file_is_reached(&Tree::from(files)), Vec::<String>::new());
     }
 
     #[test]

@@ -1,0 +1,12 @@
+//! Control beside modelled sites: one program, so that it is linked once.
+
+mod beside;
+mod caps;
+mod circle;
+mod cut_over;
+mod jobs;
+mod meeting;
+mod pages;
+mod policies;
+mod sites;
+mod trouble;

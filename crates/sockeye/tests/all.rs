@@ -1,0 +1,16 @@
+//! The command line and whole circles: one program, so that it is linked once.
+
+mod cancel;
+mod canned;
+mod caps;
+mod circle;
+mod contract;
+mod copying;
+mod freeze;
+mod kill;
+mod plain;
+mod points;
+mod scene;
+mod served;
+mod terminal;
+mod typed;
