@@ -6,6 +6,7 @@ use std::io::Write;
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
+use crate::sites;
 use crate::sites::qemu::run;
 use crate::sites::{NAME, SIZES, Sites, key};
 use protocol::BLOCK;
@@ -111,12 +112,29 @@ impl Volume {
         self.0.join("ballast")
     }
 
-    /// Leaves no room on it.
-    fn fill(&self) {
-        let mut file = std::fs::File::create(self.ballast()).unwrap();
-        for piece in [1 << 20, 4096] {
-            while file.write_all(&vec![1; piece]).is_ok() {}
+    /// Leaves no room on it, and no history that could be let go of to make some.
+    async fn fill(&self) {
+        let begun = Instant::now();
+        loop {
+            let mut file = std::fs::File::options().append(true).create(true).open(self.ballast()).unwrap();
+            // Looked at before it is filled: what is let go of later is less than that.
+            let history = self.history();
+            for piece in [1 << 20, 4096] {
+                while file.write_all(&vec![1; piece]).is_ok() {}
+            }
+            if history < 1 << 20 {
+                return;
+            }
+            assert!(begun.elapsed() < sites::PATIENCE, "{history} bytes of history are not let go of");
+            tokio::time::sleep(Duration::from_millis(20)).await;
         }
+    }
+
+    /// Bytes of before-images on it.
+    fn history(&self) -> u64 {
+        let files = std::fs::read_dir(self.0.join(NAME)).unwrap().filter_map(Result::ok);
+        let segments = files.filter(|file| file.file_name().to_string_lossy().ends_with(".segment"));
+        segments.filter_map(|file| file.metadata().ok()).map(|data| data.len()).sum()
     }
 }
 
@@ -141,9 +159,9 @@ async fn a_full_retention_volume_stops_epochs_and_not_the_guest_and_they_go_on_w
     let volume = Volume::under(&mut sites, 24).await;
     overwrite(&mut sites);
     sites.must_become_equal("after the volume was put in place").await;
-    volume.fill();
+    volume.fill().await;
     overwrite(&mut sites);
-    // What it would take to keep what the disks held does not fit, whatever history goes.
+    // What it would take to keep what the disks held does not fit.
     sites.says(code::NO_SPACE).await;
     let before = sites.points().await;
     for _ in 0..3 {

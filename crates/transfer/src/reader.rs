@@ -7,6 +7,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use bytes::Bytes;
+use futures::stream::FuturesOrdered;
 use futures::{StreamExt, TryStreamExt, stream};
 use protocol::fault::code;
 use protocol::leaf::{Leaf, LeafKey, ZERO_LEAF, leaf};
@@ -85,9 +86,7 @@ impl Reader {
                     return read.map_err(|error| lost(&self.key, &error));
                 }
                 let parts: BlockMap = [extent].into_iter().collect();
-                let parts: Vec<Extent> = parts.pieces(*limit).collect();
-                let reads = parts.iter().map(|part| client.read(part.offset, part.length as u32));
-                let mut reads = stream::iter(reads).buffered(READS);
+                let mut reads: FuturesOrdered<_> = parts.pieces(*limit).map(|part| part_of(client, part)).collect();
                 let mut whole = Vec::with_capacity(extent.length as usize);
                 while let Some(bytes) = reads.next().await {
                     whole.extend_from_slice(&bytes.map_err(|error| lost(&self.key, &error))?);
@@ -181,6 +180,10 @@ pub(crate) fn leaves_of(disk: &dyn Disk, extent: Extent, key: &LeafKey) -> std::
         }
     }
     Ok((leaves, read))
+}
+
+async fn part_of(client: &nbd::Client, part: Extent) -> Result<Bytes, nbd::Error> {
+    client.read(part.offset, part.length as u32).await
 }
 
 async fn blocking<T: Send + 'static>(work: impl FnOnce() -> Result<T, Fault> + Send + 'static) -> Result<T, Fault> {
