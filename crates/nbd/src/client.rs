@@ -41,6 +41,8 @@ const ZERO_STEP: u64 = 512 * 1024 * 1024;
 const STATUS_STEP: u64 = u32::MAX as u64 & !0xffff;
 /// The most extents one call returns: 16 Mi of them take 400 MB.
 const MAX_EXTENTS: usize = 1 << 24;
+/// Heads of replies are read through a buffer of this size; payload that is larger passes it by.
+const BUFFER: usize = 16 * 1024;
 
 /// What to negotiate with the server.
 #[derive(Clone, Debug)]
@@ -121,7 +123,7 @@ impl Client {
         if export.len() > wire::MAX_STRING || options.contexts.iter().any(|name| name.len() > wire::MAX_STRING) {
             return Err(Error::Unsupported("names longer than 4096 bytes"));
         }
-        let mut incoming = BufReader::with_capacity(64 * 1024, incoming);
+        let mut incoming = BufReader::with_capacity(BUFFER, incoming);
         let mut agreed = handshake::open(&mut incoming, &mut outgoing, export, &options.contexts).await?;
         match options.cut_at {
             Some(cut) if !cut.is_power_of_two() || cut < agreed.block.minimum => {

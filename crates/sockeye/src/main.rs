@@ -23,7 +23,11 @@ use clap::Parser;
 use crate::cli::Cli;
 use crate::show::Screen;
 
+/// Memory up to this size is kept for the next one who wants it, and not given back to the system at once.
+const KEPT: libc::c_int = 64 << 20;
+
 fn main() -> anyhow::Result<ExitCode> {
+    keep_buffers();
     let Cli { global, verb } = Cli::parse();
     if let cli::Verb::Demo(wanted) = &verb {
         return roles::demo::run(wanted, global.output);
@@ -47,4 +51,15 @@ fn main() -> anyhow::Result<ExitCode> {
             trouble.ending.code()
         }
     })
+}
+
+/// Frames come and go by the thousand, and their buffers are larger than what the C library keeps by itself: each would be
+/// mapped anew, page by page (measured: `docs/performance.md`).
+#[allow(unsafe_code)]
+fn keep_buffers() {
+    // SAFETY: two settings of the allocator, before there is a second thread.
+    unsafe {
+        libc::mallopt(libc::M_MMAP_THRESHOLD, KEPT / 2);
+        libc::mallopt(libc::M_TRIM_THRESHOLD, KEPT);
+    }
 }

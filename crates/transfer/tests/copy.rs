@@ -31,7 +31,7 @@ impl Dice {
     }
 }
 
-/// A disk that fails after so many writes.
+/// A disk that fails after so many blocks were written.
 struct Failing {
     disk: FileDisk,
     writes: AtomicU64,
@@ -45,7 +45,8 @@ impl Disk for Failing {
         self.disk.read_at(offset, buffer)
     }
     fn write_at(&self, offset: u64, bytes: &[u8]) -> io::Result<()> {
-        match self.writes.fetch_update(Ordering::Relaxed, Ordering::Relaxed, |left| left.checked_sub(1)) {
+        let blocks = (bytes.len() as u64).div_ceil(BLOCK);
+        match self.writes.fetch_update(Ordering::Relaxed, Ordering::Relaxed, |left| left.checked_sub(blocks)) {
             Ok(_) => self.disk.write_at(offset, bytes),
             Err(_) => Err(io::ErrorKind::StorageFull.into()),
         }
@@ -65,7 +66,7 @@ impl Disk for Failing {
 struct Pair {
     directory: tempfile::TempDir,
     dice: Dice,
-    /// Writes that the target takes before it fails.
+    /// Blocks that the target takes before it fails.
     writes: u64,
     /// Frames of data after which links break, the last one first.
     breaks: Mutex<Vec<usize>>,
@@ -252,7 +253,9 @@ async fn a_copy_that_fails_leaves_its_mark_and_the_next_one_goes_on() {
     assert!(pair.are_equal() && !pair.is_marked());
     assert_eq!((copied.sync, copied.resumed), (Sync::Compare, true));
     let missing = data_blocks(&pair.source()) - 100;
-    assert_eq!(copied.moved.changed.div_ceil(BLOCK), missing, "{copied:?}");
+    // The write that failed carried several blocks, of which some might have had room.
+    let again = copied.moved.changed.div_ceil(BLOCK);
+    assert!((missing..missing + 4).contains(&again), "{copied:?}");
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -20,7 +20,7 @@ use tokio::sync::{Semaphore, mpsc};
 use super::Traffic;
 use super::lane::Queued;
 
-/// The most blocks that are not tried after a try that did not pay.
+/// The most frames that are not tried after a try that did not pay.
 const MOST_SKIPPED: u32 = 32;
 /// So much of a lane's history counts for its speed: the last eight frames or so.
 const FADES: f64 = 7.0 / 8.0;
@@ -72,7 +72,7 @@ impl Tally {
 /// Decides by what became of the last tries.
 #[derive(Default)]
 struct Packing {
-    /// Blocks that are still not to be tried.
+    /// Frames that are still not to be tried.
     skip: u32,
     /// How many will be after the next failure.
     patience: u32,
@@ -119,7 +119,7 @@ pub(super) async fn pack(
 ) {
     let mut packing = Packing::default();
     while let Some(Queued { mut bytes, is_word }) = coming.recv().await {
-        if packed::packable(&bytes).is_some() {
+        if let Some(length) = packed::packable(&bytes) {
             let room = goes.max_capacity();
             let mut saved = None;
             if packing.tries(room - goes.capacity(), room) {
@@ -137,7 +137,7 @@ pub(super) async fn pack(
                 packing.tried(&Tried { saved, took: begun.elapsed(), line });
             }
             let kind = if saved.is_some() { &tally.compressed } else { &tally.plain };
-            kind.fetch_add(1, Ordering::Relaxed);
+            kind.fetch_add((length as u64).div_ceil(protocol::BLOCK), Ordering::Relaxed);
             tally.saved.fetch_add(saved.unwrap_or(0) as u64, Ordering::Relaxed);
         }
         if goes.send(Queued { bytes, is_word }).await.is_err() {

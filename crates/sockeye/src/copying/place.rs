@@ -14,8 +14,8 @@ use transfer::{ExportDisk, Reader};
 
 use crate::cli::Place;
 
-/// Reads of an export are this long at most: every server takes them.
-const READ: u64 = protocol::BLOCK;
+/// Reads of an export are this long at most: every server takes them, whether it says so or not (the protocol's bound is 32 MiB).
+const READ: u64 = 1 << 20;
 
 /// Opens the source; what is read of it is counted.
 pub async fn source(place: &Place) -> Result<(Reader, Arc<AtomicU64>), Fault> {
