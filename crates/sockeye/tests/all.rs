@@ -8,6 +8,7 @@ mod contract;
 mod copying;
 mod freeze;
 mod kill;
+mod outbound;
 mod plain;
 mod points;
 mod scene;

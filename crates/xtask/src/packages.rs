@@ -11,7 +11,7 @@ use anyhow::{Context, Result, bail};
 use crate::command::{is_installed, output, run, works};
 
 /// A program the tests, the demo or a bench start, and the package that brings it.
-const PROGRAMS: [(&str, &str); 14] = [
+const PROGRAMS: [(&str, &str); 15] = [
     ("qemu-system-x86_64", "qemu-system-x86"),
     ("qemu-img", "qemu-utils"),
     ("qemu-nbd", "qemu-utils"),
@@ -20,6 +20,7 @@ const PROGRAMS: [(&str, &str); 14] = [
     ("nbdinfo", "libnbd-bin"),
     ("nbdcopy", "libnbd-bin"),
     ("ip", "iproute2"),
+    ("nft", "nftables"),
     ("unshare", "util-linux"),
     ("kill", "procps"),
     ("python3", "python3"),

@@ -4,6 +4,7 @@
 //!   ns home ── veth ═══ veth ── ns cloud        each site's processes also see the other site's directory as empty
 //!   10.77.0.1                   10.77.0.2
 //! ```
+//! Home can stand behind a firewall: what comes in and was not asked for by home is dropped, without a word.
 //! Where the kernel does not allow namespaces (no root), both sites are on loopback and the link cannot be cut.
 
 use std::path::Path;
@@ -14,6 +15,23 @@ use anyhow::{Context, bail};
 
 /// The two hosts' addresses inside their namespaces: nothing outside ever sees them.
 const ADDRESS: [&str; 2] = ["10.77.0.1", "10.77.0.2"];
+
+/// How the two sites are connected.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Hosts {
+    /// Both are on the loopback.
+    Loopback,
+    /// Each is a host of its own, if the kernel allows it.
+    Own,
+    /// The same, and nobody can dial home: its components make outbound connections only.
+    HomeBehindFirewall,
+}
+
+/// Drops what comes in and does not belong to a connection that was made from inside.
+const FIREWALL: &str = "add table inet sockeye; \
+    add chain inet sockeye in { type filter hook input priority 0; policy drop; }; \
+    add rule inet sockeye in iif lo accept; \
+    add rule inet sockeye in ct state established,related accept";
 
 /// The network between home (0) and away (1).
 pub struct Net {
@@ -29,28 +47,26 @@ fn run(program: &str, arguments: &[&str]) -> anyhow::Result<()> {
 }
 
 impl Net {
-    /// Makes both hosts, or says why everything stays on loopback.
-    pub fn new() -> (Net, Option<String>) {
+    /// Makes what is wanted, or says why everything stays on loopback.
+    pub fn new(wanted: Hosts) -> (Net, Option<String>) {
+        if wanted == Hosts::Loopback {
+            return (Net { names: None }, None);
+        }
         // One process may make several pairs.
         static MADE: AtomicU32 = AtomicU32::new(0);
         let id = format!("{}-{}", std::process::id(), MADE.fetch_add(1, Ordering::Relaxed));
         let names = [format!("skh{id}"), format!("skc{id}")];
         let net = Net { names: Some(names.clone()) };
-        match net.build(&names) {
+        match net.build(&names, wanted) {
             Ok(()) => (net, None),
             Err(error) => {
                 drop(net);
-                (Net::loopback(), Some(format!("{error:#}")))
+                (Net { names: None }, Some(format!("{error:#}")))
             }
         }
     }
 
-    /// Everything on loopback.
-    pub fn loopback() -> Net {
-        Net { names: None }
-    }
-
-    fn build(&self, names: &[String; 2]) -> anyhow::Result<()> {
+    fn build(&self, names: &[String; 2], wanted: Hosts) -> anyhow::Result<()> {
         for name in names {
             run("ip", &["netns", "add", name])?;
         }
@@ -60,6 +76,9 @@ impl Net {
             run("ip", &["-n", name, "address", "add", &format!("{address}/24"), "dev", name])?;
             run("ip", &["-n", name, "link", "set", "lo", "up"])?;
             run("ip", &["-n", name, "link", "set", name, "up"])?;
+        }
+        if wanted == Hosts::HomeBehindFirewall {
+            run("ip", &["netns", "exec", &names[0], "nft", FIREWALL])?;
         }
         // The sites' directories are hidden from each other by mounts of a process's own; probe that they work.
         run("ip", &["netns", "exec", &names[0], "sh", "-c", "mount -t tmpfs none /mnt"])

@@ -14,7 +14,7 @@ use rustix::process::{Pid, Signal, kill_process};
 use serde::de::DeserializeOwned;
 
 use crate::console::Console;
-use crate::net::Net;
+use crate::net::{Hosts, Net};
 
 /// The machine that is protected.
 pub const MACHINE: &str = "web01";
@@ -89,8 +89,8 @@ pub struct Settings {
     pub written_bytes: u64,
     /// Records that the guest writes a second.
     pub rate: u32,
-    /// Whether the sites are hosts of their own if the kernel allows it.
-    pub namespaces: bool,
+    /// How the sites are connected.
+    pub hosts: Hosts,
 }
 
 /// The whole arrangement. Ends every process it started when it is dropped.
@@ -124,7 +124,7 @@ const CONTROL_PORT: u16 = 7410;
 impl World {
     /// Makes directories, seeds the disks, defines the guest at home and starts all parts; the guest is not started yet.
     pub fn build(settings: Settings) -> anyhow::Result<World> {
-        let (net, why_loopback) = if settings.namespaces { Net::new() } else { (Net::loopback(), None) };
+        let (net, why_loopback) = Net::new(settings.hosts);
         let port = if net.is_real() { CONTROL_PORT } else { free_port()? };
         let (parts, token, join_token) = (BTreeMap::new(), String::new(), String::new());
         let mut world = World { settings, net, why_loopback, parts, port, token, join_token };
@@ -268,9 +268,20 @@ impl World {
             }
         }
         if part == Part::MasterTarget {
+            command.arg("--retention").arg(self.dir(at).join("retention"));
+        }
+        let dialled = match (self.settings.hosts, at, part) {
+            (_, _, Part::Control) => false,
+            (Hosts::HomeBehindFirewall, At::Home, Part::MasterTarget) => {
+                command.arg("--outbound-only");
+                false
+            }
+            (Hosts::HomeBehindFirewall, At::Cloud, Part::ProcessServer) => true,
+            (_, _, part) => part == Part::MasterTarget,
+        };
+        if dialled {
             let address = self.net.address(at.host());
             command.arg("--listen").arg(format!("{address}:0")).arg("--advertise").arg(format!("{address}:0"));
-            command.arg("--retention").arg(self.dir(at).join("retention"));
         }
         command
             .env("SOCKEYE_LOG", std::env::var("SOCKEYE_LOG").unwrap_or_else(|_| "info".into()))

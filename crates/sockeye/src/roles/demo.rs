@@ -7,6 +7,7 @@ use std::time::Instant;
 
 use anyhow::Context;
 use demo::circle::Circle;
+use demo::net::Hosts;
 use demo::world::{Part, Settings, World};
 
 use crate::cli::{Demo, Output};
@@ -36,7 +37,7 @@ pub fn run(wanted: &Demo, output: Output) -> anyhow::Result<ExitCode> {
         disk_bytes: DISK_BYTES,
         written_bytes: WRITTEN_BYTES,
         rate: wanted.rate,
-        namespaces: !wanted.no_namespaces,
+        hosts: if wanted.no_namespaces { Hosts::Loopback } else { Hosts::Own },
     };
     say(&format!("two sites in {}", root.display()));
     let result = World::build(settings).and_then(|world| round(world, &say, wanted.keep));

@@ -12,6 +12,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, bail, ensure};
 use demo::console::{Console, Found};
+use demo::net::Hosts;
 use demo::world::{At, MACHINE, Part, Settings, World, wait_for};
 use platforms::Platform;
 use platforms::qemu::Qemu;
@@ -38,8 +39,13 @@ pub struct Scene {
     began: Instant,
 }
 
-/// Plays one test. What fails leaves its directory and shows the ends of its logs.
+/// Plays one test, each site a host of its own if the test wants that and the kernel allows it.
 pub fn play(namespaces: bool, act: impl FnOnce(&mut Scene) -> anyhow::Result<()>) {
+    play_on(if namespaces { Hosts::Own } else { Hosts::Loopback }, act);
+}
+
+/// Plays one test. What fails leaves its directory and shows the ends of its logs.
+pub fn play_on(hosts: Hosts, act: impl FnOnce(&mut Scene) -> anyhow::Result<()>) {
     // Beside another guest under emulation a test would measure that guest. (Nextest runs each in a process of its own and
     // has this from its settings; `cargo test` has not.)
     static ALONE: Mutex<()> = Mutex::new(());
@@ -55,7 +61,7 @@ pub fn play(namespaces: bool, act: impl FnOnce(&mut Scene) -> anyhow::Result<()>
         disk_bytes: DISK_BYTES,
         written_bytes: WRITTEN_BYTES,
         rate: 100,
-        namespaces,
+        hosts,
     };
     let result = World::build(settings).and_then(|world| {
         let runtime = tokio::runtime::Runtime::new()?;
