@@ -4,7 +4,7 @@
 #![allow(clippy::unwrap_used)]
 
 use crate::sites::drive::*;
-use crate::sites::model::{CELLS, now_ms};
+use crate::sites::model::{CELLS, now_ms, quiet};
 use control::Hooks;
 use protocol::fault::code;
 use protocol::machine::Power;
@@ -17,18 +17,6 @@ use protocol::stage::{MovePhase, Side, Stage};
 const HOME: Side = Side::Home;
 const AWAY: Side = Side::Away;
 const HOUR: u64 = 3_600_000;
-
-fn quiet() -> Pace {
-    Pace {
-        carried: 100 << 20,
-        carrying_us: 1_000_000,
-        changed: 1 << 20,
-        changing_us: 1_000_000,
-        last_bytes: Some(1 << 20),
-        last_us: Some(20_000),
-        ..Pace::default()
-    }
-}
 
 /// A guest that writes twice what the link carries.
 fn outrun() -> Pace {

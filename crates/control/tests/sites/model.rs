@@ -100,6 +100,19 @@ pub(super) fn fault(entry: &protocol::fault::Entry, why: &str) -> Fault {
     Fault::new(entry, why, "the model says so")
 }
 
+/// A machine that changes little, over a line that carries much.
+pub fn quiet() -> Pace {
+    Pace {
+        carried: 100 << 20,
+        carrying_us: 1_000_000,
+        changed: 1 << 20,
+        changing_us: 1_000_000,
+        last_bytes: Some(1 << 20),
+        last_us: Some(20_000),
+        ..Pace::default()
+    }
+}
+
 impl Model {
     pub fn new() -> Model {
         let vm = Vm {
@@ -124,15 +137,7 @@ impl Model {
             attempts: BTreeSet::new(),
             history: vec![],
             now: 1,
-            pace: Pace {
-                carried: 100 << 20,
-                carrying_us: 1_000_000,
-                changed: 1 << 20,
-                changing_us: 1_000_000,
-                last_bytes: Some(1 << 20),
-                last_us: Some(20_000),
-                ..Pace::default()
-            },
+            pace: quiet(),
             interval_ms: 0,
             intervals: BTreeSet::new(),
             keepings: vec![],
