@@ -20,6 +20,7 @@ use protocol::keeping::{ItemManifest, Keeping};
 use protocol::order::{ExchangeReply, ExchangeRequest, NumberedOrder, Replication, ReportState, Role, Wishes};
 use protocol::replication::{Peer, Target};
 use protocol::rest::{Register, Registered};
+use protocol::stage::Side;
 
 use crate::clock::now_ms;
 use crate::component::{Fleet, Saved, save_text};
@@ -257,6 +258,13 @@ fn keeper(fleet: &Fleet, item: &Item) -> Option<String> {
     }
 }
 
+/// The master target that keeps what the machine was raised from.
+fn beneath(fleet: &Fleet, item: &Item, runs_at: Side) -> Option<Peer> {
+    let copy = item.copy(runs_at);
+    let name = copy.master_target.clone().filter(|_| copy.raised)?;
+    Some(Peer { address: fleet.address(&name)?, name })
+}
+
 /// Whom the master target `component` is to dial for `item`: the process server that sends its epochs and cannot dial it.
 fn sender(fleet: &Fleet, item: &Item, component: &str) -> Option<Peer> {
     item.active_wish()?;
@@ -287,6 +295,7 @@ pub(crate) fn replication(fleet: &Fleet, item: &Item, component: &str) -> Option
         target,
         token: wish.token.clone(),
         standpoint: wish.standpoint.clone(),
+        beneath: beneath(fleet, item, from),
         sync: wish.sync,
         interval_ms: if wish.hurried { item.interval_ms.min(HURRIED_MS) } else { item.interval_ms },
         offline: wish.offline,

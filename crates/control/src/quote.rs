@@ -212,7 +212,8 @@ impl Control {
                 quote.notes.push(why);
                 let compared = "where it has to be compared, each side reads what its disks hold";
                 quote.notes.push(format!("{compared}, at most {}", bytes(size)));
-                at_most(&mut quote, size, pace.compare_rate());
+                let slowest = slowest(&pace, quote.rate);
+                at_most(&mut quote, size, slowest);
                 if let Some(changes) = pace.change_rate() {
                     quote.notes.push(format!("a hint: {}/s changed when that was last measured", bytes(changes)));
                 }
@@ -303,7 +304,7 @@ impl Control {
         let history = if planned || !item.copy(from).raised {
             0
         } else {
-            let order = Order::Standpoint { item: item.name.clone() };
+            let order = Order::Standpoint { item: item.name.clone(), reader: None };
             match self.ask_keeper(item, from, order, PATIENCE).await {
                 Ok(Outcome::Stands { position }) => match position.changes.bytes() {
                     Some(bytes) => bytes,
@@ -375,6 +376,11 @@ fn first_rate(pace: &Pace, cap: Option<u64>) -> (Option<u64>, Option<Limit>) {
     (rate, limit.filter(|limit| *limit != Limit::Churn))
 }
 
+/// How fast a compare goes at the worst: all of it may differ, and travels then, under a cap too.
+fn slowest(pace: &Pace, rate: Option<u64>) -> Option<u64> {
+    pace.compare_rate().zip(rate).map(|(compare, rate)| compare.min(rate))
+}
+
 /// Says how long `bytes` take at most, or that it is not known.
 fn at_most(quote: &mut Quote, bytes: u64, rate: Option<u64>) {
     quote.notes.push(match rate {
@@ -385,4 +391,24 @@ fn at_most(quote: &mut Quote, bytes: u64, rate: Option<u64>) {
         }
         None => "how long that takes is not known: nothing of the kind was measured yet".into(),
     });
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_compare_takes_as_long_as_what_may_differ_travels() {
+        let compared = Pace { compared: 900_000, comparing_us: 1_000_000, ..Pace::default() };
+        let pace = Pace { carried: 2 << 20, carrying_us: 1_000_000, ..compared };
+        let said = |pace: &Pace, cap| {
+            let mut quote = Quote::default();
+            (quote.rate, quote.limit) = first_rate(pace, cap);
+            at_most(&mut quote, 9_000_000, slowest(pace, quote.rate));
+            quote.notes.remove(0)
+        };
+        assert_eq!(said(&pace, None), "that takes 10 s at most, at the rate that was measured");
+        assert_eq!(said(&pace, Some(800_000)), "that takes 90 s at most, under the bandwidth cap");
+        assert!(said(&compared, None).contains("is not known"), "what differs may travel at any rate");
+    }
 }

@@ -181,7 +181,7 @@ impl Duty for MasterTarget {
             | Order::Release { item }
             | Order::Lower { item, .. }
             | Order::Absorb { item, .. }
-            | Order::Standpoint { item }
+            | Order::Standpoint { item, .. }
             | Order::GiveBack { item }
             | Order::PinPoint { item, .. }
             | Order::ListPoints { item } => Some(shelf.must(item)?),
@@ -247,7 +247,10 @@ impl Duty for MasterTarget {
                 ticket.step("writing the overlay into the replica", None);
                 self.absorb(&item, attempt, cut_at_ms).await
             }
-            (Order::Standpoint { .. }, Some(item)) => {
+            (Order::Standpoint { reader, .. }, Some(item)) => {
+                if reader.is_some() {
+                    item.change(|record| record.raised.iter_mut().for_each(|raised| raised.reader = reader.clone()))?;
+                }
                 standpoint(&item).await.map(|position| Outcome::Stands { position })
             }
             (Order::Fold { item: id }, item) => fold(shelf, &id, item, ticket).await,

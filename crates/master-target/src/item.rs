@@ -446,8 +446,12 @@ impl Item {
 fn authorised(grant: &Grant, token: &str, generation: u64) -> bool {
     #[cfg(feature = "sabotage")]
     let token = if protocol::sabotage::is("token-unchecked") { grant.token.as_str() } else { token };
-    // Compared as hashes, so that the time it takes tells nothing about the secret.
-    generation == grant.generation && blake3::hash(token.as_bytes()) == blake3::hash(grant.token.as_bytes())
+    generation == grant.generation && is_secret(token, &grant.token)
+}
+
+/// Whether that is the secret. Compared as hashes, so that the time it takes tells nothing about it.
+pub(crate) fn is_secret(token: &str, secret: &str) -> bool {
+    blake3::hash(token.as_bytes()) == blake3::hash(secret.as_bytes())
 }
 
 fn no_epoch() -> Fault {

@@ -19,15 +19,34 @@ pub(crate) struct ItemLeaves {
     item: Arc<Item>,
     /// Held while kept leaves are brought up to date: who asks meanwhile waits, and reads nothing.
     catching_up: Mutex<()>,
+    /// What is hashed with: what kept leaves are made with, or another that the sender asked for.
+    key: Mutex<LeafKey>,
 }
 
 impl ItemLeaves {
-    pub(crate) fn of(item: Arc<Item>) -> ItemLeaves {
-        ItemLeaves { item, catching_up: Mutex::default() }
+    /// Blocks.
+    pub(crate) fn of(item: Arc<Item>) -> Result<ItemLeaves, Fault> {
+        let key = item.leaves().map_err(|error| item.fault(&error))?.key();
+        Ok(ItemLeaves { item, catching_up: Mutex::default(), key: Mutex::new(key) })
+    }
+
+    /// Hashes with `key` in this session, unless leaves are kept that then could not be used. Gives what it hashes with. Blocks.
+    pub(crate) fn rekey(&self, key: LeafKey) -> Result<LeafKey, Fault> {
+        let failed = |error: replica::ReplicaError| self.item.fault(&error);
+        let kept = self.item.leaves().map_err(failed)?;
+        // Of disks outside none are used, see `Stretch::newest`.
+        let needed = self.item.replica.disks().iter().any(|disk| disk.home == DiskHome::Inside);
+        let key = if kept.adopt(key).map_err(failed)? || !needed { key } else { kept.key() };
+        *self.key.lock().unwrap_or_else(PoisonError::into_inner) = key;
+        Ok(key)
     }
 }
 
 impl Hashed for ItemLeaves {
+    fn key(&self) -> LeafKey {
+        *self.key.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
     fn size(&self, disk: u16) -> Option<u64> {
         self.item.replica.disks().get(usize::from(disk)).map(|disk| disk.size)
     }
@@ -36,8 +55,7 @@ impl Hashed for ItemLeaves {
     /// of what is there now; of the rest those of the newest point, if that is what the epoch is compared with, and otherwise
     /// such as equal no block's.
     fn leaves(&self, disk: u16, extent: Extent) -> Result<(Vec<Leaf>, u64), Fault> {
-        let ItemLeaves { item, catching_up } = self;
-        let key = item.leaves().map_err(|error| item.fault(&error))?.key();
+        let (ItemLeaves { item, catching_up, .. }, key) = (self, self.key());
         let stretch = Stretch { item, catching_up, disk: usize::from(disk), extent, key };
         let Some(basis) = item.resumed() else { return stretch.newest(&[]) };
         let (mut leaves, mut read) = (Vec::new(), 0);
@@ -87,7 +105,7 @@ impl Stretch<'_> {
         // Only what is inside nobody else writes. Another disk may have been put back from a backup: that is what a compare
         // is for.
         let inside = replica.disks().get(*disk).is_some_and(|disk| disk.home == DiskHome::Inside);
-        if let Some(newest) = newest.as_ref().filter(|_| inside) {
+        if let Some(newest) = newest.as_ref().filter(|_| inside && *key == kept.key()) {
             let alone = catching_up.lock().unwrap_or_else(PoisonError::into_inner);
             if kept.at().is_some_and(|at| at != newest.attempt) {
                 // What changed in the last minute or so. Where it is more than that, the sender is not kept waiting for it.

@@ -17,6 +17,7 @@
 //!   again under the same name (its guest waits meanwhile); an unfinished epoch is resumed, or rolled back where none can come.
 
 mod absorb;
+mod beneath;
 mod dialling;
 mod difference;
 mod duty;

@@ -66,7 +66,7 @@ async fn bring_up(
         });
         let spec = MachineSpec { disks: disks.collect(), ..spec };
         let before = item.record().raised.map_or(present.map(|present| present.spec), |raised| raised.before);
-        let raised = Raised { point: point.attempt, generation, spec: spec.clone(), before };
+        let raised = Raised { point: point.attempt, generation, spec: spec.clone(), before, reader: None };
         item.change(|record| record.raised = Some(raised))?;
         shelf.platform.define(&spec).await?;
     }

@@ -81,6 +81,9 @@ pub(crate) struct Raised {
     pub(crate) spec: MachineSpec,
     /// What the site knew under that name before, to be put back.
     pub(crate) before: Option<MachineSpec>,
+    /// The secret with which its process server may ask for the kept hashes of what it stands on.
+    #[serde(default)]
+    pub(crate) reader: Option<String>,
 }
 
 /// A machine that runs from a point to be tried.

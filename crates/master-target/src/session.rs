@@ -16,8 +16,9 @@ use protocol::session::{MOST_ASKED, Message};
 use protocol::{Extent, Fault};
 use tokio::sync::{Mutex, mpsc, oneshot};
 use tokio::task::{AbortHandle, JoinHandle};
-use transfer::{Question, Trees};
+use transfer::{Hashed, Question, Trees};
 
+use crate::beneath::Beneath;
 use crate::feed::{Feed, Queued};
 use crate::item::{Item, Opened, protocol_fault};
 use crate::leaves::ItemLeaves;
@@ -83,12 +84,16 @@ async fn greet(link: Link, shelf: &Shelf, me: AbortHandle, patience: Option<Dura
     };
     let result = match hello? {
         Message::Hello { item, token, generation } => {
-            shelf.must(&item).and_then(|item| item.admit(&token, generation, me).map(|()| item))
+            shelf.must(&item).and_then(|item| item.admit(&token, generation, me).map(|()| (item, None)))
+        }
+        Message::Consult { item, token, generation } => {
+            shelf.must(&item).and_then(|item| Ok((item.clone(), Some(Beneath::of(item, &token, generation)?))))
         }
         _ => Err(protocol_fault("the first message is not hello")),
     };
     match result {
-        Ok(item) => serve(incoming, outgoing, item).await,
+        Ok((item, None)) => serve(incoming, outgoing, item).await,
+        Ok((_, Some(beneath))) => beneath.tell(incoming, outgoing).await,
         Err(fault) => {
             tracing::warn!(peer = incoming.peer(), %fault, cause = %fault.cause, "a sender was not admitted");
             refuse(&mut incoming, outgoing, fault).await
@@ -98,8 +103,8 @@ async fn greet(link: Link, shelf: &Shelf, me: AbortHandle, patience: Option<Dura
 
 async fn serve(mut incoming: Incoming, mut outgoing: Outgoing, item: Arc<Item>) -> Result<(), LinkError> {
     let of = item.clone();
-    let leaves = match blocking(move || of.leaves().map_err(|error| of.fault(&error))).await {
-        Ok(leaves) => leaves,
+    let leaves = match blocking(move || ItemLeaves::of(of)).await {
+        Ok(leaves) => Arc::new(leaves),
         Err(fault) => return refuse(&mut incoming, outgoing, fault).await,
     };
     outgoing
@@ -111,8 +116,7 @@ async fn serve(mut incoming: Incoming, mut outgoing: Outgoing, item: Arc<Item>) 
             leaf_key: leaves.key(),
         })
         .await?;
-    let trees = Trees::new(Arc::new(ItemLeaves::of(item.clone())), leaves.key());
-    drop(leaves);
+    let trees = Trees::new(leaves.clone());
     let (queue, mut queued) = mpsc::channel(QUEUE);
     let (ask, asked) = mpsc::channel(MOST_ASKED);
     let outgoing = Mutex::new(outgoing);
@@ -122,7 +126,7 @@ async fn serve(mut incoming: Incoming, mut outgoing: Outgoing, item: Arc<Item>) 
         std::future::pending::<std::convert::Infallible>().await
     };
     let result = tokio::select! {
-        result = follow(&mut queued, &outgoing, &item) => result,
+        result = follow(&mut queued, &outgoing, &item, &leaves) => result,
         result = hash(trees, asked, &outgoing) => result,
         never = reading => match never {},
     };
@@ -188,7 +192,12 @@ async fn hash(mut trees: Trees, mut asked: mpsc::Receiver<Question>, outgoing: &
     }
 }
 
-async fn follow(queue: &mut mpsc::Receiver<Queued>, outgoing: &Mutex<Outgoing>, item: &Arc<Item>) -> Result<(), Ended> {
+async fn follow(
+    queue: &mut mpsc::Receiver<Queued>,
+    outgoing: &Mutex<Outgoing>,
+    item: &Arc<Item>,
+    leaves: &Arc<ItemLeaves>,
+) -> Result<(), Ended> {
     let mut feed = Feed::default();
     let mut after_batch = None;
     loop {
@@ -211,13 +220,13 @@ async fn follow(queue: &mut mpsc::Receiver<Queued>, outgoing: &Mutex<Outgoing>, 
             outgoing.lock().await.say(Message::Received { through }).await?;
         }
         if let Some(message) = message {
-            let answer = answer(message, item).await?;
+            let answer = answer(message, item, leaves).await?;
             outgoing.lock().await.say(answer).await?;
         }
     }
 }
 
-async fn answer(message: Message, item: &Arc<Item>) -> Result<Message, Fault> {
+async fn answer(message: Message, item: &Arc<Item>, leaves: &Arc<ItemLeaves>) -> Result<Message, Fault> {
     let of = item.clone();
     match message {
         Message::OpenEpoch { header } => {
@@ -230,6 +239,10 @@ async fn answer(message: Message, item: &Arc<Item>) -> Result<Message, Fault> {
             item.tend();
             let worked_us = worked.as_micros().try_into().unwrap_or(u64::MAX);
             Ok(Message::Sealed { point, worked_us })
+        }
+        Message::Rekey { leaf_key } => {
+            let leaves = leaves.clone();
+            Ok(Message::Rekeyed { leaf_key: blocking(move || leaves.rekey(leaf_key)).await? })
         }
         Message::Ping { number } => Ok(Message::Pong { number }),
         _ => Err(protocol_fault("a message came that is not a sender's")),

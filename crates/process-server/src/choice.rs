@@ -132,6 +132,7 @@ mod tests {
             target: protocol::replication::Target::Await(String::new()),
             token: String::new(),
             standpoint: None,
+            beneath: None,
             sync,
             interval_ms: 1000,
             offline: false,

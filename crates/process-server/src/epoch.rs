@@ -10,14 +10,17 @@ use std::time::{Duration, Instant};
 use platforms::Cut;
 use protocol::epoch::{DiskSize, EpochHeader, Point, PointKind};
 use protocol::fault::code;
+use protocol::leaf::LeafKey;
 use protocol::order::{Moved, Replication};
 use protocol::session::Message;
 use protocol::{Attempt, BlockMap, Extent, Fault};
-use transfer::{Compare, Flow, Pieces, Reader, Source, Stopped, begins_anew};
+use transfer::{Compare, Flow, Known, Pieces, Reader, Source, Stopped, begins_anew};
 
+use crate::beneath::Beneath;
 use crate::choice::{Choice, choose};
 use crate::cut;
 use crate::pace::Parts;
+use crate::reach::Reach;
 use crate::session::Session;
 
 /// An epoch that was cut and is being sent.
@@ -25,6 +28,8 @@ pub(crate) struct Epoch {
     header: EpochHeader,
     pub(crate) choice: Choice,
     flow: Flow,
+    /// What the target has to hash with, so that leaves that are known here can be compared.
+    key: Option<LeafKey>,
     /// The target has opened it.
     is_open: bool,
     /// What sealing it took, and what the target says that it worked on it.
@@ -38,12 +43,24 @@ impl Epoch {
         attempt: Attempt,
         kind: PointKind,
         cut: &Cut,
-        session: &Session,
+        session: &mut Session,
+        reach: &Reach,
     ) -> Result<Epoch, Fault> {
         let choice = choose(wish, cut, &session.target);
         let read = Arc::new(AtomicU64::new(0));
         let readers = cut::open(cut, read.clone()).await?;
-        let (source, expected) = source(&choice, &readers, session).await?;
+        let known = match choice {
+            Choice::Compare(_) => Beneath::consult(reach, wish, cut, &readers, read.clone()).await,
+            _ => None,
+        };
+        let key = known.as_ref().map(|known| known.key);
+        if let Some(key) = key {
+            session.rekey(key).await.map_err(|error| error.fault())?;
+        }
+        // A target that keeps leaves made with another key goes on with that.
+        let known = known.filter(|known| known.key == session.leaf_key);
+        let known = known.map(|known| Arc::new(known) as Arc<dyn Known>);
+        let (source, expected) = source(&choice, &readers, session, known).await?;
         let disks = readers.iter().map(|reader| DiskSize { disk: reader.key.clone(), size: reader.size }).collect();
         let header = EpochHeader {
             lineage: wish.lineage,
@@ -56,7 +73,7 @@ impl Epoch {
             expected_bytes: expected,
         };
         let flow = Flow::new(readers, source, expected, read, session);
-        Ok(Epoch { header, choice, flow, is_open: false, sealing: Default::default() })
+        Ok(Epoch { header, choice, flow, key, is_open: false, sealing: Default::default() })
     }
 
     /// Opens the epoch in a session (its first or a later one), sends what is missing and waits until it is sealed.
@@ -76,6 +93,9 @@ impl Epoch {
         }
         match (self.is_open, known) {
             (true, true) => {
+                if let Some(key) = self.key {
+                    session.rekey(key).await?;
+                }
                 let key = session.leaf_key;
                 self.flow.resume(session, key, resume_after).await?;
             }
@@ -131,14 +151,19 @@ impl Epoch {
     fn compare_first(&mut self, session: &Session) -> Result<(), Fault> {
         if let Some(waiting) = self.flow.waiting() {
             let expected = waiting.iter().map(|(_, map)| map.bytes()).sum();
-            self.flow.compare(compare(waiting, session)?, expected);
+            self.flow.compare(compare(waiting, session, None)?, expected);
         }
         Ok(())
     }
 }
 
 /// Where the pieces come from, and how many bytes will be looked at.
-async fn source(choice: &Choice, readers: &[Reader], session: &Session) -> Result<(Source, u64), Fault> {
+async fn source(
+    choice: &Choice,
+    readers: &[Reader],
+    session: &Session,
+    known: Option<Arc<dyn Known>>,
+) -> Result<(Source, u64), Fault> {
     match choice {
         Choice::Tracked(maps) => {
             let (mut pieces, mut expected) = (Pieces::default(), 0);
@@ -170,13 +195,13 @@ async fn source(choice: &Choice, readers: &[Reader], session: &Session) -> Resul
         Choice::Compare(_) => {
             let expected = readers.iter().map(|reader| reader.size).sum();
             let whole = readers.iter().map(|reader| (reader.clone(), BlockMap::whole(reader.size))).collect();
-            Ok((Source::Compare(compare(whole, session)?), expected))
+            Ok((Source::Compare(compare(whole, session, known)?), expected))
         }
     }
 }
 
 /// A compare of these parts of the disks.
-fn compare(parts: Vec<(Reader, BlockMap)>, session: &Session) -> Result<Compare, Fault> {
+fn compare(parts: Vec<(Reader, BlockMap)>, session: &Session, known: Option<Arc<dyn Known>>) -> Result<Compare, Fault> {
     let mut found = Vec::new();
     for (reader, map) in parts {
         let there = session.disks.iter().position(|disk| disk.disk == reader.key);
@@ -186,7 +211,7 @@ fn compare(parts: Vec<(Reader, BlockMap)>, session: &Session) -> Result<Compare,
         })?;
         found.push((reader, there, map));
     }
-    Ok(Compare::new(found, session.leaf_key))
+    Ok(Compare::new(found, session.leaf_key, known))
 }
 
 fn protocol_fault(why: &str) -> Fault {

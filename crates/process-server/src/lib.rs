@@ -18,6 +18,7 @@
 //!   and either drops the older map or merges both.
 //! - replications go on from the list on its own disk, whether control can be reached or not.
 
+mod beneath;
 mod choice;
 mod cut;
 mod duty;

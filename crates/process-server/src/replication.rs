@@ -342,7 +342,7 @@ impl Worker {
         cut: &platforms::Cut,
         session: &mut Session,
     ) -> Result<Sent, Fault> {
-        let mut epoch = Epoch::begin(wish, attempt, kind, cut, session).await?;
+        let mut epoch = Epoch::begin(wish, attempt, kind, cut, session, &self.means.reach).await?;
         self.chosen(&epoch.choice, session);
         let status = self.status.clone();
         let began = Instant::now();

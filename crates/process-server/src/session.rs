@@ -49,6 +49,17 @@ impl Session {
             other => Err(session.other_than(&other, "welcome")),
         }
     }
+
+    /// Asks the target to hash with `key`; `leaf_key` then is what it hashes with.
+    pub(crate) async fn rekey(&mut self, key: LeafKey) -> Result<(), LinkError> {
+        if self.leaf_key != key {
+            match self.session.ask(Message::Rekey { leaf_key: key }, "rekeyed").await? {
+                Message::Rekeyed { leaf_key } => self.leaf_key = leaf_key,
+                other => return Err(self.session.other_than(&other, "rekeyed")),
+            }
+        }
+        Ok(())
+    }
 }
 
 /// A refusal or failure of a session as people see it, and whether the target itself said it.

@@ -300,6 +300,9 @@ pub enum Order {
     Standpoint {
         /// The item.
         item: ItemId,
+        /// The secret with which the machine's process server may ask for the kept hashes of those disks, from now on.
+        #[serde(default)]
+        reader: Option<String>,
     },
     /// Fold the raised machine, which runs on overlays over the newest point of a replica around the platform's own disks:
     /// it runs on those disks afterwards, and the replica with its history is gone; pinned points are written out as files of

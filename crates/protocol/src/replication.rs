@@ -90,6 +90,9 @@ pub struct Replication {
     /// Where this copy stood when its generation began (the machine's own writes since are added by the process server
     /// from its maps); none for a machine that was never raised from a replica.
     pub standpoint: Option<Position>,
+    /// The master target at this site that keeps what the machine was raised from, if it can be dialled: it knows hashes.
+    #[serde(default)]
+    pub beneath: Option<Peer>,
     /// How the first epoch is chosen.
     pub sync: Sync,
     /// Time from the start of one epoch to the start of the next, in ms.

@@ -17,6 +17,17 @@
 //!                        ◄──────────────────────── Hashes                in the order of the requests
 //!     either end: Refused{fault}, then closes
 //! ```
+//! A process server that compares may know what its own disks hash to without reading them: from the master target at its
+//! own site, which keeps the copy that the machine was raised from.
+//! ```text
+//!   process server                                master target of its own site
+//!     Consult{token,item} ───────────────────────►
+//!                        ◄──────────────────────── Consulted{disks, leaf_key}
+//!     HashRequest{level 0} ──────────────────────►   Hashes               as above
+//!                                                 master target
+//!     Rekey{leaf_key} ───────────────────────────►
+//!                        ◄──────────────────────── Rekeyed{leaf_key}     now both hash alike
+//! ```
 //!
 //! Either end may have dialled. Control messages are JSON inside a bounded frame, so that a version can add a field;
 //! data frames are binary (see [`crate::frame`]).
@@ -30,7 +41,7 @@ use crate::leaf::LeafKey;
 use crate::position::Position;
 
 /// The version of the session protocol that this build speaks. A peer with another major version is refused in words.
-pub const VERSION: u32 = 5;
+pub const VERSION: u32 = 6;
 
 /// The most connections of one link.
 pub const MOST_LANES: u8 = 32;
@@ -77,6 +88,33 @@ pub enum Message {
         /// The secret with which the receiver makes leaves, and the sender too.
         leaf_key: LeafKey,
     },
+    /// Asks the receiver to hash with the key that other hashes were made with; before anything is compared.
+    Rekey {
+        /// The secret.
+        leaf_key: LeafKey,
+    },
+    /// What the receiver hashes with in this session.
+    Rekeyed {
+        /// The secret that was asked for, or its own where it keeps hashes that it would have to make anew.
+        leaf_key: LeafKey,
+    },
+    /// First word of a process server to the master target at its own site: it wants the kept hashes of the copy that the
+    /// machine was raised from, as its newest point is. `HashRequest`s may follow.
+    Consult {
+        /// The item.
+        item: ItemId,
+        /// The secret that control gave to both ends for this direction.
+        token: String,
+        /// The generation that the machine writes.
+        generation: u64,
+    },
+    /// The hashes can be had.
+    Consulted {
+        /// The copy's disks.
+        disks: Vec<DiskSize>,
+        /// The secret that they are made with.
+        leaf_key: LeafKey,
+    },
     /// Begins an epoch. The receiver goes on with an unfinished one of an earlier attempt that builds on the same point,
     /// or rolls it back.
     OpenEpoch {
@@ -118,7 +156,7 @@ pub enum Message {
     },
     /// Asks for the receiver's hashes of `offset .. offset + length` of a disk (see [`crate::leaf`]).
     HashRequest {
-        /// Index into the `disks` of `Welcome`.
+        /// Index into the `disks` of `Welcome` or `Consulted`.
         disk: u16,
         /// 0 for leaves, up to [`crate::leaf::ROOT`]. Above 0 the range lies within one stretch.
         level: u8,

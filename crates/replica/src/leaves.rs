@@ -69,7 +69,7 @@ struct Written {
 /// The kept leaves of one replica. They hold a point of it.
 pub struct Leaves {
     store: Arc<Store>,
-    key: LeafKey,
+    key: RwLock<LeafKey>,
     /// Read by who asks for leaves, several at once; written while they are brought up to date.
     state: RwLock<State>,
 }
@@ -124,12 +124,37 @@ impl Leaves {
             Some(Err(ReplicaError::PointGone(_) | ReplicaError::Damaged { .. })) | None => None,
             Some(view) => Some(view?),
         };
-        Ok(Leaves { store, key: standing.key, state: RwLock::new(State { standing, held }) })
+        let key = RwLock::new(standing.key);
+        Ok(Leaves { store, key, state: RwLock::new(State { standing, held }) })
     }
 
     /// The secret.
     pub fn key(&self) -> LeafKey {
-        self.key
+        *self.key.read().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Makes leaves with `key`, unless there are some already that would have to be made anew. Says whether they are made
+    /// with it now.
+    ///
+    /// # Errors
+    /// I/O: the key could not be made durable; it is the old one then.
+    pub fn adopt(&self, key: LeafKey) -> Result<bool, ReplicaError> {
+        if self.key() == key {
+            return Ok(true);
+        }
+        let mut state = match self.state.try_write() {
+            Ok(state) => state,
+            Err(TryLockError::Poisoned(poisoned)) => poisoned.into_inner(),
+            Err(TryLockError::WouldBlock) => return Ok(false),
+        };
+        if state.standing.at.is_some() {
+            return Ok(false);
+        }
+        let standing = Standing { key, changing: true, ..state.standing.clone() };
+        save(&self.store, &standing)?;
+        state.standing = standing;
+        *self.key.write().unwrap_or_else(PoisonError::into_inner) = key;
+        Ok(true)
     }
 
     /// The point that the leaves stand for; none while they stand for none, or are being changed.
@@ -218,7 +243,7 @@ impl Leaves {
 
     /// What a page's checksum begins with.
     fn seed(&self, disk: usize, page: u64) -> u64 {
-        let [a, b, c, d, e, f, g, h, ..] = self.key;
+        let [a, b, c, d, e, f, g, h, ..] = self.key();
         u64::from_le_bytes([a, b, c, d, e, f, g, h]) ^ (disk as u64) << 48 ^ page
     }
 
@@ -318,7 +343,7 @@ impl Pass<'_> {
         let mut block = vec![0; piece.length as usize];
         match view.read(self.disk, piece.offset, &mut block) {
             Err(error) if error.is_unreadable() => Ok(SPOILT_LEAF),
-            read => read.map(|()| leaf(&self.of.key, &block)),
+            read => read.map(|()| leaf(&self.of.key(), &block)),
         }
     }
 }

@@ -9,6 +9,8 @@
 //!   blocks that differ ─► read ─► pieces, while the rest is compared
 //! ```
 //!
+//! Where hashes of the source are known, they are asked for instead of read ([`Known`]).
+//!
 //! Holes are read on neither end. Only hashes are kept while answers are on the way: a block that differs is read once
 //! more, which costs what changed, and what is in memory depends neither on the length of the line nor on the disk.
 
@@ -16,12 +18,20 @@ use std::collections::VecDeque;
 use std::sync::Arc;
 
 use component::link::LinkError;
+use futures::future::BoxFuture;
 use protocol::leaf::{Leaf, LeafKey, ROOT, ZERO_LEAF, nodes, span};
 use protocol::session::MOST_ASKED;
 use protocol::{BLOCK, BlockMap, Extent, Fault};
 use tokio_util::task::AbortOnDropHandle;
 
 use crate::{Piece, Pieces, Question, Reader, Session, Stopped};
+
+/// Whoever knows hashes of the source without reading it.
+pub trait Known: Send + Sync + 'static {
+    /// The leaves of `extent` of the sender's disk of that index, made with the key that the compare began with; none where
+    /// it has to be read. [`protocol::leaf::SPOILT_LEAF`], which the target may have, too, is never among them.
+    fn leaves(&self, disk: u16, extent: Extent) -> BoxFuture<'_, Option<Vec<Leaf>>>;
+}
 
 /// The leaves of a part of the source.
 enum Here {
@@ -47,20 +57,21 @@ pub struct Compare {
     differs: Pieces,
     /// The target's: both ends hash with it.
     key: LeafKey,
+    known: Option<Arc<dyn Known>>,
     done: u64,
     read_there: u64,
 }
 
 impl Compare {
     /// Compares these parts of each reader's disk, in whole blocks, with the target's disk of that index; `key` is the
-    /// target's.
-    pub fn new(parts: Vec<(Reader, u16, BlockMap)>, key: LeafKey) -> Compare {
+    /// target's, and that of what is `known`.
+    pub fn new(parts: Vec<(Reader, u16, BlockMap)>, key: LeafKey, known: Option<Arc<dyn Known>>) -> Compare {
         let mut left = VecDeque::new();
         for (reader, there, map) in parts {
             left.extend(map.pieces(span(ROOT)).map(|stretch| (reader.clone(), there, stretch)));
         }
         let (further, asked, differs) = Default::default();
-        Compare { left, further, asked, differs, key, done: 0, read_there: 0 }
+        Compare { left, further, asked, differs, key, known, done: 0, read_there: 0 }
     }
 
     /// Bytes of the disks that were compared so far.
@@ -79,11 +90,14 @@ impl Compare {
     /// The session ended.
     pub async fn resume(&mut self, session: &mut Session, key: LeafKey) -> Result<(), LinkError> {
         let same = std::mem::replace(&mut self.key, key) == key;
+        if !same {
+            self.known = None;
+        }
         for asked in self.asked.iter_mut().chain(&mut self.further) {
             if !same {
                 let extent = asked.question.extent;
                 (asked.question.level, asked.stretch) = (0, extent);
-                asked.here = hashing(&asked.reader, extent, key);
+                asked.here = hashing(&asked.reader, extent, key, None);
             }
         }
         for asked in &self.asked {
@@ -126,7 +140,7 @@ impl Compare {
                     let Some((reader, disk, extent)) = self.left.pop_front() else { return Ok(()) };
                     let ends = extent.length == span(ROOT) || extent.end() == reader.size;
                     let is_whole = extent.offset.is_multiple_of(span(ROOT)) && ends;
-                    let here = hashing(&reader, extent, self.key);
+                    let here = hashing(&reader, extent, self.key, self.known.clone());
                     let question = Question { disk, level: if is_whole { ROOT } else { 0 }, extent };
                     Asked { reader, question, stretch: extent, here }
                 }
@@ -178,9 +192,16 @@ impl Compare {
     }
 }
 
-fn hashing(reader: &Reader, extent: Extent, key: LeafKey) -> Here {
+fn hashing(reader: &Reader, extent: Extent, key: LeafKey, known: Option<Arc<dyn Known>>) -> Here {
     let reader = reader.clone();
-    Here::Hashing(AbortOnDropHandle::new(tokio::spawn(async move { reader.leaves(extent, key).await })))
+    Here::Hashing(AbortOnDropHandle::new(tokio::spawn(async move {
+        if let Some(known) = known
+            && let Some(leaves) = known.leaves(reader.disk, extent).await
+        {
+            return Ok(leaves);
+        }
+        reader.leaves(extent, key).await
+    })))
 }
 
 fn broken(why: &str) -> Fault {

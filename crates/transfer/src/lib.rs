@@ -27,7 +27,7 @@ use std::sync::LazyLock;
 
 use tokio::sync::Semaphore;
 
-pub use compare::Compare;
+pub use compare::{Compare, Known};
 pub use export::ExportDisk;
 pub use flow::{Flow, Source, Stopped, Waits, begins_anew};
 pub use pieces::{Piece, Pieces};

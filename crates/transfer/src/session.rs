@@ -10,6 +10,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use component::link::{Incoming, Link, LinkError, Outgoing, Traffic};
+use protocol::Extent;
 use protocol::frame::Frame;
 use protocol::leaf::Leaf;
 use protocol::session::{MOST_ASKED, Message};
@@ -116,6 +117,16 @@ impl Session {
             Answer::Hashes { .. } => Err(self.out_of_turn("other hashes", "hashes")),
             Answer::Message(message) => Err(self.other_than(&message, "hashes")),
         }
+    }
+
+    /// Asks for leaves and waits for them; nothing else may be asked meanwhile. Gives how much was read for them, too.
+    ///
+    /// # Errors
+    /// As for [`Session::ask`].
+    pub async fn leaves(&mut self, disk: u16, extent: Extent) -> Result<(Vec<Leaf>, u64), LinkError> {
+        let question = Question { disk, level: 0, extent };
+        self.say(question.message()).await?;
+        self.hashes(&question).await
     }
 
     async fn next(&mut self, patience: Duration) -> Result<Answer, LinkError> {

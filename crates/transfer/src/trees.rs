@@ -25,6 +25,9 @@ pub trait Hashed: Send + Sync + 'static {
     /// The size of a disk in bytes; none if there is no such disk.
     fn size(&self, disk: u16) -> Option<u64>;
 
+    /// What they are hashed with.
+    fn key(&self) -> LeafKey;
+
     /// The leaves of `extent`, which begins at a multiple of [`BLOCK`] and lies on the disk, and how much was read for
     /// them. Blocks; called from several threads at once.
     ///
@@ -57,15 +60,14 @@ type Kept = Mutex<VecDeque<(u16, Extent, Arc<[Leaf]>)>>;
 /// The answers of one session.
 pub struct Trees {
     of: Arc<dyn Hashed>,
-    key: LeafKey,
     kept: Arc<Kept>,
     answers: FuturesOrdered<AbortOnDropHandle<Result<Frame, Fault>>>,
 }
 
 impl Trees {
-    /// Answers from `of`, with hashes made with `key`.
-    pub fn new(of: Arc<dyn Hashed>, key: LeafKey) -> Trees {
-        Trees { of, key, kept: Arc::default(), answers: FuturesOrdered::new() }
+    /// Answers from `of`.
+    pub fn new(of: Arc<dyn Hashed>) -> Trees {
+        Trees { of, kept: Arc::default(), answers: FuturesOrdered::new() }
     }
 
     /// Begins to answer.
@@ -78,11 +80,11 @@ impl Trees {
             let cause = "hashes were asked for that do not exist";
             return Err(Fault::new(code::PROTOCOL, "the sender broke the session", cause));
         }
-        let (of, key, kept) = (self.of.clone(), self.key, self.kept.clone());
+        let (of, kept) = (self.of.clone(), self.kept.clone());
         let answering = tokio::spawn(async move {
             // Never closed.
             let _permit = HASHERS.acquire().await;
-            match tokio::task::spawn_blocking(move || answer(of.as_ref(), &key, &kept, question)).await {
+            match tokio::task::spawn_blocking(move || answer(of.as_ref(), &kept, question)).await {
                 Ok(answer) => answer,
                 Err(error) => Err(Fault::new(code::REPLICA_IO, "a disk could not be hashed", error.to_string())),
             }
@@ -130,7 +132,7 @@ fn stretch(offset: u64, size: u64) -> Extent {
     Extent::new(from, span(ROOT).min(size - from))
 }
 
-fn answer(of: &dyn Hashed, key: &LeafKey, kept: &Kept, question: Question) -> Result<Frame, Fault> {
+fn answer(of: &dyn Hashed, kept: &Kept, question: Question) -> Result<Frame, Fault> {
     let Question { disk, level, extent } = question;
     let known = {
         let kept = kept.lock().unwrap_or_else(PoisonError::into_inner);
@@ -154,5 +156,5 @@ fn answer(of: &dyn Hashed, key: &LeafKey, kept: &Kept, question: Question) -> Re
     };
     let from = ((extent.offset - of_these.offset) / BLOCK) as usize;
     let part = &leaves[from..from + extent.length.div_ceil(BLOCK) as usize];
-    Ok(Frame::Hashes { disk, level, offset: extent.offset, read, leaves: nodes(key, part, level) })
+    Ok(Frame::Hashes { disk, level, offset: extent.offset, read, leaves: nodes(&of.key(), part, level) })
 }

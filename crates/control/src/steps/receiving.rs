@@ -171,10 +171,9 @@ impl Context<'_> {
             self.notes.standpoint = copy.stands;
             return Ok(Ending::Skipped("it runs on its own disks".into()));
         }
-        match self
-            .order(at, "standpoint", Order::Standpoint { item: self.item.clone() }, Patience::UntilReported)
-            .await?
-        {
+        let reader = self.load().await?.wish.map(|wish| wish.token);
+        let order = Order::Standpoint { item: self.item.clone(), reader };
+        match self.order(at, "standpoint", order, Patience::UntilReported).await? {
             Outcome::Stands { position } => {
                 let detail = format!("point {}", position.base);
                 self.notes.standpoint = Some(position);

@@ -65,6 +65,8 @@ pub struct Site {
     pub views: BTreeMap<i64, Attempt>,
     /// What a scrub finds.
     pub damage: Vec<Damage>,
+    /// Who may ask the master target for the hashes of what the raised machine stands on.
+    pub reader: Option<String>,
     pub process_server: bool,
     pub master_target: bool,
 }
@@ -209,6 +211,11 @@ impl Model {
 
     /// Does what a process server does with one replication, and tells how it stands.
     pub fn replicate(&mut self, at: &str, wish: &Replication) -> ReplicationStatus {
+        let site = &self.sites[at];
+        if site.vm.as_ref().is_some_and(|vm| vm.raised.is_some()) {
+            assert_eq!(site.reader.as_ref(), Some(&wish.token), "it cannot ask for the hashes of what it stands on");
+            assert_eq!(wish.beneath.as_ref().map(|peer| peer.name.as_str()), Some(&*format!("{at}-master-target")));
+        }
         self.interval_ms = wish.interval_ms;
         self.intervals.insert(wish.interval_ms);
         let mut status = ReplicationStatus {

@@ -185,10 +185,14 @@ impl Model {
                 self.site(at).vm = None;
                 Ok(Outcome::Absorbed { point })
             }
-            Order::Standpoint { .. } => match &self.vm(at)?.raised {
-                Some(position) => Ok(Outcome::Stands { position: position.clone() }),
-                None => Err(fault(code::HYPERVISOR, "nothing was raised")),
-            },
+            Order::Standpoint { reader, .. } => {
+                let Some(position) = self.vm(at)?.raised.clone() else {
+                    return Err(fault(code::HYPERVISOR, "nothing was raised"));
+                };
+                let site = self.site(at);
+                site.reader = reader.clone().or(site.reader.take());
+                Ok(Outcome::Stands { position })
+            }
             Order::Fold { .. } => {
                 let site = self.site(at);
                 if site.test.is_some() || !site.views.is_empty() {

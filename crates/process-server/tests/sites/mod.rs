@@ -2,6 +2,7 @@
 #![allow(clippy::unwrap_used, reason = "a test that cannot go on fails")]
 #![allow(dead_code, reason = "no test needs all of it")]
 
+pub mod back;
 pub mod control;
 pub mod qemu;
 pub mod sender;
@@ -236,6 +237,7 @@ impl Sites {
             target,
             token: TOKEN.into(),
             standpoint: None,
+            beneath: None,
             sync: Sync::Tracked,
             interval_ms,
             offline: false,

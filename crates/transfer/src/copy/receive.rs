@@ -66,6 +66,10 @@ struct Leaves {
 }
 
 impl Hashed for Leaves {
+    fn key(&self) -> LeafKey {
+        self.key
+    }
+
     fn size(&self, disk: u16) -> Option<u64> {
         (disk == 0).then_some(self.size)
     }
@@ -122,7 +126,7 @@ impl Receiving {
         };
         outgoing.say(Message::CopyReady { has_content, unfinished, leaf_key: self.key, resume_after }).await?;
 
-        let mut trees = Trees::new(Arc::new(Leaves { disk: disk.clone(), size, key: self.key }), self.key);
+        let mut trees = Trees::new(Arc::new(Leaves { disk: disk.clone(), size, key: self.key }));
         let (queue, queued) = mpsc::channel(QUEUE);
         let through = Arc::new(AtomicU64::new(now.written.taken));
         let (news, mut newly) = watch::channel(());

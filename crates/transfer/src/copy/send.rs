@@ -143,7 +143,7 @@ async fn begin(
 async fn source(reader: &Reader, sync: Sync, ready: &Ready) -> Result<(Source, u64), Fault> {
     let whole = BlockMap::whole(reader.size);
     if sync == Sync::Compare {
-        return Ok((Source::Compare(Compare::new(vec![(reader.clone(), 0, whole)], ready.key)), reader.size));
+        return Ok((Source::Compare(Compare::new(vec![(reader.clone(), 0, whole)], ready.key, None)), reader.size));
     }
     let data = reader.data(Extent::new(0, reader.size)).await?;
     let zero = if ready.has_content { whole.difference(&data) } else { BlockMap::new() };
@@ -191,7 +191,7 @@ async fn verify(
     key: LeafKey,
     progress: &(dyn Fn(u64, u64) + Send + std::marker::Sync),
 ) -> Result<(), Fault> {
-    let mut compare = Compare::new(vec![(reader.clone(), 0, BlockMap::whole(reader.size))], key);
+    let mut compare = Compare::new(vec![(reader.clone(), 0, BlockMap::whole(reader.size))], key, None);
     if let Some(piece) = compare.next(session).await.map_err(fault)? {
         let cause = format!("from byte {} on", piece.offset());
         return Err(Fault::new(code::COPY_DIFFERS, "the copy is not what its source is", cause));

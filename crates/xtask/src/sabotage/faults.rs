@@ -25,7 +25,7 @@ const fn by(package: &'static str, binary: &'static str, test: &'static str, say
 
 const POWER_CUT: &str = "no_schedule_of_epochs_and_power_cuts_loses_or_changes_a_point";
 
-pub(crate) const FAULTS: [Fault; 21] = [
+pub(crate) const FAULTS: [Fault; 22] = [
     Fault {
         name: "disks-cut-separately",
         what: "the first disk is cut, the guest goes on for 300 ms, then the others are cut",
@@ -148,6 +148,16 @@ pub(crate) const FAULTS: [Fault; 21] = [
             "trust",
             "a_map_that_counts_from_an_earlier_cut_than_it_did_is_not_believed",
             "a wrong delta",
+        )],
+    },
+    Fault {
+        name: "changed-since-raised-ignored",
+        what: "a raised machine's disks count as what its replica was, whatever it wrote since",
+        catchers: &[by(
+            "process-server",
+            "beneath",
+            "after_a_crash_of_the_host_only_the_old_primary_is_read_whole",
+            "home is not what the machine is",
         )],
     },
     Fault {

@@ -1,0 +1,135 @@
+//! A compare on the way back: the old primary's maps died with its host, and what the other site has not written since it
+//! was raised is known there in hashes. Only what changed is read there, whatever becomes of the line.
+#![allow(clippy::unwrap_used, reason = "a test that cannot go on fails")]
+
+use std::sync::Arc;
+
+use component::link::Link;
+use protocol::BLOCK;
+use protocol::fault::code;
+use protocol::machine::DiskFormat;
+use protocol::order::{ReplicationStatus, Sync};
+use protocol::replication::Peer;
+use protocol::session::Message;
+
+use crate::sites::back::{Back, RAISED, TOKEN};
+use crate::sites::qemu::Home;
+use crate::sites::{NAME, PATIENCE, SIZES, Sites, key};
+
+const MIB: u64 = 1 << 20;
+/// Blocks that the machine writes at the other site, and one that home wrote last and that never travelled.
+const WRITTEN: [(usize, u64); 3] = [(0, 5), (0, 40), (1, 3)];
+const UNREPLICATED: (usize, u64) = (0, 20);
+
+/// The home site was lost after a block was written that never travelled; the machine has run at the other site since, on
+/// a replica whose hashes were kept.
+async fn lost(seed: u64) -> (Back, Home) {
+    let mut sites = Sites::prepared(seed).await;
+    let home = Home::new(DiskFormat::Qcow2).await;
+    home.start().await;
+    home.write(0, 0, 3 * MIB, 1).await;
+    home.write(1, 0, MIB, 2).await;
+    sites.platform = Arc::new(home.platform.clone());
+    sites.replicate().await;
+    sites.seals().await;
+    hashes_are_kept(&sites).await;
+    sites.stop_process_server().await;
+    home.write(UNREPLICATED.0, UNREPLICATED.1 * BLOCK, BLOCK, 9).await;
+    home.kill().await;
+    let mut back = Back::from(sites, Arc::new(home.platform.clone())).await;
+    for (place, block) in WRITTEN {
+        let bytes = back.sites.dice.noise(BLOCK);
+        back.sites.cloud.write(NAME, &key(place), block * BLOCK, &bytes).unwrap();
+    }
+    (back, home)
+}
+
+async fn hashes_are_kept(sites: &Sites) {
+    let file = sites.folder().join("cloud/retention").join(NAME).join("leaves.json");
+    let deadline = tokio::time::Instant::now() + PATIENCE;
+    loop {
+        let written = std::fs::read(&file).ok().and_then(|bytes| serde_json::from_slice(&bytes).ok());
+        let standing = written.map(|written: serde_json::Value| written["standing"].clone());
+        if standing.is_some_and(|standing| standing["at"].is_string() && standing["changing"] == false) {
+            return;
+        }
+        assert!(tokio::time::Instant::now() < deadline, "nothing was hashed");
+        tokio::time::sleep(std::time::Duration::from_millis(10)).await;
+    }
+}
+
+/// Waits for the first epoch home and checks that home is what the machine is.
+async fn must_come_home(back: &Back, home: &Home) -> ReplicationStatus {
+    let status = back.sealed().await;
+    for place in 0..SIZES.len() {
+        let (here, there) = (home.content(place).await, back.content(place));
+        let differ = here.iter().zip(&there).filter(|(a, b)| a != b).count();
+        assert!(here == there, "home is not what the machine is: {differ} bytes of disk {place} differ");
+    }
+    status
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn after_a_crash_of_the_host_only_the_old_primary_is_read_whole() {
+    let (mut back, home) = lost(91).await;
+    let beneath = back.beneath();
+    back.replicate(Sync::Tracked, Some(beneath)).await;
+    let status = must_come_home(&back, &home).await;
+    let moved = status.first_moved.unwrap();
+    let differing = (WRITTEN.len() as u64 + 1) * BLOCK;
+    assert!(status.distrust.is_some(), "it was no compare");
+    assert_eq!((moved.changed, moved.read_source), (differing, differing), "of the machine's disks more was read");
+    assert_eq!(moved.read_target, 4 * MIB, "not all that home holds was read there, once");
+    back.end().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_is_not_told_is_read() {
+    let (mut back, home) = lost(92).await;
+    // There is a master target, but not that one.
+    let beneath = Peer { name: "another".into(), ..back.beneath() };
+    back.replicate(Sync::Tracked, Some(beneath)).await;
+    let moved = must_come_home(&back, &home).await.first_moved.unwrap();
+    assert!(moved.read_source >= 4 * MIB, "{} bytes were read", moved.read_source);
+    back.end().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_line_that_breaks_while_hashes_are_compared_changes_nothing() {
+    for (seed, after) in [(93, 600), (94, 900), (95, 70_000), (96, 200_000)] {
+        let (mut back, home) = lost(seed).await;
+        back.line.hold_at(after);
+        let beneath = back.beneath();
+        back.replicate(Sync::Compare, Some(beneath)).await;
+        back.line.has_caught_something().await;
+        back.line.cut();
+        back.line.hold(false);
+        let moved = must_come_home(&back, &home).await.first_moved.unwrap();
+        let differing = (WRITTEN.len() as u64 + 1) * BLOCK;
+        // What was on its way when it broke is read again.
+        assert!((differing..=2 * differing).contains(&moved.read_source), "{} bytes were read", moved.read_source);
+        back.end().await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn hashes_are_told_to_the_machines_own_process_server_and_to_nobody_else() {
+    let (back, _home) = lost(97).await;
+    let item = || NAME.parse().unwrap();
+    for (token, generation, refused) in [
+        (TOKEN, RAISED, None),
+        ("another secret", RAISED, Some(code::NOT_AUTHORISED)),
+        (TOKEN, RAISED + 1, Some(code::REPLICA_CLOSED)),
+        (crate::sites::TOKEN, RAISED, Some(code::NOT_AUTHORISED)),
+    ] {
+        let dialler = back.sites.dialler("by-hand");
+        let Link { mut incoming, mut outgoing, .. } = dialler.dial(&back.beneath()).await.unwrap();
+        outgoing.say(Message::Consult { item: item(), token: token.into(), generation }).await.unwrap();
+        match (incoming.message("an answer").await, refused) {
+            (Ok(Message::Consulted { disks, .. }), None) => assert_eq!(disks.len(), SIZES.len()),
+            (Err(component::LinkError::Refused(fault)), Some(entry)) => assert!(fault.is(entry), "{fault:?}"),
+            (other, _) => panic!("{other:?}"),
+        }
+    }
+    back.end().await;
+}
