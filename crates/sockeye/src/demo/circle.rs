@@ -388,9 +388,20 @@ impl<'a> Circle<'a> {
         ensure!(figures.sync == Some(Sync::Compare), "QEMU was killed, yet {:?} was done", figures.sync);
         let why = figures.distrust.as_deref().context("it is not said why tracked was refused")?;
         ensure!(moved.read_source > 0 && moved.read_target > 0, "a compare that read nothing is none");
+        // The other site knows in hashes what it holds, but for what the machine wrote since, and shortly before.
+        ensure!(
+            moved.read_source < moved.read_target / 2,
+            "both sides were read: {} at home, {} at the other site",
+            bytes(moved.read_target),
+            bytes(moved.read_source)
+        );
         let code = protocol::fault::code::TRACKED_REFUSED.code;
         ensure!(why.starts_with(code), "the refusal of tracked has no code: {why}");
-        self.told(&format!("tracked was refused and both sides were compared: {why}"));
+        let read = (bytes(moved.read_target), bytes(moved.read_source));
+        self.told(&format!(
+            "tracked was refused, and both sides compared ({} read at home, {} at the other site): {why}",
+            read.0, read.1
+        ));
         Ok(())
     }
 
