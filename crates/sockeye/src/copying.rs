@@ -21,7 +21,7 @@ use protocol::fault::code;
 use protocol::order::Sync;
 use protocol::replication::Peer;
 use serde::Serialize;
-use transfer::copy::{Copied, Taken, Wish, send};
+use transfer::copy::{Copied, Failure, Taken, Wish, send};
 
 use crate::cli::{Copy, CopySync, Place, Receive};
 use crate::ending::{Ending, Trouble};
@@ -81,7 +81,7 @@ pub async fn copy(screen: Screen, copy: &Copy) -> Result<Ending, Trouble> {
         }
     };
     bar.finish_and_clear();
-    let Copied { sync, resumed, moved } = copied.map_err(refused)?;
+    let Copied { sync, resumed, moved } = copied.map_err(trouble)?;
     let report = Report {
         sync,
         dry_run: copy.dry_run,
@@ -182,10 +182,18 @@ fn dialler(copy: &Copy) -> Result<Dialler, Trouble> {
     Ok(Dialler { credentials: Arc::new(credentials), connections: copy.connections })
 }
 
-/// A copy that could not begin changed nothing; one that broke off has left its mark.
+/// What cannot be copied from or to is refused before anything changes.
 fn refused(fault: Fault) -> Trouble {
-    let ending = if fault.is(code::COPY_SOURCE) { Ending::Refused } else { Ending::Failed };
-    Trouble::new(ending, fault)
+    Trouble::new(Ending::Refused, fault)
+}
+
+/// A copy that could not begin changed nothing; one that broke off has left its mark.
+fn trouble(failure: Failure) -> Trouble {
+    match failure {
+        Failure::Refused(fault) => refused(fault),
+        Failure::Unreached(fault) => Trouble::new(Ending::Unreached, fault),
+        Failure::Failed(fault) => Trouble::new(Ending::Failed, fault),
+    }
 }
 
 fn bar(screen: Screen) -> ProgressBar {

@@ -130,7 +130,7 @@ impl Receiving {
         let written = now.written.clone();
         let writing = tokio::task::spawn_blocking(move || writer.write(queued, written));
         let end = relay(incoming, outgoing, &mut trees, queue, (&mut newly, &through)).await;
-        let (written, failed) = writing.await.map_err(|error| unusable("written", &io::Error::other(error)))?;
+        let (written, failed) = writing.await.map_err(|error| broken_off("written", &io::Error::other(error)))?;
         let began = written.taken > 0;
         now.written = written;
         if let Some(fault) = failed {
@@ -155,7 +155,7 @@ impl Receiving {
         .await
         .map_err(io::Error::other)
         .flatten()
-        .map_err(|error| unusable("made durable", &error))?;
+        .map_err(|error| broken_off("made durable", &error))?;
         outgoing.say(Message::Copied).await?;
         self.verify(incoming, outgoing, trees).await
     }
@@ -274,15 +274,21 @@ impl Writer {
             Frame::Data { bytes, .. } => self.disk.write_at(offset, bytes),
             _ => self.disk.write_zeroes(offset, zero),
         };
-        done.map_err(|error| unusable("written", &error))?;
+        done.map_err(|error| broken_off("written", &error))?;
         written.taken = sequence;
         written.totals.count(data, zero, checksum);
         Ok(())
     }
 }
 
+/// Nothing was written yet.
 fn unusable(what: &str, error: &io::Error) -> Fault {
     Fault::new(code::COPY_TARGET, format!("the target cannot be {what}"), error.to_string())
+}
+
+/// The mark is there.
+fn broken_off(what: &str, error: &io::Error) -> Fault {
+    Fault::new(code::COPY_BROKEN_OFF, format!("the target cannot be {what}"), error.to_string())
 }
 
 fn broken(why: &str) -> Fault {
