@@ -49,7 +49,7 @@ struct Report {
 /// One of the disks cannot be used, or the copy fails; what was written then is marked.
 pub async fn copy(screen: Screen, copy: &Copy) -> Result<Ending, Trouble> {
     let begun = Instant::now();
-    let (reader, read) = place::source(&copy.source).await.map_err(refused)?;
+    let (reader, read) = place::source(&copy.source, copy.connections).await.map_err(refused)?;
     let size = reader.size;
     let sync = match copy.sync {
         CopySync::Compare => Sync::Compare,
@@ -68,7 +68,7 @@ pub async fn copy(screen: Screen, copy: &Copy) -> Result<Ending, Trouble> {
             send((reader, read), async || dialler.dial(&peer).await, wish, &progress).await
         }
         here => {
-            let target = place::target(here, &copy.marks.state).map_err(refused)?;
+            let target = place::target(here, &copy.marks.state, copy.connections).map_err(refused)?;
             let target = Arc::new(tokio::sync::Mutex::new(target));
             let dial = async || {
                 let (near, far) = component::Link::pair();
@@ -130,7 +130,7 @@ fn words(report: &Report) -> String {
 /// # Errors
 /// The disk or the address cannot be used.
 pub async fn receive(screen: Screen, receive: &Receive) -> Result<Ending, Trouble> {
-    let mut target = place::target(&receive.target, &receive.marks.state).map_err(refused)?;
+    let mut target = place::target(&receive.target, &receive.marks.state, receive.connections).map_err(refused)?;
     let credentials = Arc::new(tickets(receive).map_err(|error| refused(unusable(receive, &error)))?);
     let advertise = receive.advertise.clone().unwrap_or_else(|| receive.listen.to_string());
     let (listener, address) = Listen { address: receive.listen, advertise }.bind().await?;

@@ -12,6 +12,8 @@ use std::process::{Child, Command, Output, Stdio};
 use std::time::{Duration, Instant};
 
 mod ending;
+mod exports;
+mod memory;
 
 const SIZE: usize = (20 << 20) + 4096;
 
@@ -105,8 +107,8 @@ fn export(scene: &Scene, image: &str, options: &[&str]) -> (Running, String) {
 }
 
 /// An export that nbdkit makes up.
-fn nbdkit(scene: &Scene, arguments: &[&str]) -> (Running, String) {
-    let socket = scene.path("nbdkit.sock");
+fn nbdkit(scene: &Scene, name: &str, arguments: &[&str]) -> (Running, String) {
+    let socket = scene.path(&format!("{name}.sock"));
     serving(Command::new("nbdkit").args(["--foreground", "--unix"]).arg(&socket).args(arguments), &socket)
 }
 
@@ -118,6 +120,11 @@ fn serving(command: &mut Command, socket: &Path) -> (Running, String) {
         std::thread::sleep(Duration::from_millis(20));
     }
     (server, format!("nbd+unix:///?socket={}", socket.display()))
+}
+
+/// Marks of targets that have no beside.
+fn marks(scene: &Scene) -> usize {
+    std::fs::read_dir(scene.path("state")).map_or(0, Iterator::count)
 }
 
 fn change(path: &Path, offset: usize) {

@@ -58,18 +58,13 @@ fn a_host_that_is_not_there_is_not_reached() {
     assert!(said.contains("MOV-001") && !said.contains("half written") && exit == Some(5), "{exit:?} {said}");
 }
 
-/// Marks of targets that have no beside.
-fn marks(scene: &Scene) -> usize {
-    std::fs::read_dir(scene.path("state")).map_or(0, Iterator::count)
-}
-
 #[test]
 fn a_target_that_fails_while_it_is_written_is_marked_and_said_to_be_half_written() {
     for far in [false, true] {
         let scene = Scene::new();
         let (source, state) = (scene.text("source.raw"), scene.text("state"));
         let size = (SIZE + 4096).to_string();
-        let (_running, full) = nbdkit(&scene, &["full", &size]);
+        let (_running, full) = nbdkit(&scene, "nbdkit", &["full", &size]);
         let ran = match far {
             false => copy(&[&source, &full, "--state", &state]),
             true => {
@@ -90,7 +85,7 @@ fn a_source_that_fails_in_the_middle_leaves_a_marked_target() {
         let scene = Scene::new();
         // From the tenth MiB on it cannot be read.
         let pread = "pread=if [ $4 -ge 10485760 ]; then echo EIO worn out >&2; exit 1; fi; head -c $3 /dev/urandom";
-        let (_running, source) = nbdkit(&scene, &["eval", "get_size=echo 33554432", pread]);
+        let (_running, source) = nbdkit(&scene, "nbdkit", &["eval", "get_size=echo 33554432", pread]);
         let target = scene.text("target.raw");
         let ran = match far {
             false => copy(&[&source, &target]),
