@@ -160,26 +160,32 @@ impl Pair {
 }
 
 /// The other end of a link that lets so many frames of data pass and then is gone.
-fn breaks_after(frames: usize, mut link: Link) -> Link {
-    let (mut here, beyond) = Link::pair();
+fn breaks_after(frames: usize, link: Link) -> Link {
+    let (here, beyond) = Link::pair();
     tokio::spawn(async move {
-        let mut left = frames;
-        while left > 0 {
-            tokio::select! {
-                frame = link.incoming.next() => {
-                    let Ok(Some((frame, _))) = frame else { return };
-                    left -= usize::from(!matches!(frame, Frame::Message(_)));
-                    if here.outgoing.send(&frame).await.is_err() {
-                        return;
-                    }
-                }
-                frame = here.incoming.next() => {
-                    let Ok(Some((frame, _))) = frame else { return };
-                    if link.outgoing.send(&frame).await.is_err() {
-                        return;
-                    }
+        let Link { incoming: mut sent, outgoing: mut answers, .. } = link;
+        let Link { incoming: mut answered, outgoing: mut sends, .. } = here;
+        let there = async move {
+            let mut left = frames;
+            while left > 0 {
+                let Ok(Some((frame, _))) = sent.next().await else { return };
+                left -= usize::from(!matches!(frame, Frame::Message(_)));
+                if sends.send(&frame).await.is_err() {
+                    return;
                 }
             }
+        };
+        // Apart from it: a line on which one direction waits for the other stands still for ever.
+        let back = async move {
+            while let Ok(Some((frame, _))) = answered.next().await {
+                if answers.send(&frame).await.is_err() {
+                    return;
+                }
+            }
+        };
+        tokio::select! {
+            () = there => {}
+            () = back => {}
         }
     });
     beyond
