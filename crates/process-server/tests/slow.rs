@@ -93,7 +93,7 @@ async fn is_under_way(sites: &Sites, before: u64) {
 /// After the target is quick again.
 async fn recovers(sites: Sites, home: Home, before: Vec<Point>, (longest, writes): (Duration, u32)) {
     eprintln!("{writes} writes, the longest took {} ms", longest.as_millis());
-    assert!(longest < Duration::from_millis(1500) && writes > 50, "the guest waited: {longest:?}, {writes} writes");
+    assert!(longest < Duration::from_secs(2) && writes > 50, "the guest waited: {longest:?}, {writes} writes");
     let status = sites.seals().await;
     let newest = before.iter().map(|point| point.attempt).max();
     let points = sites.points().await.into_iter().filter(|point| Some(point.attempt) > newest);
