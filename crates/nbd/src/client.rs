@@ -1,4 +1,4 @@
-//! A client of one export: many requests in flight over one connection, shared by cheap clones.
+//! A client of one export: many requests in flight over one connection or several, shared by cheap clones.
 //!
 //! ```text
 //!   read(offset, length) ─► widen to the minimum block ─► split at the maximum ─► some pieces in flight ─► joined
@@ -13,6 +13,7 @@
 //! - When the connection dies, every request in flight and every later one fails with the reason.
 mod connection;
 mod reply;
+mod several;
 
 use std::{collections::VecDeque, sync::Arc, time::Duration};
 
@@ -23,7 +24,7 @@ use tokio::{
     time::timeout,
 };
 
-use self::connection::Connection;
+use self::{connection::Connection, several::Connections};
 use crate::{
     Address, BlockSize, Error, ErrorCode, StatusExtent, Uri,
     handshake::client::{self as handshake, Agreed},
@@ -56,12 +57,15 @@ pub struct Options {
     /// minimum block. For servers that answer long reads wrongly: QEMU 7.2's `snapshot-access` over `copy-before-write`
     /// wants 64 KiB.
     pub cut_at: Option<u32>,
+    /// How many connections [`Client::connect`] opens at most: more than one only where the server says that they are as good
+    /// as one ([`Client::can_multi_conn`]), and fewer where it takes fewer.
+    pub connections: u8,
 }
 
 impl Default for Options {
-    /// No contexts, 30 seconds, requests as long as the server takes them.
+    /// No contexts, 30 seconds, requests as long as the server takes them, one connection.
     fn default() -> Options {
-        Options { contexts: Vec::new(), timeout: Duration::from_secs(30), cut_at: None }
+        Options { contexts: Vec::new(), timeout: Duration::from_secs(30), cut_at: None, connections: 1 }
     }
 }
 
@@ -81,10 +85,10 @@ pub struct Zeroing {
     pub fast: bool,
 }
 
-/// A connection to one export. Clones share it; it ends politely when the last clone is dropped.
+/// A connection to one export, or several. Clones share them; they end politely when the last clone is dropped.
 #[derive(Clone)]
 pub struct Client {
-    connection: Arc<Connection>,
+    connections: Arc<Connections>,
     agreed: Arc<Agreed>,
     /// Whether no request may cross a multiple of the maximum.
     cut: bool,
@@ -99,11 +103,14 @@ impl std::fmt::Debug for Client {
 impl Client {
     /// Connects to the server and opens the export.
     pub async fn connect(uri: &Uri, options: &Options) -> Result<Client, Error> {
-        within(options.timeout, async {
-            let (incoming, outgoing) = dial(&uri.address).await?;
-            Client::begin(incoming, outgoing, &uri.export, options).await
-        })
-        .await
+        let (connection, agreed) = Client::open(uri, options).await?;
+        let mut client = Client::of(connection, agreed, options);
+        if client.can_multi_conn()
+            && let Some(connections) = Arc::get_mut(&mut client.connections)
+        {
+            connections.widen(uri, options, &client.agreed).await;
+        }
+        Ok(client)
     }
 
     /// Opens the export over streams that somebody else connected: TLS, a tunnel, a test.
@@ -112,10 +119,29 @@ impl Client {
         R: AsyncRead + Send + Unpin + 'static,
         W: AsyncWrite + Send + Unpin + 'static,
     {
-        within(options.timeout, Client::begin(incoming, outgoing, export, options)).await
+        let (connection, agreed) = within(options.timeout, Client::begin(incoming, outgoing, export, options)).await?;
+        Ok(Client::of(connection, agreed, options))
     }
 
-    async fn begin<R, W>(incoming: R, mut outgoing: W, export: &str, options: &Options) -> Result<Client, Error>
+    fn of(connection: Connection, agreed: Agreed, options: &Options) -> Client {
+        let connections = Arc::new(Connections::one(connection));
+        Client { connections, agreed: Arc::new(agreed), cut: options.cut_at.is_some() }
+    }
+
+    async fn open(uri: &Uri, options: &Options) -> Result<(Connection, Agreed), Error> {
+        within(options.timeout, async {
+            let (incoming, outgoing) = dial(&uri.address).await?;
+            Client::begin(incoming, outgoing, &uri.export, options).await
+        })
+        .await
+    }
+
+    async fn begin<R, W>(
+        incoming: R,
+        mut outgoing: W,
+        export: &str,
+        options: &Options,
+    ) -> Result<(Connection, Agreed), Error>
     where
         R: AsyncRead + Send + Unpin + 'static,
         W: AsyncWrite + Send + Unpin + 'static,
@@ -133,8 +159,7 @@ impl Client {
             Some(cut) => agreed.block.maximum = cut.min(1 << agreed.block.maximum.ilog2()),
             None => (),
         }
-        let connection = Connection::start(incoming, outgoing, agreed.structured);
-        Ok(Client { connection: Arc::new(connection), agreed: Arc::new(agreed), cut: options.cut_at.is_some() })
+        Ok((Connection::start(incoming, outgoing, agreed.structured), agreed))
     }
 
     /// The names of the exports of a server.
@@ -196,9 +221,14 @@ impl Client {
         self.context_id(name).is_some()
     }
 
-    /// Whether the connection still works, as far as is known.
+    /// How many connections there are.
+    pub fn connections(&self) -> usize {
+        self.connections.count()
+    }
+
+    /// Whether every connection still works, as far as is known.
     pub fn is_connected(&self) -> bool {
-        self.connection.is_alive()
+        self.connections.are_alive()
     }
 
     /// Reads `length` bytes at `offset`.
@@ -298,9 +328,9 @@ impl Client {
     /// protocol, no volatile cache: then there is nothing to do.
     pub async fn flush(&self) -> Result<(), Error> {
         if !self.can_flush() {
-            return if self.is_connected() { Ok(()) } else { Err(self.connection.lost()) };
+            return if self.is_connected() { Ok(()) } else { Err(self.connections.lost()) };
         }
-        self.connection.submit(command::FLUSH, 0, 0, 0, None, Bytes::new()).await?.answer().await?;
+        self.connections.next().submit(command::FLUSH, 0, 0, 0, None, Bytes::new()).await?.answer().await?;
         Ok(())
     }
 
@@ -316,8 +346,14 @@ impl Client {
         let (mut position, end) = self.widened(offset, length);
         while position < end {
             let asked = (end - position).min(STATUS_STEP);
-            let request =
-                self.connection.submit(command::BLOCK_STATUS, 0, position, asked as u32, Some(id), Bytes::new());
+            let request = self.connections.first().submit(
+                command::BLOCK_STATUS,
+                0,
+                position,
+                asked as u32,
+                Some(id),
+                Bytes::new(),
+            );
             for (extent_length, flags) in request.await?.answer().await?.into_status() {
                 let (start, stop) = (position.max(offset), (position + u64::from(extent_length)).min(wanted_end));
                 if start < stop {
@@ -335,7 +371,7 @@ impl Client {
     /// Says goodbye and waits until the server has finished what is in flight, at most ten seconds. Other clones of
     /// this client fail from now on.
     pub async fn disconnect(self) {
-        self.connection.disconnect().await;
+        self.connections.disconnect().await;
     }
 
     /// Trim or write-zeroes, in large steps; a server that finds them too large is asked again in small ones.
@@ -437,7 +473,8 @@ impl<'a> Pieces<'a> {
             let length = (self.end - self.next).min(to_the_cut);
             let from = (self.next - self.start) as usize;
             let data = data(from..from + length as usize);
-            let request = self.client.connection.submit(self.command, self.flags, self.next, length as u32, None, data);
+            let connection = self.client.connections.next();
+            let request = connection.submit(self.command, self.flags, self.next, length as u32, None, data);
             self.in_flight.push_back(request.await?);
             self.next += length;
         }

@@ -4,7 +4,7 @@
 //!   Client ──┐  many requests in flight                            ┌── Export (one disk of ours)
 //!   Client ──┼─► writer ─► ═══ unix socket or TCP ═══ ─► Server ───┼── Export
 //!   Client ──┘  reader ◄─                             ◄─           └── Export
-//!   (clones of one connection)
+//!   (clones share one connection, or several)
 //! ```
 //!
 //! The dialect is *fixed newstyle* with structured replies, meta contexts and block size constraints, as the

@@ -7,4 +7,5 @@ mod nbdkit;
 mod peers;
 mod qemu;
 mod round_trip;
+mod several;
 mod their_clients;

@@ -9,5 +9,6 @@ mod pace;
 mod pressure;
 mod replication;
 mod sites;
+mod slow;
 mod throttle;
 mod trust;

@@ -105,8 +105,9 @@ catalogue! {
     CAPTURED = "PLT-010", "the machine's disks are being captured", "end its replication first, then repeat";
     // CPY: copying a disk that is no item's
     COPY_SOURCE = "CPY-001", "the source of a copy cannot be used", "look at its path or address; end the program that writes it, or copy from a snapshot or a view";
-    COPY_TARGET = "CPY-002", "the target of a copy cannot be used", "look at its path or address, its size and its free space; end the program that uses it; then run the same command again: it goes on";
+    COPY_TARGET = "CPY-002", "the target of a copy cannot be used", "look at its path or address, its size and its free space; end the program that uses it; then run the same command again";
     COPY_DIFFERS = "CPY-003", "a copy is not what its source is", "see that nobody writes either disk, and the medium's health; then run the same command again with --sync compare --verify";
+    COPY_BROKEN_OFF = "CPY-004", "a copy broke off in the middle: its target is half written", "look at the target's free space and its medium; then run the same command again: it goes on, and what arrived does not travel again";
 }
 
 impl Fault {

@@ -37,11 +37,11 @@ use value::duration;
 const AFTER_HELP: &str = "\
 Exit codes:
   0  done, or already so
-  1  failed (the job ended; what it had done is undone)
+  1  failed (the job ended, and what it had done is undone; the target of a copy is marked as half written)
   2  the command line was not understood, or nobody was there to confirm: nothing was started
   3  refused by a check or by the item's stage: nothing changed
   4  waiting for a person: the next command is printed
-  5  the server was not reached, or you are not signed in: repeating is safe
+  5  the server (or the other host of a copy) was not reached, or you are not signed in: repeating is safe
 
 Where the server is: --server URL, or --profile P, or SOCKEYE_SERVER with SOCKEYE_TOKEN, or the profile of the last
 `sockeye login`. Profiles are kept in ~/.config/sockeye/profiles.toml (or the file named by SOCKEYE_CONFIG).";

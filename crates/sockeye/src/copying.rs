@@ -21,7 +21,7 @@ use protocol::fault::code;
 use protocol::order::Sync;
 use protocol::replication::Peer;
 use serde::Serialize;
-use transfer::copy::{Copied, Taken, Wish, send};
+use transfer::copy::{Copied, Failure, Taken, Wish, send};
 
 use crate::cli::{Copy, CopySync, Place, Receive};
 use crate::ending::{Ending, Trouble};
@@ -49,7 +49,7 @@ struct Report {
 /// One of the disks cannot be used, or the copy fails; what was written then is marked.
 pub async fn copy(screen: Screen, copy: &Copy) -> Result<Ending, Trouble> {
     let begun = Instant::now();
-    let (reader, read) = place::source(&copy.source).await.map_err(refused)?;
+    let (reader, read) = place::source(&copy.source, copy.connections).await.map_err(refused)?;
     let size = reader.size;
     let sync = match copy.sync {
         CopySync::Compare => Sync::Compare,
@@ -68,7 +68,7 @@ pub async fn copy(screen: Screen, copy: &Copy) -> Result<Ending, Trouble> {
             send((reader, read), async || dialler.dial(&peer).await, wish, &progress).await
         }
         here => {
-            let target = place::target(here, &copy.marks.state).map_err(refused)?;
+            let target = place::target(here, &copy.marks.state, copy.connections).map_err(refused)?;
             let target = Arc::new(tokio::sync::Mutex::new(target));
             let dial = async || {
                 let (near, far) = component::Link::pair();
@@ -81,7 +81,7 @@ pub async fn copy(screen: Screen, copy: &Copy) -> Result<Ending, Trouble> {
         }
     };
     bar.finish_and_clear();
-    let Copied { sync, resumed, moved } = copied.map_err(refused)?;
+    let Copied { sync, resumed, moved } = copied.map_err(trouble)?;
     let report = Report {
         sync,
         dry_run: copy.dry_run,
@@ -130,7 +130,7 @@ fn words(report: &Report) -> String {
 /// # Errors
 /// The disk or the address cannot be used.
 pub async fn receive(screen: Screen, receive: &Receive) -> Result<Ending, Trouble> {
-    let mut target = place::target(&receive.target, &receive.marks.state).map_err(refused)?;
+    let mut target = place::target(&receive.target, &receive.marks.state, receive.connections).map_err(refused)?;
     let credentials = Arc::new(tickets(receive).map_err(|error| refused(unusable(receive, &error)))?);
     let advertise = receive.advertise.clone().unwrap_or_else(|| receive.listen.to_string());
     let (listener, address) = Listen { address: receive.listen, advertise }.bind().await?;
@@ -182,10 +182,18 @@ fn dialler(copy: &Copy) -> Result<Dialler, Trouble> {
     Ok(Dialler { credentials: Arc::new(credentials), connections: copy.connections })
 }
 
-/// A copy that could not begin changed nothing; one that broke off has left its mark.
+/// What cannot be copied from or to is refused before anything changes.
 fn refused(fault: Fault) -> Trouble {
-    let ending = if fault.is(code::COPY_SOURCE) { Ending::Refused } else { Ending::Failed };
-    Trouble::new(ending, fault)
+    Trouble::new(Ending::Refused, fault)
+}
+
+/// A copy that could not begin changed nothing; one that broke off has left its mark.
+fn trouble(failure: Failure) -> Trouble {
+    match failure {
+        Failure::Refused(fault) => refused(fault),
+        Failure::Unreached(fault) => Trouble::new(Ending::Unreached, fault),
+        Failure::Failed(fault) => Trouble::new(Ending::Failed, fault),
+    }
 }
 
 fn bar(screen: Screen) -> ProgressBar {

@@ -17,4 +17,4 @@ mod send;
 
 pub use mark::Mark;
 pub use receive::{Receiving, Taken};
-pub use send::{Copied, Wish, send};
+pub use send::{Copied, Failure, Wish, send};

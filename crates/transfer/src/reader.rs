@@ -59,7 +59,7 @@ impl Reader {
         Reader { disk: place, key, size: disk.size(), source: Source::Disk(disk), read }
     }
 
-    /// What an export has to be asked for when it is connected.
+    /// What an export has to be asked for when it is connected. Several connections are used where the export takes them.
     pub fn options() -> nbd::Options {
         nbd::Options::with_contexts([ALLOCATION])
     }

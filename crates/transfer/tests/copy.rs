@@ -14,7 +14,7 @@ use protocol::session::Message;
 use protocol::{BLOCK, BlockMap, Fault};
 use replica::{Disk, FileDisk};
 use transfer::Reader;
-use transfer::copy::{Copied, Mark, Receiving, Taken, Wish, send};
+use transfer::copy::{Copied, Failure, Mark, Receiving, Taken, Wish, send};
 
 /// Several stretches, and an end inside a block.
 const SIZE: u64 = (40 << 20) + 12_288;
@@ -113,11 +113,11 @@ impl Pair {
         }
     }
 
-    async fn copy(&self, sync: Sync) -> Result<Copied, Fault> {
+    async fn copy(&self, sync: Sync) -> Result<Copied, Failure> {
         self.copy_as(Wish { sync, verify: true, dry_run: false }).await
     }
 
-    async fn copy_as(&self, wish: Wish) -> Result<Copied, Fault> {
+    async fn copy_as(&self, wish: Wish) -> Result<Copied, Failure> {
         let (path, writes) = (self.target(), self.writes);
         let open = move |size, _| -> Result<Arc<dyn Disk>, Fault> {
             let disk = if path.exists() { FileDisk::open(&path) } else { FileDisk::create(&path, size) }.unwrap();
@@ -127,7 +127,7 @@ impl Pair {
         self.send_to(Arc::new(tokio::sync::Mutex::new(receiving)), wish).await
     }
 
-    async fn send_to(&self, receiving: Arc<tokio::sync::Mutex<Receiving>>, wish: Wish) -> Result<Copied, Fault> {
+    async fn send_to(&self, receiving: Arc<tokio::sync::Mutex<Receiving>>, wish: Wish) -> Result<Copied, Failure> {
         let read = Arc::new(AtomicU64::new(0));
         let disk = Arc::new(FileDisk::read_only(&self.source()).unwrap());
         let reader = Reader::disk((0, "disk".parse().unwrap()), disk, read.clone());
@@ -160,26 +160,32 @@ impl Pair {
 }
 
 /// The other end of a link that lets so many frames of data pass and then is gone.
-fn breaks_after(frames: usize, mut link: Link) -> Link {
-    let (mut here, beyond) = Link::pair();
+fn breaks_after(frames: usize, link: Link) -> Link {
+    let (here, beyond) = Link::pair();
     tokio::spawn(async move {
-        let mut left = frames;
-        while left > 0 {
-            tokio::select! {
-                frame = link.incoming.next() => {
-                    let Ok(Some((frame, _))) = frame else { return };
-                    left -= usize::from(!matches!(frame, Frame::Message(_)));
-                    if here.outgoing.send(&frame).await.is_err() {
-                        return;
-                    }
-                }
-                frame = here.incoming.next() => {
-                    let Ok(Some((frame, _))) = frame else { return };
-                    if link.outgoing.send(&frame).await.is_err() {
-                        return;
-                    }
+        let Link { incoming: mut sent, outgoing: mut answers, .. } = link;
+        let Link { incoming: mut answered, outgoing: mut sends, .. } = here;
+        let there = async move {
+            let mut left = frames;
+            while left > 0 {
+                let Ok(Some((frame, _))) = sent.next().await else { return };
+                left -= usize::from(!matches!(frame, Frame::Message(_)));
+                if sends.send(&frame).await.is_err() {
+                    return;
                 }
             }
+        };
+        // Apart from it: a line on which one direction waits for the other stands still for ever.
+        let back = async move {
+            while let Ok(Some((frame, _))) = answered.next().await {
+                if answers.send(&frame).await.is_err() {
+                    return;
+                }
+            }
+        };
+        tokio::select! {
+            () = there => {}
+            () = back => {}
         }
     });
     beyond
@@ -246,8 +252,9 @@ async fn a_copy_goes_on_over_another_link_and_no_block_is_counted_twice() {
 async fn a_copy_that_fails_leaves_its_mark_and_the_next_one_goes_on() {
     let mut pair = Pair::new(4);
     pair.writes = 100;
-    let fault = pair.copy(Sync::Full).await.unwrap_err();
-    assert!(fault.is(code::COPY_TARGET) && pair.is_marked(), "{fault:?}");
+    let failure = pair.copy(Sync::Full).await.unwrap_err();
+    let is_told = matches!(&failure, Failure::Failed(fault) if fault.is(code::COPY_BROKEN_OFF));
+    assert!(is_told && pair.is_marked(), "{failure:?}");
     pair.writes = u64::MAX;
     let copied = pair.copy(Sync::Full).await.unwrap();
     assert!(pair.are_equal() && !pair.is_marked());

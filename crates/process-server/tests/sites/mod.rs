@@ -144,15 +144,20 @@ pub fn keeping(lineage: Lineage) -> Keeping {
 impl Sites {
     /// A running machine at home, and a replica at the other site that waits for its first epoch.
     pub async fn prepared(seed: u64) -> Sites {
-        Sites::with(seed, false).await
+        Sites::with(seed, false, disks()).await
+    }
+
+    /// The same with a replica of other disks: of a machine that a test puts in the place of the simulated one.
+    pub async fn prepared_for(seed: u64, replica: Vec<DiskSize>) -> Sites {
+        Sites::with(seed, false, replica).await
     }
 
     /// The same with a master target that nobody can dial.
     pub async fn outbound_only(seed: u64) -> Sites {
-        Sites::with(seed, true).await
+        Sites::with(seed, true, disks()).await
     }
 
-    async fn with(seed: u64, outbound_only: bool) -> Sites {
+    async fn with(seed: u64, outbound_only: bool, replica: Vec<DiskSize>) -> Sites {
         let dir = tempfile::tempdir().unwrap();
         for site in ["home", "cloud", "cloud/site"] {
             std::fs::create_dir(dir.path().join(site)).unwrap();
@@ -200,7 +205,7 @@ impl Sites {
         sites.start_master_target().await;
         let grant = Grant { generation: GENERATION, token: TOKEN.into() };
         let item = NAME.parse().unwrap();
-        let prepare = Order::PrepareReplica { item, lineage: sites.lineage, disks: disks(), grant };
+        let prepare = Order::PrepareReplica { item, lineage: sites.lineage, disks: replica, grant };
         sites.control.order(MASTER_TARGET, prepare).await.unwrap();
         sites
     }
@@ -388,8 +393,12 @@ impl Sites {
 
     /// The bytes of a replica's disk.
     pub fn replica(&self, place: usize) -> Vec<u8> {
-        let path: PathBuf = self.dir.path().join("cloud/replicas").join(NAME).join(format!("{}.raw", key(place)));
-        std::fs::read(path).unwrap()
+        std::fs::read(self.replica_file(place)).unwrap()
+    }
+
+    /// Where they are.
+    pub fn replica_file(&self, place: usize) -> PathBuf {
+        self.dir.path().join("cloud/replicas").join(NAME).join(format!("{}.raw", key(place)))
     }
 
     /// Has the process server carry an order out.
@@ -456,8 +465,7 @@ impl Sites {
 
     /// Changes a byte of a replica's disk behind everybody's back.
     pub fn decay(&self, place: usize, offset: u64) {
-        let path = self.dir.path().join("cloud/replicas").join(NAME).join(format!("{}.raw", key(place)));
-        let file = std::fs::File::options().read(true).write(true).open(path).unwrap();
+        let file = std::fs::File::options().read(true).write(true).open(self.replica_file(place)).unwrap();
         let mut byte = [0];
         file.read_exact_at(&mut byte, offset).unwrap();
         file.write_all_at(&[byte[0] ^ 1], offset).unwrap();

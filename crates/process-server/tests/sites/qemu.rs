@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use platforms::qemu::Qemu;
 use platforms::{Platform, Start};
+use protocol::epoch::DiskSize;
 use protocol::machine::{Boot, DiskFormat, DiskSource, DiskSpec, MachineSpec, Power};
 use serde_json::{Value, json};
 use tokio::io::{AsyncBufReadExt, AsyncWriteExt, BufReader};
@@ -30,10 +31,15 @@ impl Drop for Home {
 impl Home {
     /// A defined machine with empty disks of this format.
     pub async fn new(format: DiskFormat) -> Home {
+        Home::with(format, disks()).await
+    }
+
+    /// The same with other disks.
+    pub async fn with(format: DiskFormat, disks: Vec<DiskSize>) -> Home {
         let dir = tempfile::Builder::new().prefix("skh").tempdir().unwrap();
         let platform = Qemu::open(dir.path()).unwrap();
         let mut specs = Vec::new();
-        for (place, disk) in disks().into_iter().enumerate() {
+        for (place, disk) in disks.into_iter().enumerate() {
             let path = dir.path().join(format!("disk{place}.img")).to_string_lossy().into_owned();
             let word = if format == DiskFormat::Raw { "raw" } else { "qcow2" };
             run("qemu-img", &["create", "-q", "-f", word, &path, &disk.size.to_string()]).await;
@@ -75,11 +81,19 @@ impl Home {
 
     /// Writes `length` bytes of `value` as the guest would, and flushes them.
     pub async fn write(&self, place: usize, offset: u64, length: u64, value: u8) {
-        for request in [format!("write -P {value} {offset} {length}"), "flush".into()] {
-            let line = format!("qemu-io -d /machine/peripheral/dev-{place}/virtio-backend \"{request}\"");
-            let said = self.qmp("human-monitor-command", json!({ "command-line": line })).await;
-            assert!(!said.as_str().unwrap().contains("rror"), "{said}");
-        }
+        self.write_only(place, offset, length, value).await;
+        self.request(place, "flush").await;
+    }
+
+    /// Writes them and flushes nothing.
+    pub async fn write_only(&self, place: usize, offset: u64, length: u64, value: u8) {
+        self.request(place, &format!("write -P {value} {offset} {length}")).await;
+    }
+
+    async fn request(&self, place: usize, request: &str) {
+        let line = format!("qemu-io -d /machine/peripheral/dev-{place}/virtio-backend \"{request}\"");
+        let said = self.qmp("human-monitor-command", json!({ "command-line": line })).await;
+        assert!(!said.as_str().unwrap().contains("rror"), "{said}");
     }
 
     /// The bytes of a disk that nobody writes at the moment.

@@ -25,6 +25,8 @@ struct Hand {
     down: AtomicBool,
     /// How long bytes take from one end to the other, in ms. More of them may be on the way than ever fit into a test.
     delay_ms: AtomicU64,
+    /// How many bytes go from sender to receiver in a second, if that is bounded.
+    pace: AtomicU64,
     cuts: watch::Sender<u64>,
     held: watch::Sender<bool>,
 }
@@ -56,6 +58,7 @@ impl Wire {
             dialled: AtomicU64::new(0),
             down: AtomicBool::new(false),
             delay_ms: AtomicU64::new(0),
+            pace: AtomicU64::new(u64::MAX),
             cuts: watch::Sender::new(0),
             held: watch::Sender::new(false),
         });
@@ -85,6 +88,11 @@ impl Wire {
     /// line cannot be held, nor lie.
     pub fn lengthen(&self, delay: Duration) {
         self.hand.delay_ms.store(delay.as_millis() as u64, Ordering::SeqCst);
+    }
+
+    /// Lets each connection carry so many bytes a second from sender to receiver, until that is said anew.
+    pub fn pace(&self, bytes_per_second: u64) {
+        self.hand.pace.store(bytes_per_second, Ordering::SeqCst);
     }
 
     /// How many connections were made through it so far.
@@ -185,6 +193,10 @@ async fn pump(
                 hand.caught.fetch_add(length as u64, Ordering::SeqCst);
             }
             let _ = held.wait_for(|held| !held).await;
+            let pace = hand.pace.load(Ordering::SeqCst);
+            if pace < u64::MAX {
+                tokio::time::sleep(Duration::from_secs_f64(length as f64 / pace as f64)).await;
+            }
             let lies =
                 length >= WORTH_A_LIE && hand.flips.compare_exchange(1, 0, Ordering::SeqCst, Ordering::SeqCst).is_ok();
             if lies {

@@ -64,7 +64,7 @@ pub struct Copy {
     /// How the blocks that travel are found; an empty target needs no compare
     #[arg(long, value_enum, default_value_t = CopySync::Compare)]
     pub sync: CopySync,
-    /// Connections to another host, 1 to 32
+    /// Connections to another host, and to each NBD export that takes several; 1 to 32
     #[arg(long, value_name = "N", default_value_t = component::CONNECTIONS, value_parser = clap::value_parser!(u8).range(1..=32))]
     pub connections: u8,
     /// When it is done, read both disks again and compare them
@@ -97,6 +97,9 @@ pub struct Receive {
     /// Where the ticket is written that lets the other host in (mode 0600): carry it there over a way you trust
     #[arg(long, value_name = "FILE")]
     pub ticket: PathBuf,
+    /// Connections to an NBD export that takes several, 1 to 32
+    #[arg(long, value_name = "N", default_value_t = component::CONNECTIONS, value_parser = clap::value_parser!(u8).range(1..=32))]
+    pub connections: u8,
     #[command(flatten)]
     pub marks: Marks,
 }

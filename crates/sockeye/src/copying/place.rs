@@ -17,8 +17,8 @@ use crate::cli::Place;
 /// Reads of an export are this long at most: every server takes them, whether it says so or not (the protocol's bound is 32 MiB).
 const READ: u64 = 1 << 20;
 
-/// Opens the source; what is read of it is counted.
-pub async fn source(place: &Place) -> Result<(Reader, Arc<AtomicU64>), Fault> {
+/// Opens the source, over several connections where an export takes them; what is read of it is counted.
+pub async fn source(place: &Place, connections: u8) -> Result<(Reader, Arc<AtomicU64>), Fault> {
     let read = Arc::new(AtomicU64::new(0));
     let name = (0, key()?);
     let reader = match place {
@@ -33,7 +33,7 @@ pub async fn source(place: &Place) -> Result<(Reader, Arc<AtomicU64>), Fault> {
         }
         Place::Export(uri) => {
             let client =
-                nbd::Client::connect(uri, &Reader::options()).await.map_err(|error| source_fault(uri, &error))?;
+                nbd::Client::connect(uri, &several(connections)).await.map_err(|error| source_fault(uri, &error))?;
             let size = client.size();
             Reader::export(name, client, None, (size, READ), read.clone())
         }
@@ -49,8 +49,8 @@ pub async fn source(place: &Place) -> Result<(Reader, Arc<AtomicU64>), Fault> {
     Ok((reader, read))
 }
 
-/// A target, opened once the source's size is known.
-pub fn target(place: &Place, state: &Path) -> Result<Receiving, Fault> {
+/// A target, opened once the source's size is known, over several connections where an export takes them.
+pub fn target(place: &Place, state: &Path, connections: u8) -> Result<Receiving, Fault> {
     match place.clone() {
         Place::Path(path) => {
             let mark = match is_plain(&path) {
@@ -73,7 +73,7 @@ pub fn target(place: &Place, state: &Path) -> Result<Receiving, Fault> {
             let mark = Mark::within(state, &uri.to_string());
             let runtime = Handle::current();
             let open = move |size, dry_run: bool| {
-                let options = Reader::options();
+                let options = several(connections);
                 let connected = tokio::task::block_in_place(|| runtime.block_on(nbd::Client::connect(&uri, &options)));
                 let client = connected.map_err(|error| target_fault(&uri, &error))?;
                 if client.read_only() && !dry_run {
@@ -81,12 +81,17 @@ pub fn target(place: &Place, state: &Path) -> Result<Receiving, Fault> {
                 }
                 large_enough(&uri, Arc::new(ExportDisk::new(client, runtime.clone())), size)
             };
-            Ok(Receiving::new(Box::new(open), mark))
+            // One connection carries several writes as well: it is their round trips that cost.
+            Ok(Receiving::new(Box::new(open), mark).with_writers(usize::from(connections)))
         }
         Place::Remote { address, .. } => {
             Err(target_fault(&address, &"it is on another host: receive stands where the disk is"))
         }
     }
+}
+
+fn several(connections: u8) -> nbd::Options {
+    nbd::Options { connections, ..Reader::options() }
 }
 
 fn opened(path: &Path, disk: io::Result<FileDisk>) -> Result<Arc<FileDisk>, Fault> {

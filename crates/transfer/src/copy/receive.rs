@@ -40,6 +40,8 @@ pub enum Taken {
 pub struct Receiving {
     open: Open,
     mark: Mark,
+    /// How many frames are written at once.
+    writers: usize,
     key: LeafKey,
     now: Option<Now>,
 }
@@ -84,7 +86,13 @@ impl Receiving {
     pub fn new(open: Open, mark: Mark) -> Receiving {
         let random = [Uuid::new_v4(), Uuid::new_v4()].map(Uuid::into_bytes);
         let key = std::array::from_fn(|n| random[n / 16][n % 16]);
-        Receiving { open, mark, key, now: None }
+        Receiving { open, mark, writers: 1, key, now: None }
+    }
+
+    /// Writes so many frames at once: for a target that takes longer to answer than to write.
+    #[must_use]
+    pub fn with_writers(self, writers: usize) -> Receiving {
+        Receiving { writers: writers.clamp(1, QUEUE), ..self }
     }
 
     /// Takes what comes over a link, until the target is whole or the sender leaves. A copy that a broken link cut off goes
@@ -130,11 +138,12 @@ impl Receiving {
         let (queue, queued) = mpsc::channel(QUEUE);
         let through = Arc::new(AtomicU64::new(now.written.taken));
         let (news, mut newly) = watch::channel(());
-        let writer = Writer { disk: disk.clone(), size, mark: mark.clone(), through: through.clone(), news };
+        let (mark_of, writers) = (mark.clone(), self.writers);
+        let writer = Writer { disk: disk.clone(), size, mark: mark_of, writers, through: through.clone(), news };
         let written = now.written.clone();
         let writing = tokio::task::spawn_blocking(move || writer.write(queued, written));
         let end = relay(incoming, outgoing, &mut trees, queue, (&mut newly, &through)).await;
-        let (written, failed) = writing.await.map_err(|error| unusable("written", &io::Error::other(error)))?;
+        let (written, failed) = writing.await.map_err(|error| broken_off("written", &io::Error::other(error)))?;
         let began = written.taken > 0;
         now.written = written;
         if let Some(fault) = failed {
@@ -159,7 +168,7 @@ impl Receiving {
         .await
         .map_err(io::Error::other)
         .flatten()
-        .map_err(|error| unusable("made durable", &error))?;
+        .map_err(|error| broken_off("made durable", &error))?;
         outgoing.say(Message::Copied).await?;
         self.verify(incoming, outgoing, trees).await
     }
@@ -238,15 +247,30 @@ struct Writer {
     disk: Arc<dyn Disk>,
     size: u64,
     mark: Mark,
+    writers: usize,
     through: Arc<AtomicU64>,
     news: watch::Sender<()>,
+}
+
+/// A frame that is in its place.
+struct Placed {
+    frame: Frame,
+    checksum: u64,
+    sequence: u64,
+    extent: Extent,
 }
 
 impl Writer {
     fn write(self, mut queued: mpsc::Receiver<(Frame, u64)>, mut written: Written) -> (Written, Option<Fault>) {
         let mut told = written.taken;
-        while let Some((frame, checksum)) = queued.blocking_recv() {
-            if let Err(fault) = self.one(&frame, checksum, &mut written) {
+        let mut next = None;
+        while let Some(first) = next.take().or_else(|| queued.blocking_recv()) {
+            let mut batch = Vec::new();
+            next = match self.gather(first, &mut queued, written.taken, &mut batch) {
+                Ok(next) => next,
+                Err(fault) => return (written, Some(fault)),
+            };
+            if let Err(fault) = self.all(&batch, &mut written) {
                 return (written, Some(fault));
             }
             self.through.store(written.taken, Ordering::Relaxed);
@@ -258,35 +282,86 @@ impl Writer {
         (written, None)
     }
 
-    fn one(&self, frame: &Frame, checksum: u64, written: &mut Written) -> Result<(), Fault> {
-        let (sequence, disk, offset, data, zero) = match frame {
-            Frame::Data { sequence, disk, offset, bytes } => (*sequence, *disk, *offset, bytes.len() as u64, 0),
-            Frame::Zero { sequence, disk, offset, length } => (*sequence, *disk, *offset, 0, *length),
+    /// Frames that are written at once: `first` and what is queued behind it, as long as none touches what another one
+    /// writes. Gives the frame that did.
+    fn gather(
+        &self,
+        first: (Frame, u64),
+        queued: &mut mpsc::Receiver<(Frame, u64)>,
+        taken: u64,
+        batch: &mut Vec<Placed>,
+    ) -> Result<Option<(Frame, u64)>, Fault> {
+        let mut next = Some(first);
+        while let Some((frame, checksum)) = next.take() {
+            let after = taken + batch.len() as u64;
+            if let Some((sequence, extent)) = self.place(&frame, after)? {
+                if batch.iter().any(|other| other.extent.offset < extent.end() && extent.offset < other.extent.end()) {
+                    return Ok(Some((frame, checksum)));
+                }
+                batch.push(Placed { frame, checksum, sequence, extent });
+            }
+            if batch.len() < self.writers {
+                next = queued.try_recv().ok();
+            }
+        }
+        Ok(None)
+    }
+
+    /// Where a frame belongs that comes after those up to `after`; none if it was taken over already.
+    fn place(&self, frame: &Frame, after: u64) -> Result<Option<(u64, Extent)>, Fault> {
+        let (sequence, disk, offset, length) = match frame {
+            Frame::Data { sequence, disk, offset, bytes } => (*sequence, *disk, *offset, bytes.len() as u64),
+            Frame::Zero { sequence, disk, offset, length } => (*sequence, *disk, *offset, *length),
             Frame::Message(_) | Frame::Hashes { .. } => return Err(broken("a message came in the place of data")),
         };
-        if sequence <= written.taken {
-            return Ok(());
+        if sequence <= after {
+            return Ok(None);
         }
-        let fits = offset.checked_add(data + zero).is_some_and(|end| end <= self.size);
-        if sequence != written.taken + 1 || disk != 0 || !fits {
+        let fits = offset.checked_add(length).is_some_and(|end| end <= self.size);
+        if sequence != after + 1 || disk != 0 || !fits {
             return Err(broken("a frame is missing, or beyond the disk"));
         }
-        if written.taken == 0 {
+        Ok(Some((sequence, Extent::new(offset, length))))
+    }
+
+    fn all(&self, batch: &[Placed], written: &mut Written) -> Result<(), Fault> {
+        if written.taken == 0 && !batch.is_empty() {
             self.mark.set().map_err(|error| unusable("marked", &error))?;
         }
-        let done = match frame {
-            Frame::Data { bytes, .. } => self.disk.write_at(offset, bytes),
-            _ => self.disk.write_zeroes(offset, zero),
+        let done: Vec<io::Result<()>> = match batch {
+            [alone] => vec![self.one(alone)],
+            several => std::thread::scope(|scope| {
+                let begun: Vec<_> = several.iter().map(|placed| scope.spawn(|| self.one(placed))).collect();
+                let lost = || Err(io::Error::other("a write was not carried out"));
+                begun.into_iter().map(|thread| thread.join().unwrap_or_else(|_| lost())).collect()
+            }),
         };
-        done.map_err(|error| unusable("written", &error))?;
-        written.taken = sequence;
-        written.totals.count(data, zero, checksum);
+        for (Placed { frame, checksum, sequence, extent }, done) in batch.iter().zip(done) {
+            done.map_err(|error| broken_off("written", &error))?;
+            let (data, zero) =
+                if matches!(frame, Frame::Data { .. }) { (extent.length, 0) } else { (0, extent.length) };
+            written.taken = *sequence;
+            written.totals.count(data, zero, *checksum);
+        }
         Ok(())
+    }
+
+    fn one(&self, Placed { frame, extent, .. }: &Placed) -> io::Result<()> {
+        match frame {
+            Frame::Data { bytes, .. } => self.disk.write_at(extent.offset, bytes),
+            _ => self.disk.write_zeroes(extent.offset, extent.length),
+        }
     }
 }
 
+/// Nothing was written yet.
 fn unusable(what: &str, error: &io::Error) -> Fault {
     Fault::new(code::COPY_TARGET, format!("the target cannot be {what}"), error.to_string())
+}
+
+/// The mark is there.
+fn broken_off(what: &str, error: &io::Error) -> Fault {
+    Fault::new(code::COPY_BROKEN_OFF, format!("the target cannot be {what}"), error.to_string())
 }
 
 fn broken(why: &str) -> Fault {

@@ -41,6 +41,17 @@ pub struct Copied {
     pub moved: Moved,
 }
 
+/// Why a copy did not come about, or broke off.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Failure {
+    /// One of the ends said no; nothing was written.
+    Refused(Fault),
+    /// Nobody was reached; nothing was written.
+    Unreached(Fault),
+    /// It failed. The fault says so where the target is half written.
+    Failed(Fault),
+}
+
 /// What the target said.
 struct Ready {
     has_content: bool,
@@ -53,15 +64,17 @@ struct Ready {
 /// how many bytes will be looked at and how many were.
 ///
 /// # Errors
-/// The source cannot be read, the target refuses, or nobody is reached for a minute.
+/// The source cannot be read, the target refuses, or nobody is reached: for a minute, once the copy has begun.
 pub async fn send(
     (reader, read): (Reader, Arc<AtomicU64>),
     dial: impl AsyncFn() -> Result<Link, LinkError>,
     wish: Wish,
     progress: &(dyn Fn(u64, u64) + Send + std::marker::Sync),
-) -> Result<Copied, Fault> {
+) -> Result<Copied, Failure> {
     let id = Uuid::new_v4();
-    let (mut session, ready) = begin(&dial, (id, wish.dry_run), &reader, None).await?;
+    let (mut session, ready) = begin(&dial, (id, wish.dry_run), &reader, None)
+        .await
+        .map_err(|fault| if fault.is(code::LINK) { Failure::Unreached(fault) } else { Failure::Refused(fault) })?;
     let resumed = ready.unfinished;
     // What had arrived of another copy does not travel again; onto nothing there is nothing to compare with.
     let sync = match (wish.sync, &ready) {
@@ -69,46 +82,73 @@ pub async fn send(
         (_, Ready { has_content: false, .. }) => Sync::Full,
         (sync, _) => sync,
     };
-    let (source, expected) = source(&reader, sync, &ready).await?;
+    let (source, expected) = source(&reader, sync, &ready).await.map_err(Failure::Failed)?;
     if wish.dry_run {
-        let (changed, read_target) = counted(source, &mut session, expected, progress).await?;
+        let counted = counted(source, &mut session, expected, progress).await;
+        let (changed, read_target) = counted.map_err(Failure::Failed)?;
         let read_source = read.load(Ordering::Relaxed);
         let moved = Moved { changed, read_source, read_target, sent: session.traffic().bytes, ..Moved::default() };
         return Ok(Copied { sync, resumed, moved });
     }
     let mut flow = Flow::new(vec![reader.clone()], source, expected, read, &session);
-    let mut resume = None;
+    let again = async |error| begin(&dial, (id, false), &reader, Some(error)).await;
+    carry(&mut flow, &mut session, again, progress).await?;
+    let moved = flow.moved(&session);
+    if wish.verify {
+        verify(&reader, &mut session, ready.key, progress).await.map_err(Failure::Failed)?;
+    }
+    Ok(Copied { sync, resumed, moved })
+}
+
+/// Sends all of it, in the session that `again` makes when one breaks.
+async fn carry(
+    flow: &mut Flow,
+    session: &mut Session,
+    again: impl AsyncFn(LinkError) -> Result<(Session, Ready), Fault>,
+    progress: &(dyn Fn(u64, u64) + Send + std::marker::Sync),
+) -> Result<(), Failure> {
+    let (mut resume, mut is_first) = (None, true);
     loop {
         let flowed = match resume.take() {
-            None => flow_all(&mut flow, &mut session, progress).await,
-            Some((key, after)) => match flow.resume(&mut session, key, after).await {
-                Ok(()) => flow_all(&mut flow, &mut session, progress).await,
+            None => flow_all(flow, session, progress).await,
+            Some((key, after)) => match flow.resume(session, key, after).await {
+                Ok(()) => flow_all(flow, session, progress).await,
                 stopped => stopped,
             },
         };
         match flowed {
-            Ok(()) => break,
-            Err(Stopped::Fault(fault)) => return Err(fault),
-            Err(Stopped::Link(error @ LinkError::Refused(_))) => return Err(error.fault()),
+            Ok(()) => return Ok(()),
+            Err(Stopped::Fault(fault)) => return Err(broken_off(flow, fault)),
+            // Its own word for it: it could not even be marked.
+            Err(Stopped::Link(LinkError::Refused(fault))) if is_first && fault.is(code::COPY_TARGET) => {
+                return Err(Failure::Refused(fault));
+            }
+            Err(Stopped::Link(error @ LinkError::Refused(_))) => return Err(broken_off(flow, error.fault())),
             Err(Stopped::Link(error)) => {
-                flow.leave(&session);
-                let (again, ready) = begin(&dial, (id, wish.dry_run), &reader, Some(error)).await?;
-                session = again;
+                flow.leave(session);
+                let (next, ready) = again(error).await.map_err(|fault| broken_off(flow, fault))?;
+                (*session, is_first) = (next, false);
                 match ready.resume_after {
                     Some(after) => resume = Some((ready.key, after)),
                     None => {
                         let Stopped::Fault(fault) = begins_anew("the target was started again") else { continue };
-                        return Err(fault.with_remedy("run the same command again: what arrived does not travel again"));
+                        return Err(broken_off(flow, fault));
                     }
                 }
             }
         }
     }
-    let moved = flow.moved(&session);
-    if wish.verify {
-        verify(&reader, &mut session, ready.key, progress).await?;
+}
+
+/// A failure in the middle, which says what became of the target.
+fn broken_off(flow: &Flow, mut fault: Fault) -> Failure {
+    if flow.totals().frames > 0 {
+        fault.cause.push_str("; the target is half written, and marked so");
+        if !fault.is(code::COPY_BROKEN_OFF) {
+            fault.remedy = "run the same command again: it goes on, and what arrived does not travel again".into();
+        }
     }
-    Ok(Copied { sync, resumed, moved })
+    Failure::Failed(fault)
 }
 
 /// A session with a target that is ready, dialled again for a while after a link broke.
