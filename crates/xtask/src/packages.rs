@@ -23,6 +23,8 @@ const PROGRAMS: [(&str, &str); 15] = [
     ("nft", "nftables"),
     ("unshare", "util-linux"),
     ("kill", "procps"),
+    ("fsfreeze", "util-linux"),
+    ("mkfs.ext4", "e2fsprogs"),
     ("python3", "python3"),
     ("xz", "xz-utils"),
     ("fio", "fio"),
