@@ -9,7 +9,8 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use anyhow::{Context, Result, ensure};
 use demo::net::Hosts;
 use demo::world::{At, MACHINE, Part, Settings, World, wait_for};
-use protocol::rest::{ItemView, Job, JobState};
+use protocol::machine::Power;
+use protocol::rest::{ItemView, Job, JobState, MachineView};
 use rustix::process::{Signal, kill_process};
 
 use crate::Bench;
@@ -85,6 +86,10 @@ impl Sites {
         let keep = ["--all-for", "5s", "--then-none", "--app-none", "--budget", "2GiB"];
         let added = self.world.sockeye(&[&["policy", "add", "bench"], &keep[..], &["--yes"]].concat())?;
         ensure!(added.code == 0, "the policy: {}{}", added.stdout, added.stderr);
+        wait_for("machine that runs at home", Duration::from_secs(60), || {
+            let seen: Vec<MachineView> = self.world.ask(&["vm", "list"], 0).ok()?;
+            seen.iter().any(|seen| seen.machine.spec.name == MACHINE && seen.machine.power == Power::Running).then_some(())
+        })?;
         self.job(&["protect", MACHINE, "--from", "home", "--to", "cloud", "--policy", "bench"])?;
         self.caught_up().map(drop)
     }
