@@ -118,9 +118,10 @@ fn moved(world: &World, to: At, arguments: &[&str]) -> Result<(Figures, f64)> {
             let _ = tell.send(first_record(&fresh));
         });
         let job = job(world, arguments)?;
+        let goes_on = format!("let {MACHINE} go on");
         let wrote_ms = told.recv().context("nobody listened to the guest")??;
         let accepted =
-            job.steps.iter().filter(|step| step.name.starts_with("start")).filter_map(|step| step.ended_at_ms);
+            job.steps.iter().filter(|step| step.name.starts_with(&goes_on)).filter_map(|step| step.ended_at_ms);
         let accepted = accepted.max().context("the job has no step that starts the machine")?;
         Ok((job.figures, (wrote_ms as f64 - accepted as f64) / 1e3))
     })

@@ -50,7 +50,9 @@ pub fn write(uri: &str, job: Job, seconds: Option<u64>) -> Result<Wrote> {
     }
     let told = command.output().context("fio cannot be run")?;
     ensure!(told.status.success(), "fio: {}", String::from_utf8_lossy(&told.stderr));
-    let told: Value = serde_json::from_slice(&told.stdout).context("fio's report")?;
+    // Notes may stand before the report.
+    let report = told.stdout.iter().position(|byte| *byte == b'{').map_or(&[][..], |from| &told.stdout[from..]);
+    let told: Value = serde_json::from_slice(report).context("fio's report")?;
     let wrote = &told["jobs"][0]["write"];
     let number = |value: &Value| value.as_f64().context("fio's report lacks a figure");
     Ok(Wrote {

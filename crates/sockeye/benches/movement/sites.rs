@@ -88,7 +88,9 @@ impl Sites {
         ensure!(added.code == 0, "the policy: {}{}", added.stdout, added.stderr);
         wait_for("machine that runs at home", Duration::from_secs(60), || {
             let seen: Vec<MachineView> = self.world.ask(&["vm", "list"], 0).ok()?;
-            seen.iter().any(|seen| seen.machine.spec.name == MACHINE && seen.machine.power == Power::Running).then_some(())
+            seen.iter()
+                .any(|seen| seen.machine.spec.name == MACHINE && seen.machine.power == Power::Running)
+                .then_some(())
         })?;
         self.job(&["protect", MACHINE, "--from", "home", "--to", "cloud", "--policy", "bench"])?;
         self.caught_up().map(drop)
