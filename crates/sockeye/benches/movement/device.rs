@@ -5,9 +5,10 @@
 //! ```
 //! An export of QEMU's own cannot stand here: it would hang below the filter that the product puts between the device and
 //! the disk at each cut, and QEMU refuses both: a second writer beside the device, and one below the filter. So what fio
-//! writes is handed to the device's own block backend with the monitor's `qemu-io`, one request at a time, its bytes in a
-//! file in memory. That costs the same whether the machine is replicated or not.
+//! writes is handed to the device's own block backend with the monitor's `qemu-io`, its bytes in a file beside the
+//! disk. QEMU does one such request after the other; that costs the same whether the machine is replicated or not.
 
+use std::collections::VecDeque;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -21,14 +22,22 @@ use tokio::io::{AsyncBufReadExt, AsyncWriteExt, BufReader, Lines};
 use tokio::net::UnixStream;
 use tokio::net::unix::{OwnedReadHalf, OwnedWriteHalf};
 use tokio::runtime::Runtime;
-use tokio::sync::Mutex;
+use tokio::sync::{Mutex, Semaphore, oneshot};
+
+/// As many requests may be on their way at once: more than fio is asked for.
+const DEPTH: usize = 16;
+
+type Waiting = Arc<Mutex<VecDeque<oneshot::Sender<Value>>>>;
 
 /// The first disk of a machine, open for writing.
 pub struct Device {
     size: u64,
-    /// Where a request's bytes are put.
-    bytes: PathBuf,
-    monitor: Mutex<(Lines<BufReader<OwnedReadHalf>>, OwnedWriteHalf)>,
+    monitor: Mutex<OwnedWriteHalf>,
+    /// Who waits for an answer, in the order of their questions, which is that of the answers.
+    waiting: Waiting,
+    /// Files for the bytes of a request.
+    files: Mutex<Vec<PathBuf>>,
+    free: Semaphore,
 }
 
 impl Device {
@@ -38,32 +47,36 @@ impl Device {
         let (reader, writer) = stream.context("reaching the machine's monitor")?.into_split();
         let mut lines = BufReader::new(reader).lines();
         lines.next_line().await?.context("the monitor says nothing")?;
-        let bytes = world.settings.root.join(format!("{machine}-{}.bytes", at.name()));
-        let device = Device { size, bytes, monitor: Mutex::new((lines, writer)) };
+        let waiting = Waiting::default();
+        tokio::spawn(hear(lines, waiting.clone()));
+        let file = |n| world.settings.root.join(format!("{machine}-{}-{n}.bytes", at.name()));
+        let files = Mutex::new((0..DEPTH).map(file).collect());
+        let device = Device { size, monitor: Mutex::new(writer), waiting, files, free: Semaphore::new(DEPTH) };
         device.execute("qmp_capabilities", json!({})).await?;
         Ok(device)
     }
 
     async fn execute(&self, command: &str, arguments: Value) -> Result<Value> {
-        let mut monitor = self.monitor.lock().await;
-        let (lines, writer) = &mut *monitor;
         let line = json!({ "execute": command, "arguments": arguments }).to_string() + "\n";
-        writer.write_all(line.as_bytes()).await?;
-        loop {
-            let answer = lines.next_line().await?.context("the machine's QEMU ended")?;
-            let mut answer: Value = serde_json::from_str(&answer)?;
-            if answer.get("event").is_none() {
-                ensure!(answer.get("error").is_none(), "{answer}");
-                return Ok(answer["return"].take());
-            }
-        }
+        let (answer, answered) = oneshot::channel();
+        let mut monitor = self.monitor.lock().await;
+        self.waiting.lock().await.push_back(answer);
+        monitor.write_all(line.as_bytes()).await?;
+        drop(monitor);
+        let mut answer = answered.await.context("the machine's QEMU ended")?;
+        ensure!(answer.get("error").is_none(), "{answer}");
+        Ok(answer["return"].take())
     }
 
     /// Writes as the guest would.
     pub async fn write_all_at(&self, bytes: &[u8], offset: u64) -> Result<()> {
+        let _place = self.free.acquire().await?;
+        let file = self.files.lock().await.pop().context("more requests than files")?;
         // In memory or not worth waiting for: the same for all that is compared.
-        std::fs::write(&self.bytes, bytes)?;
-        self.request(&format!("write -q -s {} {offset} {}", self.bytes.display(), bytes.len())).await
+        std::fs::write(&file, bytes)?;
+        let done = self.request(&format!("write -q -s {} {offset} {}", file.display(), bytes.len())).await;
+        self.files.lock().await.push(file);
+        done
     }
 
     /// Comes back when everything written is in the disk's file.
@@ -77,6 +90,19 @@ impl Device {
         ensure!(said.as_str().is_some_and(|said| said.trim().is_empty()), "{request}: {said}");
         Ok(())
     }
+}
+
+/// Gives each answer to who waits for it. When QEMU ends, they are all let go.
+async fn hear(mut lines: Lines<BufReader<OwnedReadHalf>>, waiting: Waiting) {
+    while let Ok(Some(line)) = lines.next_line().await {
+        let Ok(said) = serde_json::from_str::<Value>(&line) else { break };
+        if said.get("event").is_none()
+            && let Some(answer) = waiting.lock().await.pop_front()
+        {
+            let _ = answer.send(said);
+        }
+    }
+    waiting.lock().await.clear();
 }
 
 #[async_trait]

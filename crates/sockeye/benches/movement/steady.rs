@@ -170,7 +170,7 @@ fn tell_flow(flow: &Spell, ages: &[f64]) {
     let seconds = |counts: Counts| format!("{:.2}", counts.cpu.as_secs_f64() / gb);
     head(
         &format!("processor time for each GB carried ({IN_ONE_PIECE} s of 64 KiB random, 20 MB/s)"),
-        &["carried GB", "sent GB", "process server s/GB", "master target s/GB", "QEMU with its writer's requests s/GB"],
+        &["carried GB", "sent GB", "process server s/GB", "master target s/GB", "QEMU, all its work s/GB"],
     );
     row(&[
         format!("{gb:.2}"),
@@ -206,8 +206,8 @@ fn tell_rates(rows: &[(&str, bool, Vec<Pair>)], runs: usize) {
         ]);
     }
     head(
-        "what a written byte costs: bytes QEMU writes to files, and bytes that epochs carry, for each",
-        &["writes", "written MB", "QEMU, off", "QEMU, on", "carried", "on the connection"],
+        "what a written byte costs: bytes that QEMU writes to files, and that epochs carry, for each; and QEMU's processor time",
+        &["writes", "written MB", "QEMU, off", "QEMU, on", "carried", "on the connection", "QEMU's time off, on s/GB"],
     );
     for (words, _, pairs) in rows {
         let times = |of: &dyn Fn(&Spell) -> u64, on: bool| {
@@ -223,6 +223,11 @@ fn tell_rates(rows: &[(&str, bool, Vec<Pair>)], runs: usize) {
             format!("{:.2}", times(&|spell| spell.qemu.written, true)),
             format!("{:.2}", times(&|spell| spell.changed, true)),
             format!("{:.2}", times(&|spell| spell.sent, true)),
+            format!(
+                "{:.2}, {:.2}",
+                times(&|spell| spell.qemu.cpu.as_nanos() as u64, false),
+                times(&|spell| spell.qemu.cpu.as_nanos() as u64, true)
+            ),
         ]);
     }
 }
