@@ -42,6 +42,8 @@ use std::path::{Path, PathBuf};
 use std::time::Instant;
 
 use anyhow::{Context, Result, bail, ensure};
+use rustix::process::{Pid, Signal, kill_process};
+use tokio::signal::unix::{SignalKind, signal};
 
 const USAGE: &str = "usage: cargo xtask bench movement [copy] [connections] [steady] [failback] [memory] [again] \
     [downtime] [--gib N] [--runs N] [--dir DIR]";
@@ -108,6 +110,7 @@ fn run() -> Result<()> {
     let dir = within.join(format!("skb{}", std::process::id()));
     std::fs::create_dir(&dir).with_context(|| format!("making {}", dir.display()))?;
     let _gone = Gone(&dir);
+    interrupted(dir.clone())?;
     let bench = Bench { sockeye: env!("CARGO_BIN_EXE_sockeye").into(), gib, runs, dir: dir.clone() };
     for (name, table) in TABLES.iter().filter(|(name, _)| names.is_empty() || names.iter().any(|wanted| wanted == name))
     {
@@ -116,6 +119,32 @@ fn run() -> Result<()> {
         table(&bench).with_context(|| format!("measuring {name}"))?;
         println!("\n== {name}: {:.0} s", began.elapsed().as_secs_f64());
     }
+    Ok(())
+}
+
+/// Who interrupts the bench does not want its machines to run on: ends every process that was given something in `dir`.
+fn interrupted(dir: PathBuf) -> Result<()> {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    let mut terminated = {
+        let _inside = runtime.enter();
+        signal(SignalKind::terminate())?
+    };
+    std::thread::spawn(move || {
+        runtime.block_on(async {
+            tokio::select! { _ = terminated.recv() => {}, _ = tokio::signal::ctrl_c() => {} }
+        });
+        for entry in std::fs::read_dir("/proc").into_iter().flatten().flatten() {
+            let Some(pid) = entry.file_name().to_str().and_then(|name| name.parse().ok()) else { continue };
+            let line = std::fs::read(entry.path().join("cmdline")).unwrap_or_default();
+            if String::from_utf8_lossy(&line).contains(&*dir.to_string_lossy())
+                && let Some(pid) = Pid::from_raw(pid)
+            {
+                let _ = kill_process(pid, Signal::KILL);
+            }
+        }
+        let _ = std::fs::remove_dir_all(&dir);
+        std::process::exit(130);
+    });
     Ok(())
 }
 

@@ -21,7 +21,7 @@ use crate::figures::{goal, head, median, range, row};
 use crate::sites::now_ms;
 
 const SIZES: [u64; 3] = [1, 16, 64];
-const RUNS: usize = 2;
+const RUNS: usize = 3;
 /// Seeded over each of the two disks.
 const WRITTEN: u64 = 64 << 20;
 /// Records of 4 KiB that the guest writes a second.

@@ -30,9 +30,9 @@ const IN_ONE_PIECE: u64 = 45;
 
 /// How it is written, in words; whether a share of throughput is a goal of it.
 const WAYS: [(&str, Job, bool); 5] = [
-    ("sequential, 20 MB/s", job("write", BLOCK, Some(CHURN)), true),
+    ("64 KiB sequential, 20 MB/s", job("write", BLOCK, Some(CHURN)), true),
     ("64 KiB random, 20 MB/s", job("randwrite", BLOCK, Some(CHURN)), true),
-    ("sequential, as fast as it goes", job("write", BLOCK, None), true),
+    ("sequential (1 MiB), as fast as it goes", job("write", 1 << 20, None), true),
     ("64 KiB random, as fast as it goes", job("randwrite", BLOCK, None), true),
     ("4 KiB random, as fast as it goes", job("randwrite", 4096, None), false),
 ];
