@@ -25,7 +25,7 @@ const TWIN: &str = "twin";
 const REGION: u64 = 256 << 20;
 const CHURN: u64 = 20_000_000;
 /// Seconds of one alternation, and of the churn in one piece.
-const SECONDS: u64 = 3;
+const SECONDS: u64 = 2;
 const IN_ONE_PIECE: u64 = 45;
 
 /// How it is written, in words; whether a share of throughput is a goal of it.
