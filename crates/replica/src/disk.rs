@@ -4,13 +4,14 @@
 //! own locks on the file, because a hypervisor (or a second master target) that wrote the disk beside us would break
 //! every recovery point: see [`crate::lock`].
 
+use std::collections::BTreeMap;
 use std::fs::File;
 use std::io;
 use std::num::NonZeroU64;
 use std::os::fd::AsRawFd;
 use std::os::unix::fs::{FileExt, FileTypeExt, OpenOptionsExt};
 use std::path::Path;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use protocol::{BlockMap, Extent};
 use rustix::fs::{Advice, FallocateFlags, SeekFrom, fadvise, fallocate, seek};
@@ -48,7 +49,14 @@ pub trait Disk: Send + Sync {
 pub struct FileDisk {
     file: File,
     size: u64,
+    /// Long stretches of data, start to end. To find where one ends, a file system walks all of it (tmpfs page by page, ext4
+    /// extent by extent): asked anew for each block that took over half of a master target's time. QEMU keeps the last such
+    /// stretch for the same reason.
+    known: Mutex<BTreeMap<u64, u64>>,
 }
+
+/// Shorter stretches are not worth remembering; so a disk of 1 TiB has at most 65,536 that are.
+const WORTH_KNOWING: u64 = 16 << 20;
 
 impl FileDisk {
     /// A new file of `size` zero bytes, all of it a hole.
@@ -85,7 +93,7 @@ impl FileDisk {
         let file = File::open(path)?;
         lock::share(&file)?;
         let size = length(&file)?;
-        Ok(FileDisk { file, size })
+        Ok(FileDisk { file, size, known: Mutex::default() })
     }
 
     fn over(file: File) -> io::Result<FileDisk> {
@@ -93,7 +101,44 @@ impl FileDisk {
         let size = length(&file)?;
         // A sync that failed in an earlier life may have left pages that were never written: the truth is on the medium.
         fadvise(&file, 0, None, Advice::DontNeed)?;
-        Ok(FileDisk { file, size })
+        Ok(FileDisk { file, size, known: Mutex::default() })
+    }
+
+    fn known(&self) -> MutexGuard<'_, BTreeMap<u64, u64>> {
+        self.known.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Where the data at `start` ends, or a later place up to which there is nothing but data; none if nobody can tell.
+    fn end_of_data(&self, start: u64) -> Option<u64> {
+        let known = self.known().range(..=start).next_back().map(|(_, end)| *end).filter(|end| *end > start);
+        if known.is_some() {
+            return known;
+        }
+        let hole = seek(&self.file, SeekFrom::Hole(start)).ok().filter(|hole| *hole > start)?;
+        if hole - start >= WORTH_KNOWING {
+            let mut known = self.known();
+            let within: Vec<u64> = known.range(start..hole).map(|(start, _)| *start).collect();
+            for inner in within {
+                known.remove(&inner);
+            }
+            known.insert(start, hole);
+        }
+        Some(hole)
+    }
+
+    /// A hole may be there now. What was known before and behind it is still data.
+    fn forget_data(&self, offset: u64, end: u64) {
+        let mut known = self.known();
+        let cut: Vec<(u64, u64)> =
+            known.range(..end).rev().map(|(s, e)| (*s, *e)).take_while(|(_, e)| *e > offset).collect();
+        for (start, until) in cut {
+            known.remove(&start);
+            for (start, until) in [(start, until.min(offset)), (start.max(end), until)] {
+                if until.saturating_sub(start) >= WORTH_KNOWING {
+                    known.insert(start, until);
+                }
+            }
+        }
     }
 
     fn write_zeroes_in_full(&self, offset: u64, length: u64) -> io::Result<()> {
@@ -126,7 +171,10 @@ impl Disk for FileDisk {
         // A hole in a regular file reads as zeroes by definition; on a hole this allocates nothing.
         match fallocate(&self.file, FallocateFlags::PUNCH_HOLE | FallocateFlags::KEEP_SIZE, offset, length) {
             Err(rustix::io::Errno::OPNOTSUPP | rustix::io::Errno::NOSYS) => self.write_zeroes_in_full(offset, length),
-            result => Ok(result?),
+            result => {
+                self.forget_data(offset, offset.saturating_add(length));
+                Ok(result?)
+            }
         }
     }
     fn flush(&self) -> io::Result<()> {
@@ -152,6 +200,7 @@ impl Disk for FileDisk {
         let end = offset.saturating_add(length).min(self.size);
         let mut at = offset;
         while at < end {
+            // Behind a stretch that is known comes a hole, or what was written since: the file system tells which.
             let start = match seek(&self.file, SeekFrom::Data(at)) {
                 Ok(start) => start.max(at),
                 Err(rustix::io::Errno::NXIO) => break,
@@ -162,11 +211,7 @@ impl Disk for FileDisk {
             if start >= end {
                 break;
             }
-            let hole = match seek(&self.file, SeekFrom::Hole(start)) {
-                Ok(hole) => hole,
-                Err(_) => end,
-            };
-            let until = if hole > start { hole.min(end) } else { end };
+            let until = self.end_of_data(start).map_or(end, |hole| hole.min(end));
             map.insert(Extent::new(start, until - start));
             at = until;
         }
@@ -232,5 +277,33 @@ mod tests {
         disk.read_at(0, &mut read).unwrap();
         assert!(blank(&read));
         disk.flush().unwrap();
+    }
+    #[test]
+    fn known_data_is_not_asked_for_again_and_what_becomes_a_hole_is_no_longer_known() {
+        const MIB: u64 = 1 << 20;
+        let directory = tempfile::tempdir().unwrap();
+        let disk = FileDisk::create(&directory.path().join("d.raw"), 128 * MIB).unwrap();
+        for at in 0..80 {
+            disk.write_at(at * MIB, &vec![7; MIB as usize]).unwrap();
+        }
+        let data = |from: u64, to: u64| disk.data(from * MIB, (to - from) * MIB).unwrap().bytes() / MIB;
+        let known = || disk.known().iter().map(|(start, end)| (start / MIB, end / MIB)).collect::<Vec<_>>();
+        assert_eq!((data(40, 41), data(79, 81), data(80, 128)), (1, 1, 0));
+        if known().is_empty() {
+            return; // A file system that cannot tell holes.
+        }
+        assert_eq!(known(), [(40, 80)]);
+        assert_eq!((data(10, 90), known()), (70, vec![(10, 80)]));
+        disk.write_zeroes(30 * MIB, 2 * MIB).unwrap();
+        assert_eq!(known(), [(10, 30), (32, 80)]);
+        assert_eq!((data(0, 128), data(29, 33)), (78, 2));
+        disk.write_zeroes(0, 20 * MIB).unwrap();
+        assert_eq!((data(0, 128), known()), (58, vec![(32, 80)]));
+        disk.write_at(5 * MIB, &[7; 4096]).unwrap();
+        assert!((4096..MIB).contains(&disk.data(0, 20 * MIB).unwrap().bytes()));
+        disk.write_at(80 * MIB, &vec![7; MIB as usize]).unwrap();
+        assert_eq!(data(70, 90), 11);
+        disk.write_zeroes(0, 128 * MIB).unwrap();
+        assert_eq!((data(0, 128), known()), (0, vec![]));
     }
 }

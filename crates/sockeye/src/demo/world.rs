@@ -124,10 +124,7 @@ const CONTROL_PORT: u16 = 7410;
 impl World {
     /// Makes directories, seeds the disks, defines the guest at home and starts all parts; the guest is not started yet.
     pub fn build(settings: Settings) -> anyhow::Result<World> {
-        let (net, why_loopback) = Net::new(settings.hosts);
-        let port = if net.is_real() { CONTROL_PORT } else { free_port()? };
-        let (parts, token, join_token) = (BTreeMap::new(), String::new(), String::new());
-        let mut world = World { settings, net, why_loopback, parts, port, token, join_token };
+        let mut world = World::empty(settings)?;
         for at in [At::Home, At::Cloud] {
             let boot = world.site_dir(at).join("boot");
             std::fs::create_dir_all(&boot)?;
@@ -140,15 +137,44 @@ impl World {
         }
         world.seed()?;
         world.define()?;
-        world.start(At::Cloud, Part::Control)?;
-        world.token = world.token_of("admin")?;
-        world.join_token = world.token_of("join")?;
-        for at in [At::Home, At::Cloud] {
-            world.start(at, Part::MasterTarget)?;
-            world.start(at, Part::ProcessServer)?;
-        }
-        world.wait_connected(4)?;
+        world.start_parts()?;
         Ok(world)
+    }
+
+    /// Makes directories and starts all parts, for a machine without a guest: it sits in its firmware and writes nothing.
+    /// Nothing is defined yet ([`World::define_bare`]); sizes, guest and rate of the settings are not looked at.
+    pub fn without_guest(settings: Settings) -> anyhow::Result<World> {
+        let mut world = World::empty(settings)?;
+        for at in [At::Home, At::Cloud] {
+            std::fs::create_dir_all(world.site_dir(at))?;
+        }
+        world.start_parts()?;
+        Ok(world)
+    }
+
+    fn empty(settings: Settings) -> anyhow::Result<World> {
+        let (net, why_loopback) = Net::new(settings.hosts);
+        let port = if net.is_real() { CONTROL_PORT } else { free_port()? };
+        let (parts, token, join_token) = (BTreeMap::new(), String::new(), String::new());
+        Ok(World { settings, net, why_loopback, parts, port, token, join_token })
+    }
+
+    fn start_parts(&mut self) -> anyhow::Result<()> {
+        self.start(At::Cloud, Part::Control)?;
+        self.token = self.token_of("admin")?;
+        self.join_token = self.token_of("join")?;
+        for at in [At::Home, At::Cloud] {
+            self.start(at, Part::MasterTarget)?;
+            self.start(at, Part::ProcessServer)?;
+        }
+        self.wait_connected(4)
+    }
+
+    /// Defines a machine of one disk and no guest at home, and starts it. `disk` is as `sockeye vm define` takes it.
+    pub fn define_bare(&self, machine: &str, disk: &str) -> anyhow::Result<()> {
+        let mut command = self.command(At::Home);
+        command.args(["vm", "define", "--name", machine, "--memory", "64", "--start", "--disk", disk, "--site-dir"]);
+        succeed(command.arg(self.site_dir(At::Home)))
     }
 
     /// A site's own directory.
@@ -317,7 +343,17 @@ impl World {
     }
 
     fn guest_pid(&self, at: At) -> Option<Pid> {
-        let file = self.site_dir(at).join("machines").join(MACHINE).join("pid");
+        self.pid_of(at, MACHINE)
+    }
+
+    /// The process of a part that was started here.
+    pub fn part_pid(&self, at: At, part: Part) -> Option<u32> {
+        self.parts.get(&(at, part)).map(Child::id)
+    }
+
+    /// The QEMU of a machine at a site.
+    pub fn pid_of(&self, at: At, machine: &str) -> Option<Pid> {
+        let file = self.machine_dir(at, machine).join("pid");
         let pid = std::fs::read_to_string(file).ok()?.trim().parse().ok()?;
         let line = std::fs::read(format!("/proc/{pid}/cmdline")).ok()?;
         let ours = String::from_utf8_lossy(&line).contains(&*self.dir(at).to_string_lossy());
