@@ -11,7 +11,7 @@ use anyhow::{Context, Result, bail};
 use crate::command::{is_installed, output, run, works};
 
 /// A program the tests, the demo or a bench start, and the package that brings it.
-const PROGRAMS: [(&str, &str); 15] = [
+const PROGRAMS: [(&str, &str); 17] = [
     ("qemu-system-x86_64", "qemu-system-x86"),
     ("qemu-img", "qemu-utils"),
     ("qemu-nbd", "qemu-utils"),
