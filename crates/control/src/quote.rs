@@ -404,7 +404,8 @@ mod tests {
         let said = |pace: &Pace, cap| {
             let mut quote = Quote::default();
             (quote.rate, quote.limit) = first_rate(pace, cap);
-            at_most(&mut quote, 9_000_000, slowest(pace, quote.rate));
+            let slowest = slowest(pace, quote.rate);
+            at_most(&mut quote, 9_000_000, slowest);
             quote.notes.remove(0)
         };
         assert_eq!(said(&pace, None), "that takes 10 s at most, at the rate that was measured");
