@@ -39,6 +39,7 @@ use crate::fault::Fault;
 use crate::id::{Attempt, ItemId};
 use crate::leaf::LeafKey;
 use crate::position::Position;
+use crate::replication::{Moved, Sync};
 
 /// The version of the session protocol that this build speaks. A peer with another major version is refused in words.
 pub const VERSION: u32 = 6;
@@ -192,6 +193,26 @@ pub enum Message {
     },
     /// The copy is durable. The sender may ask for hashes once more, to compare.
     Copied,
+    /// First word of a target that dialled the sender of a copy (`sockeye send`): how it wants to have it. `Copy` follows.
+    Fetch {
+        /// Compare or full.
+        sync: Sync,
+        /// Whether both disks are compared when it is done.
+        verify: bool,
+        /// Whether only questions are to be asked.
+        dry_run: bool,
+    },
+    /// Last word of the sender of a copy that was fetched.
+    Fetched {
+        /// Bytes of the source.
+        size: u64,
+        /// How the blocks were found.
+        sync: Sync,
+        /// Whether it went on with a copy that had not finished.
+        resumed: bool,
+        /// What was moved, or would be.
+        moved: Moved,
+    },
     /// The end: the message says why.
     Refused {
         /// Code, cause and remedy.

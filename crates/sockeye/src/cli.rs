@@ -5,7 +5,7 @@
 //!            see:   status · item · points · point · policy · quote · verify · job · component · vm list · explain · events · audit
 //!            move:  protect · failover · cleanup · view · change-point · commit · fold · reprotect · failback · complete · cancel
 //!                   · reverse · unprotect
-//!            copy:  copy · receive           a disk onto a disk, without a server
+//!            copy:  copy · receive · send    a disk onto a disk, without a server
 //!            roles: server · process-server · master-target · up
 //! ```
 //!
@@ -26,7 +26,7 @@ use clap::{Args, Parser, Subcommand, ValueEnum};
 use protocol::id::{Attempt, ItemId, SiteName};
 
 pub use bandwidth::SetComponent;
-pub use copy::{Copy, CopySync, Place, Receive};
+pub use copy::{Copy, CopySync, Place, Receive, Send, Waiting};
 pub use history::{AddPolicy, OnPoint, PointVerb, PolicyVerb, Sure};
 pub use machine::{Disk, VmDefine, VmLocal, VmStop};
 pub use moves::{ChangePoint, Commit, Complete, Failback, Failover, Protect, Reprotect, Then, Unprotect, View, Which};
@@ -199,6 +199,8 @@ what had arrived is not copied again.")]
     Copy(Copy),
     /// Take one copy from `sockeye copy` on another host (asks no server)
     Receive(Receive),
+    /// Give one copy to `sockeye copy` on another host (asks no server)
+    Send(Send),
 
     // ---- start
     /// Sign in to a control server and remember it

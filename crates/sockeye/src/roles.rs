@@ -31,6 +31,7 @@ pub async fn run(global: &Global, verb: &Verb) -> Option<Result<Ending, Trouble>
         Verb::MasterTarget(target) => Some(mover::master_target(global, target).await),
         Verb::Copy(copy) => Some(copying::copy(screen, copy).await),
         Verb::Receive(receive) => Some(copying::receive(screen, receive).await),
+        Verb::Send(send) => Some(copying::send_to(screen, send).await),
         Verb::Up(up) => Some(up::run(screen, up).await),
         _ => None,
     }

@@ -1,4 +1,4 @@
-//! `sockeye copy` and `sockeye receive` as an operator types them: the real program, real files, real TLS, real exports.
+//! `sockeye copy`, `sockeye receive` and `sockeye send` as an operator types them: the real program, real files, real TLS, real exports.
 
 #![allow(
     clippy::unwrap_used,
@@ -13,6 +13,7 @@ use std::time::{Duration, Instant};
 
 mod ending;
 mod exports;
+mod fetched;
 mod memory;
 
 const SIZE: usize = (20 << 20) + 4096;
@@ -87,8 +88,13 @@ fn receiver(scene: &Scene) -> (Running, String) {
 }
 
 fn receives(scene: &Scene, target: &str) -> (Running, String) {
+    waits(scene, &["receive", target, "--state", &scene.text("state")])
+}
+
+/// Starts a program that waits for its other end.
+fn waits(scene: &Scene, arguments: &[&str]) -> (Running, String) {
     let mut command = sockeye();
-    command.args(["receive", target, "--name", "web01", "--listen", "127.0.0.1:0", "--state", &scene.text("state")]);
+    command.args(arguments).args(["--name", "web01", "--listen", "127.0.0.1:0"]);
     let ticket = scene.path("ticket.pem");
     let mut receiver = Running(command.arg("--ticket").arg(ticket).stdout(Stdio::piped()).spawn().unwrap());
     let mut lines = BufReader::new(receiver.0.stdout.take().unwrap()).lines();

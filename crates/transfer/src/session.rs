@@ -22,6 +22,8 @@ use crate::Question;
 const PATIENCE: Duration = Duration::from_secs(120);
 /// How long it may take to make durable what it took.
 const SEAL_PATIENCE: Duration = Duration::from_secs(600);
+/// How long it may take to hear why a session ends.
+const LAST_WORDS: Duration = Duration::from_secs(5);
 
 enum Answer {
     Message(Message),
@@ -127,6 +129,14 @@ impl Session {
         let question = Question { disk, level: 0, extent };
         self.say(question.message()).await?;
         self.hashes(&question).await
+    }
+
+    /// Says this last, and waits a while for the other end to leave: a connection that is closed with unread bytes is reset,
+    /// and what was said lost with it.
+    pub(crate) async fn end(mut self, message: Message) {
+        if self.say(message).await.is_ok() {
+            let _ = tokio::time::timeout(LAST_WORDS, async { while self.answers.recv().await.is_some() {} }).await;
+        }
     }
 
     async fn next(&mut self, patience: Duration) -> Result<Answer, LinkError> {

@@ -13,8 +13,9 @@ use protocol::order::Sync;
 use protocol::session::Message;
 use protocol::{BLOCK, BlockMap, Fault};
 use replica::{Disk, FileDisk};
+use tokio::sync::mpsc;
 use transfer::Reader;
-use transfer::copy::{Copied, Failure, Mark, Receiving, Taken, Wish, send};
+use transfer::copy::{Copied, Failure, Mark, Receiving, Taken, Wish, fetch, give, send};
 
 /// Several stretches, and an end inside a block.
 const SIZE: u64 = (40 << 20) + 12_288;
@@ -70,13 +71,15 @@ struct Pair {
     writes: u64,
     /// Frames of data after which links break, the last one first.
     breaks: Mutex<Vec<usize>>,
+    /// Whether it is the target that dials.
+    fetched: bool,
 }
 
 impl Pair {
     /// A source of which a third are holes and a third is zeroes that are written; no target.
     fn new(seed: u64) -> Pair {
         let (directory, breaks) = (tempfile::tempdir().unwrap(), Mutex::default());
-        let mut pair = Pair { directory, dice: Dice(seed), writes: u64::MAX, breaks };
+        let mut pair = Pair { directory, dice: Dice(seed), writes: u64::MAX, breaks, fetched: false };
         let disk = FileDisk::create(&pair.source(), SIZE).unwrap();
         for at in (0..SIZE).step_by(BLOCK as usize) {
             let length = BLOCK.min(SIZE - at) as usize;
@@ -123,26 +126,62 @@ impl Pair {
             let disk = if path.exists() { FileDisk::open(&path) } else { FileDisk::create(&path, size) }.unwrap();
             Ok(Arc::new(Failing { disk, writes: AtomicU64::new(writes) }))
         };
-        let receiving = Receiving::new(Box::new(open), Mark::beside(&self.target()));
+        let mut receiving = Receiving::new(Box::new(open), Mark::beside(&self.target()));
+        if self.fetched {
+            return self.fetch_to(&mut receiving, wish).await;
+        }
         self.send_to(Arc::new(tokio::sync::Mutex::new(receiving)), wish).await
     }
 
-    async fn send_to(&self, receiving: Arc<tokio::sync::Mutex<Receiving>>, wish: Wish) -> Result<Copied, Failure> {
+    /// The next link with its end at the target.
+    fn link(&self) -> (Link, Link) {
+        let (near, far) = Link::pair();
+        match self.breaks.lock().unwrap().pop() {
+            None => (near, far),
+            Some(frames) => (near, breaks_after(frames, far)),
+        }
+    }
+
+    fn reader(&self) -> (Reader, Arc<AtomicU64>) {
         let read = Arc::new(AtomicU64::new(0));
         let disk = Arc::new(FileDisk::read_only(&self.source()).unwrap());
-        let reader = Reader::disk((0, "disk".parse().unwrap()), disk, read.clone());
+        (Reader::disk((0, "disk".parse().unwrap()), disk, read.clone()), read)
+    }
+
+    async fn fetch_to(&self, receiving: &mut Receiving, wish: Wish) -> Result<Copied, Failure> {
+        let (tell, dialled) = mpsc::unbounded_channel::<Link>();
+        let dialled = tokio::sync::Mutex::new(dialled);
+        let giving = async {
+            let next = async || {
+                let mut link = dialled.lock().await.recv().await.unwrap();
+                let wished = link.incoming.message("a wish").await?;
+                assert_eq!(wished, Message::Fetch { sync: wish.sync, verify: wish.verify, dry_run: wish.dry_run });
+                Ok(link)
+            };
+            // One that failed is given again, to whoever dials next.
+            while give(self.reader(), next, wish, &|_, _| {}).await.is_err() {}
+            std::future::pending::<Copied>().await
+        };
+        let dial = async || {
+            let (near, far) = self.link();
+            tell.send(near).unwrap();
+            Ok(far)
+        };
+        tokio::select! {
+            copied = fetch(receiving, dial, wish) => copied,
+            _ = giving => unreachable!("it waits for ever"),
+        }
+    }
+
+    async fn send_to(&self, receiving: Arc<tokio::sync::Mutex<Receiving>>, wish: Wish) -> Result<Copied, Failure> {
         let ends = Mutex::new(Vec::new());
         let dial = async || {
-            let (near, far) = Link::pair();
-            let far = match self.breaks.lock().unwrap().pop() {
-                None => far,
-                Some(frames) => breaks_after(frames, far),
-            };
+            let (near, far) = self.link();
             let receiving = receiving.clone();
             ends.lock().unwrap().push(tokio::spawn(async move { drop(receiving.lock().await.take(far).await) }));
             Ok::<_, LinkError>(near)
         };
-        let copied = send((reader, read), dial, wish, &|_, _| {}).await;
+        let copied = send(self.reader(), dial, wish, &|_, _| {}).await;
         // Whoever opens the target next must find it closed.
         for end in ends.into_inner().unwrap() {
             end.await.unwrap();
@@ -157,6 +196,11 @@ impl Pair {
     fn is_marked(&self) -> bool {
         Mark::beside(&self.target()).is_set().unwrap()
     }
+}
+
+/// The same, once as the sender dials and once as the target does.
+fn both(seed: u64) -> [Pair; 2] {
+    [false, true].map(|fetched| Pair { fetched, ..Pair::new(seed) })
 }
 
 /// The other end of a link that lets so many frames of data pass and then is gone.
@@ -203,66 +247,70 @@ fn data_blocks(path: &Path) -> u64 {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_copy_onto_nothing_is_the_source_and_what_is_zero_stays_a_hole() {
-    let pair = Pair::new(1);
-    let copied = pair.copy(Sync::Compare).await.unwrap();
-    assert!(pair.are_equal() && !pair.is_marked());
-    assert_eq!((copied.sync, copied.resumed, copied.moved.read_target), (Sync::Full, false, 0), "{copied:?}");
-    let most = data_blocks(&pair.source()) * BLOCK;
-    let found = allocated(&pair.target());
-    assert!(found <= most && found < allocated(&pair.source()), "{found} bytes are allocated, {most} hold data");
+    for pair in both(1) {
+        let copied = pair.copy(Sync::Compare).await.unwrap();
+        assert!(pair.are_equal() && !pair.is_marked());
+        assert_eq!((copied.sync, copied.resumed, copied.moved.read_target), (Sync::Full, false, 0), "{copied:?}");
+        let most = data_blocks(&pair.source()) * BLOCK;
+        let found = allocated(&pair.target());
+        assert!(found <= most && found < allocated(&pair.source()), "{found} bytes are allocated, {most} hold data");
+    }
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn only_blocks_that_differ_travel_and_a_full_copy_reads_nothing_at_the_target() {
-    let mut pair = Pair::new(2);
-    pair.copy(Sync::Full).await.unwrap();
-    for blocks in [0, 1, 7, 150] {
-        pair.change(blocks);
-        let before = allocated(&pair.target());
-        let dry = pair.copy_as(Wish { sync: Sync::Compare, verify: false, dry_run: true }).await.unwrap();
-        assert!(blocks == 0 || !pair.are_equal(), "a dry run wrote");
-        let copied = pair.copy(Sync::Compare).await.unwrap();
-        assert!(pair.are_equal() && !pair.is_marked());
-        assert_eq!((copied.moved.changed, dry.moved.changed), (blocks * BLOCK, blocks * BLOCK), "{copied:?}");
-        assert_eq!(copied.moved.read_target.div_ceil(BLOCK), before.div_ceil(BLOCK), "all but holes is read once");
+    for mut pair in both(2) {
+        pair.copy(Sync::Full).await.unwrap();
+        for blocks in [0, 1, 7, 150] {
+            pair.change(blocks);
+            let before = allocated(&pair.target());
+            let dry = pair.copy_as(Wish { sync: Sync::Compare, verify: false, dry_run: true }).await.unwrap();
+            assert!(blocks == 0 || !pair.are_equal(), "a dry run wrote");
+            let copied = pair.copy(Sync::Compare).await.unwrap();
+            assert!(pair.are_equal() && !pair.is_marked());
+            assert_eq!((copied.moved.changed, dry.moved.changed), (blocks * BLOCK, blocks * BLOCK), "{copied:?}");
+            assert_eq!(copied.moved.read_target.div_ceil(BLOCK), before.div_ceil(BLOCK), "all but holes is read once");
+        }
+        // What is zero at the source becomes zero at a target that holds something else.
+        let target = FileDisk::open(&pair.target()).unwrap();
+        target.write_at(0, &vec![7; SIZE as usize]).unwrap();
+        drop(target);
+        let copied = pair.copy(Sync::Full).await.unwrap();
+        assert!(pair.are_equal() && copied.moved.read_target == 0, "{copied:?}");
     }
-    // What is zero at the source becomes zero at a target that holds something else.
-    let target = FileDisk::open(&pair.target()).unwrap();
-    target.write_at(0, &vec![7; SIZE as usize]).unwrap();
-    drop(target);
-    let copied = pair.copy(Sync::Full).await.unwrap();
-    assert!(pair.are_equal() && copied.moved.read_target == 0, "{copied:?}");
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_copy_goes_on_over_another_link_and_no_block_is_counted_twice() {
-    let mut pair = Pair::new(3);
-    *pair.breaks.lock().unwrap() = vec![90, 1, 40];
-    let copied = pair.copy(Sync::Full).await.unwrap();
-    assert!(pair.are_equal() && pair.breaks.lock().unwrap().is_empty());
-    assert!(copied.moved.changed <= allocated(&pair.source()) + BLOCK, "{copied:?}");
-    pair.change(100);
-    *pair.breaks.lock().unwrap() = vec![30, 3];
-    let copied = pair.copy(Sync::Compare).await.unwrap();
-    assert!(pair.are_equal() && pair.breaks.lock().unwrap().is_empty() && !pair.is_marked());
-    assert_eq!(copied.moved.changed, 100 * BLOCK, "{copied:?}");
+    for mut pair in both(3) {
+        *pair.breaks.lock().unwrap() = vec![90, 1, 40];
+        let copied = pair.copy(Sync::Full).await.unwrap();
+        assert!(pair.are_equal() && pair.breaks.lock().unwrap().is_empty());
+        assert!(copied.moved.changed <= allocated(&pair.source()) + BLOCK, "{copied:?}");
+        pair.change(100);
+        *pair.breaks.lock().unwrap() = vec![30, 3];
+        let copied = pair.copy(Sync::Compare).await.unwrap();
+        assert!(pair.are_equal() && pair.breaks.lock().unwrap().is_empty() && !pair.is_marked());
+        assert_eq!(copied.moved.changed, 100 * BLOCK, "{copied:?}");
+    }
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_copy_that_fails_leaves_its_mark_and_the_next_one_goes_on() {
-    let mut pair = Pair::new(4);
-    pair.writes = 100;
-    let failure = pair.copy(Sync::Full).await.unwrap_err();
-    let is_told = matches!(&failure, Failure::Failed(fault) if fault.is(code::COPY_BROKEN_OFF));
-    assert!(is_told && pair.is_marked(), "{failure:?}");
-    pair.writes = u64::MAX;
-    let copied = pair.copy(Sync::Full).await.unwrap();
-    assert!(pair.are_equal() && !pair.is_marked());
-    assert_eq!((copied.sync, copied.resumed), (Sync::Compare, true));
-    let missing = data_blocks(&pair.source()) - 100;
-    // The write that failed carried several blocks, of which some might have had room.
-    let again = copied.moved.changed.div_ceil(BLOCK);
-    assert!((missing..missing + 4).contains(&again), "{copied:?}");
+    for mut pair in both(4) {
+        pair.writes = 100;
+        let failure = pair.copy(Sync::Full).await.unwrap_err();
+        let is_told = matches!(&failure, Failure::Failed(fault) if fault.is(code::COPY_BROKEN_OFF));
+        assert!(is_told && pair.is_marked(), "{failure:?}");
+        pair.writes = u64::MAX;
+        let copied = pair.copy(Sync::Full).await.unwrap();
+        assert!(pair.are_equal() && !pair.is_marked());
+        assert_eq!((copied.sync, copied.resumed), (Sync::Compare, true));
+        let missing = data_blocks(&pair.source()) - 100;
+        // The write that failed carried several blocks, of which some might have had room.
+        let again = copied.moved.changed.div_ceil(BLOCK);
+        assert!((missing..missing + 4).contains(&again), "{copied:?}");
+    }
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -1,10 +1,11 @@
-//! The options of `copy` and `receive`: one disk onto another, without a control server.
+//! The options of `copy`, `receive` and `send`: one disk onto another, without a control server.
 
 use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::str::FromStr;
 
 use clap::{Args, ValueEnum};
+use protocol::replication::Peer;
 
 /// Where a disk is.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -13,13 +14,8 @@ pub enum Place {
     Path(PathBuf),
     /// An NBD export.
     Export(nbd::Uri),
-    /// A disk that `sockeye receive` offers on another host.
-    Remote {
-        /// Host and port.
-        address: String,
-        /// The name that it offers the disk under.
-        name: String,
-    },
+    /// A disk that `sockeye receive` or `sockeye send` offers on another host, under that name.
+    Remote(Peer),
 }
 
 impl FromStr for Place {
@@ -32,7 +28,7 @@ impl FromStr for Place {
         if let Some(rest) = text.strip_prefix("sockeye+tls://") {
             let found = rest.split_once('/').filter(|(address, name)| address.contains(':') && !name.is_empty());
             let (address, name) = found.ok_or_else(|| format!("{text:?} is not sockeye+tls://HOST:PORT/NAME"))?;
-            return Ok(Place::Remote { address: address.into(), name: name.into() });
+            return Ok(Place::Remote(Peer { address: address.into(), name: name.into() }));
         }
         if text.starts_with("nbd://") || text.starts_with("nbd+unix://") {
             return text.parse().map(Place::Export).map_err(|error: nbd::Error| error.to_string());
@@ -55,10 +51,12 @@ pub enum CopySync {
 
 #[derive(Debug, Args)]
 pub struct Copy {
-    /// The disk to be copied: a raw image, a block device, nbd://HOST/EXPORT or nbd+unix:///EXPORT?socket=PATH
+    /// The disk to be copied: a raw image, a block device, nbd://HOST/EXPORT or nbd+unix:///EXPORT?socket=PATH. On another
+    /// host: sockeye+tls://HOST:PORT/NAME, where `sockeye send` waits
     #[arg(value_name = "SRC")]
     pub source: Place,
-    /// The disk that becomes the same; a file that is not there is made. On another host: sockeye+tls://HOST:PORT/NAME
+    /// The disk that becomes the same; a file that is not there is made. On another host: sockeye+tls://HOST:PORT/NAME, where
+    /// `sockeye receive` waits
     #[arg(value_name = "DST")]
     pub target: Place,
     /// How the blocks that travel are found; an empty target needs no compare
@@ -73,7 +71,7 @@ pub struct Copy {
     /// Say what would travel, write nothing
     #[arg(long)]
     pub dry_run: bool,
-    /// What `sockeye receive` on the other host wrote: it lets this host in, and proves the other
+    /// What `sockeye receive` or `sockeye send` on the other host wrote: it lets this host in, and proves the other
     #[arg(long, value_name = "FILE")]
     pub ticket: Option<PathBuf>,
     #[command(flatten)]
@@ -85,7 +83,31 @@ pub struct Receive {
     /// The disk that becomes a copy: a raw image (made if it is not there), a block device or an NBD export
     #[arg(value_name = "DST")]
     pub target: Place,
-    /// The name that the other host calls it by
+    #[command(flatten)]
+    pub waiting: Waiting,
+    /// Connections to an NBD export that takes several, 1 to 32
+    #[arg(long, value_name = "N", default_value_t = component::CONNECTIONS, value_parser = clap::value_parser!(u8).range(1..=32))]
+    pub connections: u8,
+    #[command(flatten)]
+    pub marks: Marks,
+}
+
+#[derive(Debug, Args)]
+pub struct Send {
+    /// The disk that is copied: a raw image, a block device or an NBD export
+    #[arg(value_name = "SRC")]
+    pub source: Place,
+    #[command(flatten)]
+    pub waiting: Waiting,
+    /// Connections to an NBD export that takes several, 1 to 32
+    #[arg(long, value_name = "N", default_value_t = component::CONNECTIONS, value_parser = clap::value_parser!(u8).range(1..=32))]
+    pub connections: u8,
+}
+
+/// How the other host comes here.
+#[derive(Debug, Args)]
+pub struct Waiting {
+    /// The name that the other host calls the disk by
     #[arg(long, value_name = "NAME", default_value = "disk")]
     pub name: String,
     /// Where to listen
@@ -97,11 +119,6 @@ pub struct Receive {
     /// Where the ticket is written that lets the other host in (mode 0600): carry it there over a way you trust
     #[arg(long, value_name = "FILE")]
     pub ticket: PathBuf,
-    /// Connections to an NBD export that takes several, 1 to 32
-    #[arg(long, value_name = "N", default_value_t = component::CONNECTIONS, value_parser = clap::value_parser!(u8).range(1..=32))]
-    pub connections: u8,
-    #[command(flatten)]
-    pub marks: Marks,
 }
 
 #[derive(Debug, Args)]
@@ -120,7 +137,7 @@ mod tests {
         let place = |text: &str| text.parse::<Place>();
         assert_eq!(place("/dev/vg/disk"), Ok(Place::Path("/dev/vg/disk".into())));
         assert!(matches!(place("nbd+unix:///e?socket=/s"), Ok(Place::Export(_))));
-        let remote = Place::Remote { address: "cloud:7412".into(), name: "web01/disk0".into() };
+        let remote = Place::Remote(Peer { address: "cloud:7412".into(), name: "web01/disk0".into() });
         assert_eq!(place("sockeye+tls://cloud:7412/web01/disk0"), Ok(remote));
         for wrong in
             ["", "sockeye+tls://cloud/web01", "sockeye+tls://cloud:7412/", "http://cloud/disk", "nbd://cloud:x/"]

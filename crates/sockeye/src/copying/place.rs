@@ -37,11 +37,7 @@ pub async fn source(place: &Place, connections: u8) -> Result<(Reader, Arc<Atomi
             let size = client.size();
             Reader::export(name, client, None, (size, READ), read.clone())
         }
-        Place::Remote { .. } => {
-            let cause = "a disk that is offered on another host takes copies, it gives none";
-            return Err(source_fault(&"sockeye+tls://", &cause)
-                .with_remedy("run sockeye receive on this host and sockeye copy on the other"));
-        }
+        Place::Remote(peer) => return Err(source_fault(peer, &"it is on another host: send stands where the disk is")),
     };
     if reader.size == 0 {
         return Err(Fault::new(code::COPY_SOURCE, "the source of a copy is empty", "it has no bytes"));
@@ -84,9 +80,7 @@ pub fn target(place: &Place, state: &Path, connections: u8) -> Result<Receiving,
             // One connection carries several writes as well: it is their round trips that cost.
             Ok(Receiving::new(Box::new(open), mark).with_writers(usize::from(connections)))
         }
-        Place::Remote { address, .. } => {
-            Err(target_fault(&address, &"it is on another host: receive stands where the disk is"))
-        }
+        Place::Remote(peer) => Err(target_fault(&peer, &"it is on another host: receive stands where the disk is")),
     }
 }
 

@@ -16,6 +16,7 @@ use tokio::sync::{mpsc, watch};
 use uuid::Uuid;
 
 use super::Mark;
+use super::send::Copied;
 use crate::reader::leaves_of;
 use crate::{Hashed, Question, Trees};
 
@@ -26,6 +27,9 @@ const NOTICE: u64 = 64;
 
 /// Opens the target for a source of that many bytes, to be read only for a dry run.
 type Open = Box<dyn Fn(u64, bool) -> Result<Arc<dyn Disk>, Fault> + Send + Sync>;
+
+/// Hears how many bytes of a disk will be looked at, and how many were.
+type Progress = Box<dyn Fn(u64, u64) + Send + Sync>;
 
 /// How a session of a copy ended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -44,6 +48,9 @@ pub struct Receiving {
     writers: usize,
     key: LeafKey,
     now: Option<Now>,
+    progress: Progress,
+    /// What the sender said at the end, if it was asked to.
+    fetched: Option<Copied>,
 }
 
 /// The copy that is under way: it outlives its links.
@@ -86,7 +93,28 @@ impl Receiving {
     pub fn new(open: Open, mark: Mark) -> Receiving {
         let random = [Uuid::new_v4(), Uuid::new_v4()].map(Uuid::into_bytes);
         let key = std::array::from_fn(|n| random[n / 16][n % 16]);
-        Receiving { open, mark, writers: 1, key, now: None }
+        Receiving { open, mark, writers: 1, key, now: None, progress: Box::new(|_, _| ()), fetched: None }
+    }
+
+    /// Tells how far it is.
+    #[must_use]
+    pub fn with_progress(self, progress: impl Fn(u64, u64) + Send + Sync + 'static) -> Receiving {
+        Receiving { progress: Box::new(progress), ..self }
+    }
+
+    /// What the sender said at the end.
+    pub(super) fn fetched(&mut self) -> Option<Copied> {
+        self.fetched.take()
+    }
+
+    /// How many frames of the copy that is under way were taken; none if none is.
+    pub(super) fn taken(&self) -> Option<u64> {
+        self.now.as_ref().map(|now| now.written.taken)
+    }
+
+    /// Whether the mark is there, or cannot be looked for.
+    pub(super) fn is_half_written(&self) -> bool {
+        self.mark.is_set().unwrap_or(true)
     }
 
     /// Writes so many frames at once: for a target that takes longer to answer than to write.
@@ -142,7 +170,8 @@ impl Receiving {
         let writer = Writer { disk: disk.clone(), size, mark: mark_of, writers, through: through.clone(), news };
         let written = now.written.clone();
         let writing = tokio::task::spawn_blocking(move || writer.write(queued, written));
-        let end = relay(incoming, outgoing, &mut trees, queue, (&mut newly, &through)).await;
+        let mut heard = Heard { size, reached: 0, progress: &self.progress, fetched: &mut self.fetched };
+        let end = relay(incoming, outgoing, &mut trees, queue, (&mut newly, &through), &mut heard).await;
         let (written, failed) = writing.await.map_err(|error| broken_off("written", &io::Error::other(error)))?;
         let began = written.taken > 0;
         now.written = written;
@@ -174,7 +203,12 @@ impl Receiving {
     }
 
     /// Answers questions about the finished target, if the sender has any.
-    async fn verify(&self, incoming: &mut Incoming, outgoing: &mut Outgoing, mut trees: Trees) -> Result<Taken, Ended> {
+    async fn verify(
+        &mut self,
+        incoming: &mut Incoming,
+        outgoing: &mut Outgoing,
+        mut trees: Trees,
+    ) -> Result<Taken, Ended> {
         trees.forget();
         loop {
             tokio::select! {
@@ -182,6 +216,11 @@ impl Receiving {
                     Ok(Some((Frame::Message(Message::HashRequest { disk, level, offset, length }), _))) => {
                         trees.ask(Question { disk, level, extent: Extent::new(offset, length) })?;
                     }
+                    Ok(Some((Frame::Message(Message::Fetched { size, sync, resumed, moved }), _))) => {
+                        self.fetched = Some(Copied { size, sync, resumed, moved });
+                        return Ok(Taken::Whole);
+                    }
+                    Ok(Some((Frame::Message(Message::Refused { fault }), _))) => return Err(fault.into()),
                     _ => return Ok(Taken::Whole),
                 },
                 answer = trees.next() => outgoing.send(&answer?).await.map(drop)?,
@@ -197,6 +236,7 @@ async fn relay(
     trees: &mut Trees,
     queue: mpsc::Sender<(Frame, u64)>,
     (news, through): (&mut watch::Receiver<()>, &AtomicU64),
+    heard: &mut Heard<'_>,
 ) -> Result<Option<EpochTotals>, Ended> {
     let mut waiting = None;
     loop {
@@ -204,12 +244,23 @@ async fn relay(
             next = incoming.next(), if waiting.is_none() && trees.under_way() < MOST_ASKED => match next? {
                 Some((Frame::Message(Message::HashRequest { disk, level, offset, length }), _)) => {
                     trees.ask(Question { disk, level, extent: Extent::new(offset, length) })?;
+                    heard.reaches(offset.saturating_add(length));
                 }
+                Some((Frame::Message(Message::Fetched { size, sync, resumed, moved }), _)) => {
+                    *heard.fetched = Some(Copied { size, sync, resumed, moved });
+                    return Ok(None);
+                }
+                Some((Frame::Message(Message::Refused { fault }), _)) => return Err(fault.into()),
                 Some((Frame::Message(Message::CopyEnd { totals }), _)) => return Ok(Some(totals)),
                 Some((Frame::Message(_) | Frame::Hashes { .. }, _)) => {
                     return Err(broken("a message came that is not a sender's").into());
                 }
-                Some(frame) => waiting = Some(frame),
+                Some(frame) => {
+                    if let Frame::Data { offset, .. } | Frame::Zero { offset, .. } = &frame.0 {
+                        heard.reaches(*offset);
+                    }
+                    waiting = Some(frame);
+                }
                 None => return Ok(None),
             },
             permit = queue.reserve(), if waiting.is_some() => match (permit, waiting.take()) {
@@ -222,6 +273,21 @@ async fn relay(
                 outgoing.say(Message::Received { through: through.load(Ordering::Relaxed) }).await?;
             }
         }
+    }
+}
+
+/// What the sender says beside its frames, and how far on the disk it was.
+struct Heard<'a> {
+    size: u64,
+    reached: u64,
+    progress: &'a Progress,
+    fetched: &'a mut Option<Copied>,
+}
+
+impl Heard<'_> {
+    fn reaches(&mut self, offset: u64) {
+        self.reached = self.reached.max(offset).min(self.size);
+        (self.progress)(self.size, self.reached);
     }
 }
 

@@ -16,8 +16,8 @@ use uuid::Uuid;
 use crate::{Compare, Flow, Pieces, Reader, Session, Source, Stopped, begins_anew};
 
 /// How long a broken link is dialled again. Guessed: a switch that reboots, an operator who plugs a cable back in.
-const PATIENCE: Duration = Duration::from_secs(60);
-const PAUSE: Duration = Duration::from_millis(500);
+pub(super) const PATIENCE: Duration = Duration::from_secs(60);
+pub(super) const PAUSE: Duration = Duration::from_millis(500);
 
 /// How a copy is wanted.
 #[derive(Debug, Clone, Copy)]
@@ -33,6 +33,8 @@ pub struct Wish {
 /// What a copy did, or would do.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Copied {
+    /// Bytes of the disk.
+    pub size: u64,
     /// How the blocks were found.
     pub sync: Sync,
     /// Whether it went on with a copy that had not finished.
@@ -71,10 +73,49 @@ pub async fn send(
     wish: Wish,
     progress: &(dyn Fn(u64, u64) + Send + std::marker::Sync),
 ) -> Result<Copied, Failure> {
+    sent((reader, read), dial, wish, progress, &mut None).await
+}
+
+/// As [`send`], to a target that fetches it: over links that it dials, and at the end it hears what was done.
+///
+/// # Errors
+/// As for [`send`]; the target was told, if it is still there.
+pub async fn give(
+    source: (Reader, Arc<AtomicU64>),
+    dialled: impl AsyncFn() -> Result<Link, LinkError>,
+    wish: Wish,
+    progress: &(dyn Fn(u64, u64) + Send + std::marker::Sync),
+) -> Result<Copied, Failure> {
+    let mut session = None;
+    let result = sent(source, dialled, wish, progress, &mut session).await;
+    if let Some(session) = session {
+        session
+            .end(match &result {
+                Ok(Copied { size, sync, resumed, moved }) => {
+                    Message::Fetched { size: *size, sync: *sync, resumed: *resumed, moved: *moved }
+                }
+                Err(Failure::Refused(fault) | Failure::Unreached(fault) | Failure::Failed(fault)) => {
+                    Message::Refused { fault: fault.clone() }
+                }
+            })
+            .await;
+    }
+    result
+}
+
+/// Leaves the last session in `slot`.
+async fn sent(
+    (reader, read): (Reader, Arc<AtomicU64>),
+    dial: impl AsyncFn() -> Result<Link, LinkError>,
+    wish: Wish,
+    progress: &(dyn Fn(u64, u64) + Send + std::marker::Sync),
+    slot: &mut Option<Session>,
+) -> Result<Copied, Failure> {
     let id = Uuid::new_v4();
-    let (mut session, ready) = begin(&dial, (id, wish.dry_run), &reader, None)
+    let (session, ready) = begin(&dial, (id, wish.dry_run), &reader, None)
         .await
         .map_err(|fault| if fault.is(code::LINK) { Failure::Unreached(fault) } else { Failure::Refused(fault) })?;
+    let session = slot.insert(session);
     let resumed = ready.unfinished;
     // What had arrived of another copy does not travel again; onto nothing there is nothing to compare with.
     let sync = match (wish.sync, &ready) {
@@ -84,20 +125,20 @@ pub async fn send(
     };
     let (source, expected) = source(&reader, sync, &ready).await.map_err(Failure::Failed)?;
     if wish.dry_run {
-        let counted = counted(source, &mut session, expected, progress).await;
+        let counted = counted(source, session, expected, progress).await;
         let (changed, read_target) = counted.map_err(Failure::Failed)?;
         let read_source = read.load(Ordering::Relaxed);
         let moved = Moved { changed, read_source, read_target, sent: session.traffic().bytes, ..Moved::default() };
-        return Ok(Copied { sync, resumed, moved });
+        return Ok(Copied { size: reader.size, sync, resumed, moved });
     }
-    let mut flow = Flow::new(vec![reader.clone()], source, expected, read, &session);
+    let mut flow = Flow::new(vec![reader.clone()], source, expected, read, session);
     let again = async |error| begin(&dial, (id, false), &reader, Some(error)).await;
-    carry(&mut flow, &mut session, again, progress).await?;
-    let moved = flow.moved(&session);
+    carry(&mut flow, session, again, progress).await?;
+    let moved = flow.moved(session);
     if wish.verify {
-        verify(&reader, &mut session, ready.key, progress).await.map_err(Failure::Failed)?;
+        verify(&reader, session, ready.key, progress).await.map_err(Failure::Failed)?;
     }
-    Ok(Copied { sync, resumed, moved })
+    Ok(Copied { size: reader.size, sync, resumed, moved })
 }
 
 /// Sends all of it, in the session that `again` makes when one breaks.
@@ -141,14 +182,20 @@ async fn carry(
 }
 
 /// A failure in the middle, which says what became of the target.
-fn broken_off(flow: &Flow, mut fault: Fault) -> Failure {
-    if flow.totals().frames > 0 {
-        fault.cause.push_str("; the target is half written, and marked so");
+fn broken_off(flow: &Flow, fault: Fault) -> Failure {
+    Failure::Failed(if flow.totals().frames > 0 { half_written(fault) } else { fault })
+}
+
+/// Says that the target is half written, unless that was said.
+pub(super) fn half_written(mut fault: Fault) -> Fault {
+    const SAYS: &str = "; the target is half written, and marked so";
+    if !fault.cause.ends_with(SAYS) {
+        fault.cause.push_str(SAYS);
         if !fault.is(code::COPY_BROKEN_OFF) {
             fault.remedy = "run the same command again: it goes on, and what arrived does not travel again".into();
         }
     }
-    Failure::Failed(fault)
+    fault
 }
 
 /// A session with a target that is ready, dialled again for a while after a link broke.
