@@ -10,11 +10,12 @@ use protocol::fault::code;
 use protocol::machine::DiskFormat;
 use protocol::order::{ReplicationStatus, Sync};
 use protocol::replication::Peer;
+use protocol::retention::Budget;
 use protocol::session::Message;
 
 use crate::sites::back::{Back, RAISED, TOKEN};
 use crate::sites::qemu::Home;
-use crate::sites::{NAME, PATIENCE, SIZES, Sites, key};
+use crate::sites::{MASTER_TARGET, NAME, PATIENCE, SIZES, Sites, keeping, key};
 
 const MIB: u64 = 1 << 20;
 /// Blocks that the machine writes at the other site, and one that home wrote last and that never travelled.
@@ -30,6 +31,11 @@ async fn lost(seed: u64) -> (Back, Home) {
     home.write(0, 0, 3 * MIB, 1).await;
     home.write(1, 0, MIB, 2).await;
     sites.platform = Arc::new(home.platform.clone());
+    // As control does: what is to be kept is said before there is anything.
+    let mut keeping = keeping(sites.lineage);
+    keeping.retention.budget = Some(Budget { bytes: 1 << 30, alarm_percent: 80 });
+    sites.control.keep(MASTER_TARGET, vec![keeping.clone()]);
+    sites.is_remembered(&keeping.manifest).await;
     sites.replicate().await;
     sites.seals().await;
     hashes_are_kept(&sites).await;
@@ -46,7 +52,8 @@ async fn lost(seed: u64) -> (Back, Home) {
 
 async fn hashes_are_kept(sites: &Sites) {
     let file = sites.folder().join("cloud/retention").join(NAME).join("leaves.json");
-    let deadline = tokio::time::Instant::now() + PATIENCE;
+    // After the first epoch, not a minute later.
+    let deadline = tokio::time::Instant::now() + PATIENCE / 2;
     loop {
         let written = std::fs::read(&file).ok().and_then(|bytes| serde_json::from_slice(&bytes).ok());
         let standing = written.map(|written: serde_json::Value| written["standing"].clone());
