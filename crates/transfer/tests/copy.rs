@@ -340,6 +340,35 @@ async fn a_sender_that_is_started_again_finds_the_same_receiver_waiting() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn who_only_asks_what_would_travel_is_not_written_to_by_a_sender_that_goes_on_with_another_copy() {
+    let pair = Pair::new(7);
+    let path = pair.target();
+    let open = move |size, _| -> Result<Arc<dyn Disk>, Fault> { Ok(Arc::new(FileDisk::create(&path, size).unwrap())) };
+    let mut receiving = Receiving::new(Box::new(open), Mark::beside(&pair.target()));
+    let (tell, mut dialled) = mpsc::unbounded_channel::<Link>();
+    let sending = async {
+        let mut link = dialled.recv().await.unwrap();
+        link.incoming.message("a wish").await.unwrap();
+        link.outgoing.say(Message::Copy { id: uuid::Uuid::new_v4(), size: SIZE, dry_run: false }).await.unwrap();
+        let refused = link.incoming.message("readiness").await.unwrap_err();
+        assert!(refused.fault().is(code::LINK), "{refused:?}");
+        // It is asked again, for nothing but that.
+        dialled.recv().await.unwrap()
+    };
+    let dial = async || {
+        let (near, far) = Link::pair();
+        tell.send(far).unwrap();
+        Ok(near)
+    };
+    let wish = Wish { sync: Sync::Full, verify: false, dry_run: true };
+    tokio::select! {
+        copied = fetch(&mut receiving, dial, wish) => panic!("{copied:?}"),
+        _again = sending => {}
+    }
+    assert!(!pair.target().exists() && !pair.is_marked());
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_sender_that_breaks_the_rules_changes_nothing() {
     let pair = Pair::new(5);
     let path = pair.target();

@@ -19,6 +19,7 @@ pub async fn fetch(
     wish: Wish,
 ) -> Result<Copied, Failure> {
     let (mut broken_since, mut taken) = (None, 0);
+    receiving.is_only_asked(wish.dry_run);
     loop {
         let fault = match open(&dial, wish).await {
             Ok(link) => match receiving.take(link).await {

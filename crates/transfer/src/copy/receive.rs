@@ -49,6 +49,8 @@ pub struct Receiving {
     key: LeafKey,
     now: Option<Now>,
     progress: Progress,
+    /// Nothing may be written, whatever the sender says.
+    only_asked: bool,
     /// What the sender said at the end, if it was asked to.
     fetched: Option<Copied>,
 }
@@ -93,13 +95,19 @@ impl Receiving {
     pub fn new(open: Open, mark: Mark) -> Receiving {
         let random = [Uuid::new_v4(), Uuid::new_v4()].map(Uuid::into_bytes);
         let key = std::array::from_fn(|n| random[n / 16][n % 16]);
-        Receiving { open, mark, writers: 1, key, now: None, progress: Box::new(|_, _| ()), fetched: None }
+        let (now, fetched, progress) = (None, None, Box::new(|_, _| ()));
+        Receiving { open, mark, writers: 1, key, now, progress, only_asked: false, fetched }
     }
 
     /// Tells how far it is.
     #[must_use]
     pub fn with_progress(self, progress: impl Fn(u64, u64) + Send + Sync + 'static) -> Receiving {
         Receiving { progress: Box::new(progress), ..self }
+    }
+
+    /// From now on takes only what asks, if `only_asked`.
+    pub(super) fn is_only_asked(&mut self, only_asked: bool) {
+        self.only_asked = only_asked;
     }
 
     /// What the sender said at the end.
@@ -145,6 +153,11 @@ impl Receiving {
         let Message::Copy { id, size, dry_run } = incoming.message("the announcement of a copy").await? else {
             return Err(broken("it does not begin with the announcement of a copy").into());
         };
+        if self.only_asked && !dry_run {
+            // Dialled anew it is asked as it should be.
+            let cause = "it would write, perhaps to go on with an earlier copy, and was only asked what would travel";
+            return Err(Fault::new(code::LINK, "the sender goes on with another copy", cause).into());
+        }
         // Another copy's disk is let go of before it is opened anew: it is locked.
         let same = self.now.take().filter(|now| now.id == id && now.size == size);
         let resume_after = same.as_ref().map(|now| now.written.taken);
