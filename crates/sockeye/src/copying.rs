@@ -60,7 +60,7 @@ pub async fn copy(screen: Screen, copy: &Copy) -> Result<Ending, Trouble> {
             bar.set_position(done);
         }
     };
-    let source = async || place::source(&copy.source, copy.connections).await.map_err(refused);
+    let source = async || place::source(&copy.source, &copy.marks.state, copy.connections).await.map_err(refused);
     let target = || place::target(&copy.target, &copy.marks.state, copy.connections).map_err(refused);
     let copied = match (&copy.source, &copy.target) {
         (Place::Remote(_), Place::Remote(_)) => {

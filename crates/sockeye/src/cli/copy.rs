@@ -40,6 +40,16 @@ impl FromStr for Place {
     }
 }
 
+impl std::fmt::Display for Place {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Place::Path(path) => path.display().fmt(f),
+            Place::Export(uri) => uri.fmt(f),
+            Place::Remote(peer) => peer.fmt(f),
+        }
+    }
+}
+
 /// How the blocks that travel are found.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 pub enum CopySync {
@@ -102,6 +112,8 @@ pub struct Send {
     /// Connections to an NBD export that takes several, 1 to 32
     #[arg(long, value_name = "N", default_value_t = component::CONNECTIONS, value_parser = clap::value_parser!(u8).range(1..=32))]
     pub connections: u8,
+    #[command(flatten)]
+    pub marks: Marks,
 }
 
 /// How the other host comes here.

@@ -18,19 +18,19 @@ use crate::cli::Place;
 const READ: u64 = 1 << 20;
 
 /// Opens the source, over several connections where an export takes them; what is read of it is counted.
-pub async fn source(place: &Place, connections: u8) -> Result<(Reader, Arc<AtomicU64>), Fault> {
+///
+/// One that this host knows to be half written is refused.
+pub async fn source(place: &Place, state: &Path, connections: u8) -> Result<(Reader, Arc<AtomicU64>), Fault> {
     let read = Arc::new(AtomicU64::new(0));
     let name = (0, key()?);
+    let unusable = |error: io::Error| source_fault(place, &error);
+    if mark(place, state).is_set().map_err(unusable)? {
+        let cause = "an earlier copy onto it had not finished";
+        let remedy = "finish that copy first: run its command again, it goes on";
+        return Err(source_fault(place, &cause).with_remedy(remedy));
+    }
     let reader = match place {
-        Place::Path(path) => {
-            let unusable = |error: io::Error| source_fault(&path.display(), &error);
-            if Mark::beside(path).is_set().map_err(unusable)? {
-                let cause = "an earlier copy onto it had not finished";
-                return Err(source_fault(&path.display(), &cause)
-                    .with_remedy("finish that copy first: run its command again, it goes on"));
-            }
-            Reader::disk(name, Arc::new(FileDisk::read_only(path).map_err(unusable)?), read.clone())
-        }
+        Place::Path(path) => Reader::disk(name, Arc::new(FileDisk::read_only(path).map_err(unusable)?), read.clone()),
         Place::Export(uri) => {
             let client =
                 nbd::Client::connect(uri, &several(connections)).await.map_err(|error| source_fault(uri, &error))?;
@@ -47,12 +47,9 @@ pub async fn source(place: &Place, connections: u8) -> Result<(Reader, Arc<Atomi
 
 /// A target, opened once the source's size is known, over several connections where an export takes them.
 pub fn target(place: &Place, state: &Path, connections: u8) -> Result<Receiving, Fault> {
+    let mark = mark(place, state);
     match place.clone() {
         Place::Path(path) => {
-            let mark = match is_plain(&path) {
-                true => Mark::beside(&path),
-                false => Mark::within(state, &path.to_string_lossy()),
-            };
             let open = move |size, dry_run: bool| {
                 let disk: Arc<dyn Disk> = match (path.try_exists(), dry_run) {
                     // It would be made: nothing but zeroes is there.
@@ -66,7 +63,6 @@ pub fn target(place: &Place, state: &Path, connections: u8) -> Result<Receiving,
             Ok(Receiving::new(Box::new(open), mark))
         }
         Place::Export(uri) => {
-            let mark = Mark::within(state, &uri.to_string());
             let runtime = Handle::current();
             let open = move |size, dry_run: bool| {
                 let options = several(connections);
@@ -99,9 +95,12 @@ fn large_enough(name: &dyn std::fmt::Display, disk: Arc<dyn Disk>, size: u64) ->
     }
 }
 
-/// Whether something is, or would be, a file rather than a device.
-fn is_plain(path: &Path) -> bool {
-    path.metadata().map_or(true, |metadata| metadata.is_file())
+/// Says of a place that it is half written: beside what is, or would be, a file, otherwise in the folder for such marks.
+fn mark(place: &Place, state: &Path) -> Mark {
+    match place {
+        Place::Path(path) if path.metadata().map_or(true, |metadata| metadata.is_file()) => Mark::beside(path),
+        _ => Mark::within(state, &place.to_string()),
+    }
 }
 
 fn key() -> Result<DiskKey, Fault> {

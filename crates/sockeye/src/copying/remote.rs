@@ -53,13 +53,13 @@ pub async fn receive(screen: Screen, receive: &Receive) -> Result<Ending, Troubl
 /// The disk or the address cannot be used.
 pub async fn send(screen: Screen, send: &Send) -> Result<Ending, Trouble> {
     // Refused now if it is refused at all; opened for each copy anew, so that none counts what another one read.
-    place::source(&send.source, send.connections).await.map_err(refused)?;
+    place::source(&send.source, &send.marks.state, send.connections).await.map_err(refused)?;
     let (door, place) = open(&send.waiting).await?;
     let (door, ticket) = (tokio::sync::Mutex::new(door), send.waiting.ticket.display());
     screen.say(&format!("waiting for: sockeye copy {place} DST --ticket {ticket}"));
     loop {
         let Some((link, wish)) = wished(&door).await else { return Ok(Ending::Failed) };
-        let source = place::source(&send.source, send.connections).await;
+        let source = place::source(&send.source, &send.marks.state, send.connections).await;
         let source = match source {
             Ok(source) => source,
             Err(fault) => {

@@ -100,3 +100,31 @@ fn a_source_that_fails_in_the_middle_leaves_a_marked_target() {
         assert!(scene.path("target.raw.half-written").exists(), "far {far}: no mark");
     }
 }
+
+#[test]
+fn an_export_that_is_half_written_is_no_source_until_its_copy_is_finished() {
+    let scene = Scene::new();
+    let pread = "pread=if [ $4 -ge 10485760 ]; then echo EIO worn out >&2; exit 1; fi; head -c $3 /dev/urandom";
+    let (_breaks, broken) = nbdkit(&scene, "nbdkit", &["eval", "get_size=echo 16777216", pread]);
+    std::fs::write(scene.path("middle.raw"), vec![9; SIZE]).unwrap();
+    let (_middle, middle) = export(&scene, "middle.raw", &[]);
+    let (state, target, source) = (scene.text("state"), scene.text("target.raw"), scene.text("source.raw"));
+    // A compare finds a stretch that cannot be read before it sends anything.
+    let (said, exit) = refusal(&copy(&[&broken, &middle, "--state", &state]));
+    let told = said.contains("PLT-006") && said.contains("run the same command again when it can");
+    assert!(told && exit == Some(3) && marks(&scene) == 0, "{exit:?} {said}");
+    let (said, exit) = refusal(&copy(&[&broken, &middle, "--state", &state, "--sync", "full"]));
+    assert!(said.contains("half written") && exit == Some(1) && marks(&scene) == 1, "{exit:?} {said}");
+
+    let (said, exit) = refusal(&copy(&[&middle, &target, "--state", &state]));
+    let told = said.contains("CPY-001") && said.contains("had not finished") && said.contains("finish that copy first");
+    assert!(told && exit == Some(3) && !scene.path("target.raw").exists(), "{exit:?} {said}");
+    let mut sends = sockeye();
+    sends.args(["send", &middle, "--state", &state, "--listen", "127.0.0.1:0", "--ticket"]);
+    let (said, exit) = refusal(&sends.arg(scene.path("ticket.pem")).output().unwrap());
+    assert!(said.contains("CPY-001") && said.contains("had not finished") && exit == Some(3), "{exit:?} {said}");
+
+    report(&copy(&[&source, &middle, "--state", &state]));
+    report(&copy(&[&middle, &target, "--state", &state]));
+    assert!(scene.are_equal() && marks(&scene) == 0);
+}

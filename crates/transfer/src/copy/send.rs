@@ -112,9 +112,7 @@ async fn sent(
     slot: &mut Option<Session>,
 ) -> Result<Copied, Failure> {
     let id = Uuid::new_v4();
-    let (session, ready) = begin(&dial, (id, wish.dry_run), &reader, None)
-        .await
-        .map_err(|fault| if fault.is(code::LINK) { Failure::Unreached(fault) } else { Failure::Refused(fault) })?;
+    let (session, ready) = begin(&dial, (id, wish.dry_run), &reader, None).await.map_err(nothing_written)?;
     let session = slot.insert(session);
     let resumed = ready.unfinished;
     // What had arrived of another copy does not travel again; onto nothing there is nothing to compare with.
@@ -123,10 +121,10 @@ async fn sent(
         (_, Ready { has_content: false, .. }) => Sync::Full,
         (sync, _) => sync,
     };
-    let (source, expected) = source(&reader, sync, &ready).await.map_err(Failure::Failed)?;
+    let (source, expected) = source(&reader, sync, &ready).await.map_err(nothing_written)?;
     if wish.dry_run {
         let counted = counted(source, session, expected, progress).await;
-        let (changed, read_target) = counted.map_err(Failure::Failed)?;
+        let (changed, read_target) = counted.map_err(nothing_written)?;
         let read_source = read.load(Ordering::Relaxed);
         let moved = Moved { changed, read_source, read_target, sent: session.traffic().bytes, ..Moved::default() };
         return Ok(Copied { size: reader.size, sync, resumed, moved });
@@ -183,7 +181,18 @@ async fn carry(
 
 /// A failure in the middle, which says what became of the target.
 fn broken_off(flow: &Flow, fault: Fault) -> Failure {
-    Failure::Failed(if flow.totals().frames > 0 { half_written(fault) } else { fault })
+    if flow.totals().frames > 0 { Failure::Failed(half_written(fault)) } else { nothing_written(fault) }
+}
+
+/// A failure before anything was written.
+fn nothing_written(fault: Fault) -> Failure {
+    match () {
+        () if fault.is(code::LINK) => Failure::Unreached(fault),
+        () if fault.is(code::CAPTURE_LOST) => {
+            Failure::Refused(fault.with_remedy("run the same command again when it can"))
+        }
+        () => Failure::Refused(fault),
+    }
 }
 
 /// Says that the target is half written, unless that was said.
