@@ -19,6 +19,8 @@ mod again;
 mod connections;
 #[path = "movement/copies.rs"]
 mod copies;
+#[path = "movement/credentials.rs"]
+mod credentials;
 #[path = "movement/device.rs"]
 mod device;
 #[path = "movement/downtime.rs"]
