@@ -16,6 +16,7 @@
 //! - What changed is forgotten only by [`Capture::acknowledged`]. Whatever else happens, it is part of the next cut.
 //! - Unknown is said as unknown, never as "nothing changed".
 
+mod host;
 pub mod qemu;
 pub mod simulated;
 

@@ -24,15 +24,11 @@ mod capture;
 mod changes;
 mod fleece;
 mod fold;
-mod folder;
-mod image;
 mod launch;
-mod marks;
 mod network;
 mod power;
 mod process;
 mod qmp;
-mod rest;
 mod settle;
 mod start;
 
@@ -48,8 +44,9 @@ use protocol::{BlockMap, DiskKey, Fault, Lineage};
 use self::bitmap::Bitmaps;
 use self::capture::QemuCapture;
 use self::fleece::Bounds;
-use self::folder::Folder;
-use self::marks::{Carry, Marks};
+use crate::host::folder::{self, Folder};
+use crate::host::marks::{Carry, Marks};
+use crate::host::{image, rest};
 use crate::{Capture, Platform, Start, Stopped};
 
 /// How long another process may be at work on a machine.

@@ -15,30 +15,18 @@
 //! QEMU marks the bitmaps in a qcow2 as in use while it has them open; after a crash they are inconsistent and useless.
 
 use std::collections::BTreeMap;
+use std::path::Path;
 
 use protocol::{Attempt, Lineage};
 use serde_json::{Value, json};
 
 use super::qmp::{Command, Qmp, QmpError};
 use crate::Held;
+use crate::host::image::{self, Kept};
+use crate::host::maps::{PREFIX, name, since};
 
 /// Bytes of disk per bit: what is transferred at least.
 pub(crate) const GRANULARITY: u64 = protocol::extent::BLOCK;
-
-/// What all our maps' names begin with.
-const PREFIX: &str = "sockeye-";
-
-/// The name of the bitmap that counts from a cut.
-pub(crate) fn name(lineage: Lineage, since: Attempt) -> String {
-    format!("{PREFIX}{lineage}-{}-{}", since.generation, since.number)
-}
-
-/// The cut that a bitmap of this lineage counts from; none for anybody else's bitmap.
-pub(crate) fn since(lineage: Lineage, name: &str) -> Option<Attempt> {
-    let marks = name.strip_prefix(&format!("{PREFIX}{lineage}-"))?;
-    let (generation, number) = marks.split_once('-')?;
-    Some(Attempt { generation: generation.parse().ok()?, number: number.parse().ok()? })
-}
 
 /// One bitmap of our lineage on one disk.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -49,6 +37,16 @@ pub(crate) struct Bitmap {
     pub inconsistent: bool,
     /// Bytes that it calls changed; an image that no QEMU has open does not tell.
     pub bytes: u64,
+}
+
+/// The bitmaps of a lineage that a qcow2 keeps, as they would be found by a QEMU that opens it.
+pub(crate) async fn kept(image: &Path, lineage: Lineage) -> Result<BTreeMap<Attempt, Bitmap>, String> {
+    let kept = image::bitmaps(image).await?;
+    let of = |map: &Kept| {
+        let since = since(lineage, &map.name)?;
+        Some((since, Bitmap { recording: map.recording, inconsistent: map.inconsistent, bytes: 0 }))
+    };
+    Ok(kept.iter().filter_map(of).collect())
 }
 
 /// The bitmaps of a lineage on every disk of a machine.

@@ -37,10 +37,11 @@ use serde_json::{Value, json};
 
 use super::bitmap::{self, Bitmaps};
 use super::fleece::{self, Bounds};
-use super::folder::Folder;
-use super::marks::Carry;
 use super::qmp::{Command, Qmp, QmpError};
-use super::{changes, launch, power, process, rest};
+use super::{changes, launch, power, process};
+use crate::host::folder::Folder;
+use crate::host::marks::Carry;
+use crate::host::{maps, rest};
 use crate::{Capture, Cut, CutDisk, Held};
 
 /// The lock of whoever captures a machine.
@@ -206,7 +207,7 @@ impl QemuCapture {
             // The name says which cut it is, so that a reader of an older one cannot get hold of a newer one.
             let name = format!("{attempt}-{}", disk.key);
             let maps = since
-                .map(|since| json!({ "node": launch::node(place, disk), "name": bitmap::name(self.lineage, since) }));
+                .map(|since| json!({ "node": launch::node(place, disk), "name": maps::name(self.lineage, since) }));
             let export = json!({
                 "type": "nbd", "id": fleece::export(place), "node-name": fleece::past(place), "name": name,
                 "bitmaps": maps.into_iter().collect::<Vec<_>>(),
@@ -227,7 +228,7 @@ impl QemuCapture {
     async fn changes(&self, since: Attempt, disks: &[CutDisk]) -> Result<Changes, Fault> {
         let mut maps = Carry::read(&self.folder, self.lineage, since)?;
         for disk in disks {
-            let read = changes::read(&disk.export, &bitmap::name(self.lineage, since)).await;
+            let read = maps::read(&disk.export, &maps::name(self.lineage, since)).await;
             let (map, _) = read.map_err(|why| self.folder.fault("does not tell what changed", why))?;
             let carried = maps.remove(&disk.key).unwrap_or_default();
             maps.insert(disk.key.clone(), map.union(&carried));
@@ -296,7 +297,7 @@ impl Capture for QemuCapture {
         }
         self.first = since.is_none().then_some(attempt);
         self.open = true;
-        let lost = rest::why_lost(&self.folder, &found)?;
+        let lost = rest::why_lost(&self.folder, found.inconsistent())?;
         let cut = self.try_cut(attempt, since, lost).await;
         if cut.is_err() {
             // Whatever step failed: what there is of the cut goes, and its map with it.

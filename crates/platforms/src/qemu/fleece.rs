@@ -22,10 +22,10 @@ use std::time::Duration;
 use protocol::Fault;
 use serde_json::{Value, json};
 
-use super::folder::Folder;
-use super::image;
 use super::launch::device;
 use super::qmp::{Command, Qmp, QmpError};
+use crate::host::folder::Folder;
+use crate::host::image;
 
 /// How long the readers of an ended cut may take to be thrown out.
 const PATIENCE: Duration = Duration::from_secs(20);

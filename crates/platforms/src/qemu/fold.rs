@@ -28,9 +28,10 @@ use serde_json::{Value, json};
 
 use super::bitmap::{self, Bitmaps};
 use super::capture::CAPTURING;
-use super::folder::{self, Folder};
 use super::qmp::{Qmp, QmpError};
 use super::{fleece, launch, power};
+use crate::host::folder::{self, Folder};
+use crate::host::maps;
 
 /// How long whoever captures the machine may take to let it go.
 const CAPTURE_PATIENCE: Duration = Duration::from_secs(2);
@@ -277,7 +278,7 @@ async fn copy_maps(spec: &MachineSpec, all: &[Folding], lineage: Lineage, qmp: &
     bitmap::transact(qmp, old).await?;
     let mut actions = Vec::new();
     for held in Bitmaps::ask(qmp, lineage, &over).await?.held() {
-        let name = bitmap::name(lineage, held.since);
+        let name = maps::name(lineage, held.since);
         for disk in all {
             let (own, over) = (launch::own(disk.place), launch::overlay(disk.place));
             let keeps = after.disks.get(disk.place).is_some_and(launch::keeps_bitmaps);

@@ -25,8 +25,9 @@ use protocol::machine::{Boot, DiskFormat, DiskSource, DiskSpec, MachineSpec};
 use serde_json::{Value, json};
 use tokio::process::Command;
 
-use super::folder::Folder;
-use super::{accelerator, image};
+use super::accelerator;
+use crate::host::folder::{self, Folder};
+use crate::host::image;
 
 /// How long QEMU may take until it runs; connecting a view is in it.
 const PATIENCE: Duration = Duration::from_secs(60);
@@ -102,7 +103,7 @@ pub(crate) async fn launch(folder: &Folder, spec: &MachineSpec) -> Result<(), Fa
 /// Removes what a killed QEMU left and makes the capture monitor's FIFOs anew, since old ones may hold half a sentence.
 fn prepare(folder: &Folder) -> std::io::Result<()> {
     for name in ["pid", "nbd.sock", "capture.in", "capture.out", "power-taken"] {
-        super::folder::remove_file(&folder.file(name))?;
+        folder::remove_file(&folder.file(name))?;
     }
     for name in ["capture.in", "capture.out"] {
         let mode = rustix::fs::Mode::RUSR | rustix::fs::Mode::WUSR;

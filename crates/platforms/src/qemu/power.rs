@@ -15,10 +15,10 @@ use protocol::fault::code;
 use protocol::machine::Power;
 use serde_json::{Value, json};
 
-use super::folder::Folder;
 use super::process;
 use super::qmp::{Qmp, QmpError};
 use crate::Stopped;
+use crate::host::folder::Folder;
 
 /// How often the guest is asked again to shut down: some press the button away while they boot.
 const ASK_AGAIN: Duration = Duration::from_secs(3);

@@ -3,10 +3,9 @@
 //! A killed QEMU leaves its file behind, and the number may be another program's by now. So the process counts only if
 //! its command line names this very file. A zombie (nobody waits for a daemon in a container) has no command line left.
 
+use crate::host::folder::Folder;
 use std::path::Path;
 use std::time::Duration;
-
-use super::folder::Folder;
 
 /// The id of the QEMU that runs for this machine, if one does.
 pub(crate) fn running(folder: &Folder) -> Option<i32> {

@@ -10,8 +10,6 @@
 //! Before `quit`: the next call does it all again. After: the images are asked, as for a QEMU that was killed.
 
 use std::collections::BTreeMap;
-use std::path::Path;
-use std::process::Stdio;
 use std::time::Duration;
 
 use nbd::Uri;
@@ -23,16 +21,15 @@ use protocol::{Attempt, Changes, DiskKey, Fault, Lineage};
 use serde_json::{Value, json};
 
 use super::bitmap::{self, Bitmaps};
-use super::folder::Folder;
-use super::marks::{self, Carry, Marks};
 use super::qmp::{Qmp, QmpError};
-use super::rest::{self, Rest};
-use super::{changes, fleece, image, launch, power, process};
+use super::{changes, fleece, launch, power, process};
+use crate::host::folder::Folder;
+use crate::host::maps;
+use crate::host::marks::{self, Carry, Marks};
+use crate::host::rest::{self, Rest};
 
 /// How long QEMU may take to write its maps down and end.
 const QUIT_PATIENCE: Duration = Duration::from_secs(60);
-/// How long a tool may take to serve an image.
-const SERVE_PATIENCE: Duration = Duration::from_secs(10);
 /// The map that everything is merged into.
 const MERGED: &str = "sockeye-settle";
 
@@ -95,9 +92,9 @@ async fn alive(
     }
     let found = Bitmaps::ask(qmp, lineage, &nodes).await.map_err(cannot)?;
     let held = found.held();
-    let Some(oldest) = held.first() else { return Ok(Err(rest::why_lost(folder, &found)?)) };
+    let Some(oldest) = held.first() else { return Ok(Err(rest::why_lost(folder, found.inconsistent())?)) };
     // Growing maps cannot be exported read-only, and making one stand still would be written into the image: so a copy.
-    let names: Vec<String> = held.iter().map(|held| bitmap::name(lineage, held.since)).collect();
+    let names: Vec<String> = held.iter().map(|held| maps::name(lineage, held.since)).collect();
     let mut actions = Vec::new();
     for node in &nodes {
         let old = json!({ "node": node, "name": MERGED });
@@ -114,7 +111,7 @@ async fn alive(
         let name = format!("settle-{}", disk.key);
         let export = json!({ "type": "nbd", "id": fleece::export(place), "node-name": nodes[place], "name": name, "bitmaps": [MERGED] });
         qmp.execute("block-export-add", export).await.map_err(cannot)?;
-        let read = changes::read(&Uri::unix(changes::socket(folder), name), MERGED).await;
+        let read = maps::read(&Uri::unix(changes::socket(folder), name), MERGED).await;
         let (map, _) = read.map_err(|why| folder.fault("does not tell what changed", why))?;
         maps.insert(disk.key.clone(), map);
     }
@@ -143,21 +140,22 @@ async fn offline(
     let mut found = Vec::new();
     for disk in &spec.disks {
         let Some(path) = keeper(folder, &disk.source) else { return Ok(Err(Distrust::MapAbsent)) };
-        found.push(image::bitmaps(&path, lineage).await.map_err(unreadable)?);
+        found.push(bitmap::kept(&path, lineage).await.map_err(unreadable)?);
     }
     let found = Bitmaps::new(found);
     let held = found.held();
-    let Some(oldest) = held.first() else { return Ok(Err(rest::why_lost(folder, &found)?)) };
+    let Some(oldest) = held.first() else { return Ok(Err(rest::why_lost(folder, found.inconsistent())?)) };
     if !untouched {
         return Ok(Err(Distrust::DiskTouched));
     }
-    let names: Vec<String> = held.iter().map(|held| bitmap::name(lineage, held.since)).collect();
-    let mut maps = Maps::new();
+    let names: Vec<String> = held.iter().map(|held| maps::name(lineage, held.since)).collect();
+    let mut found = Maps::new();
     for disk in &spec.disks {
         let Some(path) = keeper(folder, &disk.source) else { return Ok(Err(Distrust::MapAbsent)) };
-        maps.insert(disk.key.clone(), read_image(folder, &path, &names).await?);
+        let map = maps::read_image(&path, &names, &folder.file("nbd.sock")).await;
+        found.insert(disk.key.clone(), map.map_err(unreadable)?);
     }
-    Ok(Ok((oldest.since, maps)))
+    Ok(Ok((oldest.since, found)))
 }
 
 /// The image that can keep maps of a disk.
@@ -169,41 +167,6 @@ fn keeper(folder: &Folder, source: &DiskSource) -> Option<std::path::PathBuf> {
             Some(folder.overlay_path(overlay))
         }
     }
-}
-
-/// The union of some maps in an image.
-async fn read_image(folder: &Folder, path: &Path, names: &[String]) -> Result<BlockMap, Fault> {
-    let unreadable = |why: String| folder.fault("has an image that cannot be read", why);
-    let socket = folder.file("nbd.sock");
-    let mut union = BlockMap::new();
-    for name in names {
-        let _ = std::fs::remove_file(&socket);
-        let mut server = tokio::process::Command::new("qemu-nbd")
-            .args(["--read-only", "--persistent", "--export-name=", "--bitmap", name, "--socket"])
-            .arg(&socket)
-            .arg(image::alone(path))
-            .stdin(Stdio::null())
-            .stdout(Stdio::null())
-            .stderr(Stdio::null())
-            .kill_on_drop(true)
-            .spawn()
-            .map_err(|why| unreadable(format!("qemu-nbd: {why}")))?;
-        let deadline = tokio::time::Instant::now() + SERVE_PATIENCE;
-        let map = loop {
-            match changes::read(&Uri::unix(&socket, ""), name).await {
-                Ok((map, _)) => break Ok(map),
-                Err(why) if tokio::time::Instant::now() > deadline => break Err(why.to_string()),
-                Err(_) if server.try_wait().is_ok_and(|ended| ended.is_some()) => {
-                    break Err("qemu-nbd refused it".to_string());
-                }
-                Err(_) => tokio::time::sleep(Duration::from_millis(10)).await,
-            }
-        };
-        let _ = server.kill().await;
-        let _ = std::fs::remove_file(&socket);
-        union = union.union(&map.map_err(unreadable)?);
-    }
-    Ok(union)
 }
 
 /// What a machine of overlays still tells when its maps are lost.

@@ -17,11 +17,12 @@ use protocol::machine::{MachineSpec, Power};
 use serde_json::Value;
 
 use super::bitmap::{self, Bitmaps};
-use super::folder::Folder;
-use super::marks::{self, Carry, Mark, Marks};
 use super::qmp::{Qmp, QmpError};
-use super::{launch, power, process, rest};
+use super::{launch, power, process};
 use crate::Start;
+use crate::host::folder::Folder;
+use crate::host::marks::{self, Carry, Mark, Marks};
+use crate::host::rest;
 
 /// How long QEMU may take to end again when its guest cannot be tracked.
 const QUIT_PATIENCE: Duration = Duration::from_secs(10);
@@ -74,7 +75,7 @@ async fn track(
 ) -> Result<(), Fault> {
     let nodes = launch::nodes(spec);
     let names: Vec<String> = nodes.iter().map(|(node, _)| node.clone()).collect();
-    let touched = rest::doubt(folder, qmp, &names).await?;
+    let touched = rest::doubt(folder, async || bitmap::forget_all(qmp, &names).await).await?;
     let Some(mark) = mark else { return Ok(()) };
     let overlays_since = marks.common(folder, spec, mark.lineage);
     let cannot = |why: QmpError| folder.fault("cannot be tracked", why);

@@ -27,11 +27,9 @@ use protocol::position::Distrust;
 use protocol::{DiskKey, Fault};
 use serde::{Deserialize, Serialize};
 
-use super::bitmap::{self, Bitmaps};
 use super::folder::Folder;
 use super::image;
 use super::marks::Marks;
-use super::qmp::Qmp;
 
 /// The images as they were when QEMU let go of them.
 const NOTE: &str = "rest.json";
@@ -147,11 +145,14 @@ pub(crate) fn leave(folder: &Folder, spec: &MachineSpec, marks: &mut Marks) -> R
     folder.remove(NOTE)
 }
 
-/// Before the guest runs: rids the images, which are `nodes`, of maps that are not to be believed. Gives whether a mark is
-/// not to be believed either.
-pub(crate) async fn doubt(folder: &Folder, qmp: &mut Qmp, nodes: &[String]) -> Result<bool, Fault> {
+/// Before the guest runs: has the images rid of maps that are not to be believed by `forget`, which says how many it found.
+/// Gives whether a mark is not to be believed either.
+pub(crate) async fn doubt<E: std::fmt::Display>(
+    folder: &Folder,
+    forget: impl AsyncFnOnce() -> Result<usize, E>,
+) -> Result<bool, Fault> {
     let Some(doubt) = folder.read::<Doubt>(DOUBT)?.filter(|doubt| !doubt.settled) else { return Ok(false) };
-    let gone = bitmap::forget_all(qmp, nodes).await;
+    let gone = forget().await;
     let gone = gone.map_err(|why| folder.fault("cannot be rid of maps that are not to be believed", why))?;
     match doubt.touched || gone > 0 {
         true => folder.write(DOUBT, &Doubt { settled: true, ..doubt })?,
@@ -165,10 +166,10 @@ pub(crate) fn is_in_doubt(folder: &Folder) -> Result<bool, Fault> {
     Ok(folder.read::<Doubt>(DOUBT)?.is_some_and(|doubt| !doubt.settled))
 }
 
-/// Why none of these maps can be used.
-pub(crate) fn why_lost(folder: &Folder, found: &Bitmaps) -> Result<Distrust, Fault> {
+/// Why none of the maps that were found can be used, some of which were `inconsistent`.
+pub(crate) fn why_lost(folder: &Folder, inconsistent: bool) -> Result<Distrust, Fault> {
     Ok(match folder.read::<Doubt>(DOUBT)? {
-        _ if found.inconsistent() => Distrust::MapInconsistent,
+        _ if inconsistent => Distrust::MapInconsistent,
         Some(_) => Distrust::DiskTouched,
         None => Distrust::MapAbsent,
     })

@@ -2,17 +2,13 @@
 //!
 //! No format is parsed here. An image is always opened without its backing, which may be a view that is not served now.
 
-use std::collections::BTreeMap;
 use std::os::unix::fs::{FileTypeExt, MetadataExt, OpenOptionsExt};
 use std::path::Path;
 use std::process::Stdio;
 
 use protocol::extent::{BlockMap, Extent};
-use protocol::{Attempt, Lineage};
 use serde_json::{Value, json};
 use tokio::process::Command;
-
-use super::bitmap::{self, Bitmap};
 
 /// Runs a program of QEMU's; its words on failure.
 async fn run(program: &str, arguments: &[&str]) -> Result<Vec<u8>, String> {
@@ -49,14 +45,22 @@ pub(crate) async fn create_empty(path: &Path, size: u64) -> Result<(), String> {
     run("qemu-img", &["create", "-q", "-f", "qcow2", &path.to_string_lossy(), &size.to_string()]).await.map(|_| ())
 }
 
-/// The bitmaps of a lineage that a qcow2 keeps, as they would be found by a QEMU that opens it.
-pub(crate) async fn bitmaps(path: &Path, lineage: Lineage) -> Result<BTreeMap<Attempt, Bitmap>, String> {
+/// A bitmap that a qcow2 keeps.
+pub(crate) struct Kept {
+    pub name: String,
+    /// It grows with every write, as soon as a QEMU opens the image.
+    pub recording: bool,
+    /// It was in use when QEMU died: it says nothing, and can only be removed.
+    pub inconsistent: bool,
+}
+
+/// The bitmaps that a qcow2 keeps, as they would be found by a QEMU that opens it.
+pub(crate) async fn bitmaps(path: &Path) -> Result<Vec<Kept>, String> {
     let info = ask(&["info", "-U", "--output=json", &alone(path)]).await?;
     let maps = info["format-specific"]["data"]["bitmaps"].as_array().into_iter().flatten();
     let of = |map: &Value| {
-        let since = bitmap::since(lineage, map["name"].as_str()?)?;
         let flag = |name: &str| map["flags"].as_array().into_iter().flatten().any(|flag| flag == name);
-        Some((since, Bitmap { recording: flag("auto"), inconsistent: flag("in-use"), bytes: 0 }))
+        Some(Kept { name: map["name"].as_str()?.into(), recording: flag("auto"), inconsistent: flag("in-use") })
     };
     Ok(maps.filter_map(of).collect())
 }

@@ -1,0 +1,13 @@
+//! What a host's own files tell of a machine, whichever hypervisor opens them: the platforms that keep disks as files share it.
+//!
+//! ```text
+//!   folder   a machine's folder of notes      image   what an image tells while nobody has it open
+//!   marks    what overlays count from         rest    whether somebody had the images in hand meanwhile
+//!   maps     change maps: their names, reading them out of an export or an image
+//! ```
+
+pub(crate) mod folder;
+pub(crate) mod image;
+pub(crate) mod maps;
+pub(crate) mod marks;
+pub(crate) mod rest;
