@@ -3,11 +3,12 @@
 //! ```text
 //!   folder   a machine's folder of notes      image   what an image tells while nobody has it open
 //!   marks    what overlays count from         rest    whether somebody had the images in hand meanwhile
-//!   maps     change maps: their names, reading them out of an export or an image
+//!   maps     change maps: their names, reading them   overlays images that take a machine's writes
 //! ```
 
 pub(crate) mod folder;
 pub(crate) mod image;
 pub(crate) mod maps;
 pub(crate) mod marks;
+pub(crate) mod overlays;
 pub(crate) mod rest;

@@ -17,6 +17,7 @@
 //! - Unknown is said as unknown, never as "nothing changed".
 
 mod host;
+pub mod libvirt;
 pub mod qemu;
 pub mod simulated;
 

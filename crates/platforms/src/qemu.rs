@@ -18,7 +18,7 @@
 //! QEMU is gone: `Power::Off`. The next start or settle finds inconsistent maps and says unknown, or, for overlays, what
 //! they hold since their mark.
 
-mod accelerator;
+pub(crate) mod accelerator;
 mod bitmap;
 mod capture;
 mod changes;
@@ -44,9 +44,9 @@ use protocol::{BlockMap, DiskKey, Fault, Lineage};
 use self::bitmap::Bitmaps;
 use self::capture::QemuCapture;
 use self::fleece::Bounds;
-use crate::host::folder::{self, Folder};
-use crate::host::marks::{Carry, Marks};
-use crate::host::{image, rest};
+use crate::host::folder::Folder;
+use crate::host::marks::Carry;
+use crate::host::{overlays, rest};
 use crate::{Capture, Platform, Start, Stopped};
 
 /// How long another process may be at work on a machine.
@@ -151,35 +151,6 @@ fn check(folder: &Folder, spec: &MachineSpec) -> Result<(), Fault> {
     Ok(())
 }
 
-/// Creates the overlays that are absent, each with a note that it is empty.
-async fn create_overlays(folder: &Folder, spec: &MachineSpec) -> Result<(), Fault> {
-    let cannot = |why: &dyn std::fmt::Display| folder.fault("cannot be given an overlay", why);
-    let mut marks = Marks::read(folder)?;
-    for disk in &spec.disks {
-        let DiskSource::OverlayOnView { overlay, view } = &disk.source else { continue };
-        let path = folder.overlay_path(overlay);
-        if path.exists() {
-            continue;
-        }
-        // Under another name first: an overlay that exists is whole and noted.
-        let fresh = path.with_extension("new");
-        if let Some(parent) = path.parent() {
-            std::fs::create_dir_all(parent).map_err(|why| cannot(&why))?;
-        }
-        folder::remove_file(&fresh).map_err(|why| cannot(&why))?;
-        image::create_overlay(&fresh, view, disk.size).await.map_err(|why| cannot(&why))?;
-        let settled = || {
-            std::fs::File::open(&fresh)?.sync_all()?;
-            image::inode(&fresh)
-        };
-        let inode = settled().map_err(|why| cannot(&why))?;
-        marks.fresh(folder, &disk.key, inode)?;
-        let placed = std::fs::rename(&fresh, &path).and_then(|()| folder::sync_parent(&path));
-        placed.map_err(|why| cannot(&why))?;
-    }
-    Ok(())
-}
-
 #[async_trait]
 impl Platform for Qemu {
     fn name(&self) -> &'static str {
@@ -215,7 +186,7 @@ impl Platform for Qemu {
         let _lock = folder.lock("lock", LOCK_PATIENCE).await?;
         self.must_be_off(&folder, "defined").await?;
         // The overlays first: a description without them could be started by someone who then found them absent.
-        create_overlays(&folder, spec).await?;
+        overlays::create(&folder, spec).await?;
         folder.write("machine.json", spec)
     }
 
@@ -225,12 +196,7 @@ impl Platform for Qemu {
         let _lock = folder.lock("lock", LOCK_PATIENCE).await?;
         self.must_be_off(&folder, "deleted").await?;
         // The description last: as long as it is there, deleting can be repeated, and no overlay outlives it.
-        for disk in &spec.disks {
-            if let Some(overlay) = disk.source.overlay() {
-                let gone = folder::remove_file(&folder.overlay_path(overlay));
-                gone.map_err(|why| folder.fault("cannot be rid of an overlay", why))?;
-            }
-        }
+        overlays::remove(&folder, &spec)?;
         for note in ["marks.json", "carry.json", "rest.json", "doubt.json", "machine.json"] {
             folder.remove(note)?;
         }

@@ -3,12 +3,15 @@
 //! No format is parsed here. An image is always opened without its backing, which may be a view that is not served now.
 
 use std::os::unix::fs::{FileTypeExt, MetadataExt, OpenOptionsExt};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::Stdio;
 
 use protocol::extent::{BlockMap, Extent};
+use protocol::machine::{DiskFormat, DiskSource};
 use serde_json::{Value, json};
 use tokio::process::Command;
+
+use super::folder::Folder;
 
 /// Runs a program of QEMU's; its words on failure.
 async fn run(program: &str, arguments: &[&str]) -> Result<Vec<u8>, String> {
@@ -63,6 +66,22 @@ pub(crate) async fn bitmaps(path: &Path) -> Result<Vec<Kept>, String> {
         Some(Kept { name: map["name"].as_str()?.into(), recording: flag("auto"), inconsistent: flag("in-use") })
     };
     Ok(maps.filter_map(of).collect())
+}
+
+/// The image that can keep maps of a disk.
+pub(crate) fn keeper(folder: &Folder, source: &DiskSource) -> Option<PathBuf> {
+    match source {
+        DiskSource::Own { path, format: DiskFormat::Qcow2 } => Some(folder.disk_path(path)),
+        DiskSource::Own { format: DiskFormat::Raw, .. } => None,
+        DiskSource::OverlayOnView { overlay, .. } | DiskSource::OverlayOnOwn { overlay, .. } => {
+            Some(folder.overlay_path(overlay))
+        }
+    }
+}
+
+/// Takes a bitmap out of a qcow2 that no QEMU has open.
+pub(crate) async fn forget(path: &Path, bitmap: &str) -> Result<(), String> {
+    run("qemu-img", &["bitmap", "--remove", &alone(path), bitmap]).await.map(drop)
 }
 
 /// What an overlay holds itself, zeroes among it: everything that was ever written to it.

@@ -145,6 +145,13 @@ pub(crate) fn leave(folder: &Folder, spec: &MachineSpec, marks: &mut Marks) -> R
     folder.remove(NOTE)
 }
 
+/// A hypervisor opened the images and nobody looked at them before.
+pub(crate) fn unseen(folder: &Folder) -> Result<(), Fault> {
+    let before: Doubt = folder.read(DOUBT)?.unwrap_or_default();
+    folder.write(DOUBT, &Doubt { touched: before.touched && !before.settled, settled: false })?;
+    folder.remove(NOTE)
+}
+
 /// Before the guest runs: has the images rid of maps that are not to be believed by `forget`, which says how many it found.
 /// Gives whether a mark is not to be believed either.
 pub(crate) async fn doubt<E: std::fmt::Display>(

@@ -15,7 +15,7 @@ use std::time::Duration;
 use nbd::Uri;
 use protocol::extent::BlockMap;
 use protocol::fault::code;
-use protocol::machine::{DiskFormat, DiskSource, MachineSpec, Power, Settled};
+use protocol::machine::{MachineSpec, Power, Settled};
 use protocol::position::{Distrust, union};
 use protocol::{Attempt, Changes, DiskKey, Fault, Lineage};
 use serde_json::{Value, json};
@@ -24,9 +24,9 @@ use super::bitmap::{self, Bitmaps};
 use super::qmp::{Qmp, QmpError};
 use super::{changes, fleece, launch, power, process};
 use crate::host::folder::Folder;
-use crate::host::maps;
 use crate::host::marks::{self, Carry, Marks};
 use crate::host::rest::{self, Rest};
+use crate::host::{image, maps};
 
 /// How long QEMU may take to write its maps down and end.
 const QUIT_PATIENCE: Duration = Duration::from_secs(60);
@@ -139,7 +139,7 @@ async fn offline(
     let unreadable = |why: String| folder.fault("has an image that cannot be read", why);
     let mut found = Vec::new();
     for disk in &spec.disks {
-        let Some(path) = keeper(folder, &disk.source) else { return Ok(Err(Distrust::MapAbsent)) };
+        let Some(path) = image::keeper(folder, &disk.source) else { return Ok(Err(Distrust::MapAbsent)) };
         found.push(bitmap::kept(&path, lineage).await.map_err(unreadable)?);
     }
     let found = Bitmaps::new(found);
@@ -151,22 +151,11 @@ async fn offline(
     let names: Vec<String> = held.iter().map(|held| maps::name(lineage, held.since)).collect();
     let mut found = Maps::new();
     for disk in &spec.disks {
-        let Some(path) = keeper(folder, &disk.source) else { return Ok(Err(Distrust::MapAbsent)) };
+        let Some(path) = image::keeper(folder, &disk.source) else { return Ok(Err(Distrust::MapAbsent)) };
         let map = maps::read_image(&path, &names, &folder.file("nbd.sock")).await;
         found.insert(disk.key.clone(), map.map_err(unreadable)?);
     }
     Ok(Ok((oldest.since, found)))
-}
-
-/// The image that can keep maps of a disk.
-fn keeper(folder: &Folder, source: &DiskSource) -> Option<std::path::PathBuf> {
-    match source {
-        DiskSource::Own { path, format: DiskFormat::Qcow2 } => Some(folder.disk_path(path)),
-        DiskSource::Own { format: DiskFormat::Raw, .. } => None,
-        DiskSource::OverlayOnView { overlay, .. } | DiskSource::OverlayOnOwn { overlay, .. } => {
-            Some(folder.overlay_path(overlay))
-        }
-    }
 }
 
 /// What a machine of overlays still tells when its maps are lost.

@@ -1,10 +1,13 @@
-//! The two platforms under test, and what a test does to them from outside.
+//! The platforms under test, and what a test does to them from outside.
 
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
 use async_trait::async_trait;
+mod daemon;
+
+pub use daemon::libvirt;
 use platforms::Platform;
 use platforms::qemu::Qemu;
 use platforms::simulated::Simulated;
@@ -35,6 +38,14 @@ pub trait Bench: Send + Sync {
     async fn kill(&self, machine: &str);
     /// From now on the machine's scratch is [`SCRATCH`].
     fn limit_scratch(&self, machine: &str);
+    /// The format on which a claim about change maps can be made that is made on this one.
+    fn tracked(&self, format: DiskFormat) -> DiskFormat {
+        format
+    }
+    /// Whether an open cut can still be read after the machine's power was taken.
+    fn keeps_cuts(&self) -> bool {
+        true
+    }
     /// The guest does not listen. (A guest in the firmware does not, anyway.)
     fn make_deaf(&self, machine: &str);
 }

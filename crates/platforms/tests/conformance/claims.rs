@@ -40,8 +40,9 @@ pub async fn a_machine_is_defined_found_and_deleted_and_its_own_disks_stay(bench
     assert!(platform.capture(NAME, rig.lineage).await.is_err());
     rig.start().await;
     rig.start().await;
-    let found = platform.inventory().await.unwrap();
+    let mut found = platform.inventory().await.unwrap();
     assert_eq!(found.len(), 1);
+    found[0].spec.native.clear();
     assert_eq!((found[0].power, &found[0].spec), (Power::Running, &rig.spec));
     assert!(platform.define(&rig.spec).await.unwrap_err().is(code::MACHINE_RUNNING));
     assert!(platform.delete(NAME).await.unwrap_err().is(code::MACHINE_RUNNING));
@@ -238,7 +239,11 @@ pub async fn a_guest_whose_power_was_taken_is_held_and_never_wakes(bench: &dyn B
     assert_eq!(platform.power_off(NAME).await.unwrap(), Stopped::PoweredOff);
     assert_eq!(platform.shut_down(NAME, Duration::ZERO).await.unwrap(), Stopped::PoweredOff);
     assert_eq!(rig.power().await, Power::Held);
-    assert_reads(&cut, &rig.model).await;
+    if bench.keeps_cuts() {
+        assert_reads(&cut, &rig.model).await;
+    } else {
+        assert!(read(&cut.disks[0]).await.is_err(), "what cannot be told any more is not told");
+    }
     capture.failed().await.unwrap();
     assert!(platform.resume(NAME).await.is_err());
     let cut = capture.cut(at(3)).await.unwrap();
@@ -255,7 +260,8 @@ pub async fn a_guest_whose_power_was_taken_is_held_and_never_wakes(bench: &dyn B
 
 pub async fn the_last_changes_are_exact_whatever_the_format(bench: &dyn Bench) {
     let platform = bench.platform();
-    for (format, again) in [(Raw, false), (Qcow2, true)] {
+    for format in [Raw, Qcow2] {
+        let again = bench.tracked(format) == Qcow2;
         let mut rig = Rig::own(bench, &[format, format]).await;
         rig.start().await;
         let mut capture = rig.capture().await;

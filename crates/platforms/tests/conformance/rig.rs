@@ -47,7 +47,7 @@ impl<'a> Rig<'a> {
     pub async fn own(bench: &'a dyn Bench, formats: &[DiskFormat]) -> Rig<'a> {
         let mut sources = Vec::new();
         for (place, format) in formats.iter().enumerate() {
-            sources.push(bench.own(&format!("home{place}.img"), *format, SIZE).await);
+            sources.push(bench.own(&format!("home{place}.img"), bench.tracked(*format), SIZE).await);
         }
         Rig::of(bench, sources, vec![0; SIZE as usize]).await
     }

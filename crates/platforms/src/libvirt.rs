@@ -1,0 +1,312 @@
+//! libvirt, through its own client and nothing but its supported calls: the machines that people have already.
+//!
+//! ```text
+//!   Libvirt ── virsh      the conversation                 chain     checkpoints: which maps there are, and whose
+//!      ├────── document   XML, changed in place            backup    an open cut
+//!      ├────── domain     descriptions ◄─► XML             capture   cut, acknowledge, fail
+//!      ├────── life       what a machine does, holding     run       whether a run of it is one that we saw begin
+//!      └────── start      tracked from the first write     settle    let go, and say what the disks hold
+//! ```
+//! # Always true
+//! - What a machine is and does is libvirt's to say; our notes about it lie in a folder of the site, as for
+//!   [`crate::qemu`]. Any number of processes may steer the same site, and each may die at any time.
+//! - libvirt keeps its maps in qcow2 images. A machine with a raw disk is captured all the same, and every cut of it says that
+//!   anything may differ.
+//!
+//! # If power fails
+//! QEMU and libvirt are gone; what the images keep is inconsistent and not believed, and overlays say what they hold.
+
+mod backup;
+mod capture;
+mod chain;
+mod document;
+mod domain;
+mod life;
+mod run;
+mod settle;
+mod start;
+mod virsh;
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use async_trait::async_trait;
+use protocol::extent::BlockMap;
+use protocol::fault::code;
+use protocol::machine::{DiskSpec, Machine, MachineSpec, Power, Settled};
+use protocol::{DiskKey, Fault, Lineage};
+use xmltree::Element;
+
+use self::capture::LibvirtCapture;
+use self::chain::Chain;
+use self::document::Document;
+use self::domain::{Base, Target};
+use self::virsh::Virsh;
+use crate::host::folder::Folder;
+use crate::host::marks::Carry;
+use crate::host::{overlays, rest};
+use crate::{Capture, Platform, Start, Stopped};
+
+/// How long another process may be at work on a machine.
+const LOCK_PATIENCE: Duration = Duration::from_secs(100);
+
+/// The machines of one libvirt.
+#[derive(Debug, Clone)]
+pub struct Libvirt {
+    site: PathBuf,
+    uri: String,
+}
+
+/// One operation's view of the site.
+#[derive(Debug, Clone)]
+pub(crate) struct Site {
+    virsh: Virsh,
+}
+
+impl Libvirt {
+    /// The libvirt at `uri` (`qemu:///system`), with our notes and overlays in `site_dir`, which is created when it is absent.
+    ///
+    /// # Errors
+    /// `PLT-001` when the folder cannot be made, or libvirt is not reached.
+    pub async fn open(uri: &str, site_dir: &Path) -> Result<Libvirt, Fault> {
+        let make = || {
+            for below in ["machines", "started", "boot"] {
+                std::fs::create_dir_all(site_dir.join(below))?;
+            }
+            std::fs::canonicalize(site_dir)
+        };
+        let cannot = |what: String, why: String| Fault::new(code::HYPERVISOR, what, why);
+        let site = make().map_err(|why: std::io::Error| {
+            cannot(format!("the site {} cannot be opened", site_dir.display()), why.to_string())
+        })?;
+        let libvirt = Libvirt { site, uri: uri.into() };
+        let asked = libvirt.at_site().virsh.ask(&["version"]).await;
+        asked.map_err(|why| cannot(format!("libvirt at {uri} cannot be asked"), why.to_string()))?;
+        Ok(libvirt)
+    }
+
+    fn at_site(&self) -> Site {
+        Site { virsh: Virsh::new(&self.uri) }
+    }
+
+    fn folder(&self, name: &str) -> Result<Folder, Fault> {
+        Folder::new(&self.site, name)
+    }
+
+    /// The names of all machines.
+    async fn names(&self) -> Result<Vec<String>, Fault> {
+        let told = self.at_site().virsh.ask(&["list", "--all", "--name"]).await;
+        let told = told.map_err(|why| {
+            Fault::new(code::HYPERVISOR, format!("libvirt at {} does not list its machines", self.uri), why.to_string())
+        })?;
+        let mut names: Vec<String> =
+            told.lines().map(str::trim).filter(|line| !line.is_empty()).map(String::from).collect();
+        names.sort();
+        Ok(names)
+    }
+
+    /// The folder of a machine that exists, with room for our notes.
+    async fn known(&self, name: &str) -> Result<Folder, Fault> {
+        let folder = self.folder(name)?;
+        if !self.names().await?.iter().any(|other| other == name) {
+            let what = format!("there is no machine {name}");
+            return Err(Fault::new(code::MACHINE_ABSENT, what, format!("libvirt at {} has none", self.uri)));
+        }
+        make_room(&folder)?;
+        Ok(folder)
+    }
+
+    /// Refuses what only a machine that is off allows.
+    async fn must_be_off(&self, folder: &Folder, what: &str) -> Result<(), Fault> {
+        match life::power(&self.at_site(), folder).await? {
+            Power::Off => Ok(()),
+            now => Err(Fault::new(
+                code::MACHINE_RUNNING,
+                format!("machine {} cannot be {what}", folder.name()),
+                format!("it is {now:?}").to_lowercase(),
+            )),
+        }
+    }
+
+    /// What a machine's XML is to be written on.
+    async fn base(&self, spec: &MachineSpec) -> Result<Base, Fault> {
+        let folder = self.folder(&spec.name)?;
+        if self.names().await?.contains(&spec.name) {
+            return Ok(Base::Here(self.at_site().document(&folder).await?));
+        }
+        let Some(text) = spec.native.get(domain::NAME).and_then(|native| native.as_str()) else {
+            return Ok(Base::Nothing(crate::qemu::accelerator::best().await));
+        };
+        let read = Element::read(text);
+        let mut domain = read.map_err(|why| folder.fault("cannot be defined: its libvirt XML cannot be read", why))?;
+        // Another machine here may be the one with that id: the original, when this is a test of it.
+        domain.rid("uuid");
+        Ok(Base::Elsewhere(domain))
+    }
+}
+
+fn make_room(folder: &Folder) -> Result<(), Fault> {
+    std::fs::create_dir_all(folder.file("overlays")).map_err(|why| folder.fault("cannot be given a folder", why))
+}
+
+impl Site {
+    /// The machine's persistent XML.
+    async fn document(&self, folder: &Folder) -> Result<Element, Fault> {
+        let told = self.virsh.ask(&["dumpxml", "--inactive", "--security-info", folder.name()]).await;
+        let told = told.map_err(|why| folder.fault("is not described", why))?;
+        Element::read(&told).map_err(|why| folder.fault("is described in words that cannot be read", why))
+    }
+
+    /// The machine's description, and what libvirt calls its disks.
+    async fn known(&self, folder: &Folder) -> Result<(MachineSpec, Vec<Target>), Fault> {
+        let domain = self.document(folder).await?;
+        let cannot = |why: String| folder.fault("is described in words that cannot be read", why);
+        let targets = domain::targets(&domain).map_err(cannot)?;
+        let mut sizes = BTreeMap::new();
+        for target in &targets {
+            let told = self.virsh.ask(&["domblkinfo", folder.name(), &target.dev]).await;
+            let told = told.map_err(|why| folder.fault(&format!("does not tell of its disk {}", target.key), why))?;
+            let size = told.lines().find_map(|line| line.strip_prefix("Capacity:")?.trim().parse::<u64>().ok());
+            let size = size.ok_or_else(|| cannot(format!("the size of disk {} in {told:?}", target.key)))?;
+            sizes.insert(target.dev.clone(), size);
+        }
+        let size = |target: &Target| sizes.get(&target.dev).copied().ok_or(format!("disk {} has no size", target.key));
+        Ok((domain::described(folder, &domain, size).map_err(cannot)?, targets))
+    }
+}
+
+#[async_trait]
+impl Platform for Libvirt {
+    fn name(&self) -> &'static str {
+        domain::NAME
+    }
+
+    async fn inventory(&self) -> Result<Vec<Machine>, Fault> {
+        let mut machines = Vec::new();
+        for name in self.names().await? {
+            machines.extend(self.machine(&name).await?);
+        }
+        Ok(machines)
+    }
+
+    async fn machine(&self, name: &str) -> Result<Option<Machine>, Fault> {
+        let Ok(folder) = self.folder(name) else { return Ok(None) };
+        if !self.names().await?.iter().any(|other| other == name) {
+            return Ok(None);
+        }
+        let site = self.at_site();
+        let (spec, _) = site.known(&folder).await?;
+        Ok(Some(Machine { spec, power: life::power(&site, &folder).await? }))
+    }
+
+    async fn define(&self, spec: &MachineSpec) -> Result<(), Fault> {
+        let folder = self.folder(&spec.name)?;
+        let cannot = |why: String| folder.fault("cannot be defined", why);
+        if spec.memory_mib == 0 || spec.vcpus == 0 {
+            return Err(cannot("it has no memory or no processor".into()));
+        }
+        make_room(&folder)?;
+        let lock = folder.lock("lock", LOCK_PATIENCE).await?;
+        if self.names().await?.contains(&spec.name) {
+            self.must_be_off(&folder, "defined").await?;
+        }
+        // The overlays first: a description without them could be started by someone who then found them absent.
+        overlays::create(&folder, spec).await?;
+        let document = domain::written(&folder, spec, self.base(spec).await?).map_err(cannot)?;
+        let file = folder.file("domain.xml");
+        std::fs::write(&file, document.written()).map_err(|why| cannot(why.to_string()))?;
+        let defined = self.at_site().virsh.run(&lock, &["define", "--validate", &file.to_string_lossy()]).await;
+        defined.map(drop).map_err(|why| cannot(why.to_string()))
+    }
+
+    async fn delete(&self, name: &str) -> Result<(), Fault> {
+        let Some(machine) = self.machine(name).await? else { return Ok(()) };
+        let folder = self.known(name).await?;
+        let lock = folder.lock("lock", LOCK_PATIENCE).await?;
+        self.must_be_off(&folder, "deleted").await?;
+        overlays::remove(&folder, &machine.spec)?;
+        let words = ["undefine", "--managed-save", "--checkpoints-metadata", "--snapshots-metadata", "--nvram", name];
+        let gone = self.at_site().virsh.run(&lock, &words).await;
+        gone.map_err(|why| folder.fault("cannot be deleted", why))?;
+        std::fs::remove_dir_all(folder.path()).map_err(|why| folder.fault("cannot be rid of its folder", why))
+    }
+
+    async fn start(&self, name: &str, how: Start) -> Result<(), Fault> {
+        let folder = self.known(name).await?;
+        let lock = folder.lock("lock", LOCK_PATIENCE).await?;
+        start::start(&self.at_site(), &folder, &lock, how).await
+    }
+
+    async fn resume(&self, name: &str) -> Result<(), Fault> {
+        let folder = self.known(name).await?;
+        // Not while somebody reads the last changes of a machine that stands still.
+        let lock = folder.lock("lock", LOCK_PATIENCE).await?;
+        let site = self.at_site();
+        match life::power(&site, &folder).await? {
+            Power::Running => Ok(()),
+            Power::Off => Err(folder.fault("cannot go on", "it is off")),
+            Power::Held => Err(folder.fault("cannot go on", "its guest is off; it has to be settled and started")),
+            Power::Paused => life::go(&site, &folder, &lock).await,
+        }
+    }
+
+    async fn shut_down(&self, name: &str, timeout: Duration) -> Result<Stopped, Fault> {
+        let folder = self.known(name).await?;
+        let lock = folder.lock("lock", LOCK_PATIENCE).await?;
+        life::shut_down(&self.at_site(), &folder, &lock, timeout).await
+    }
+
+    async fn power_off(&self, name: &str) -> Result<Stopped, Fault> {
+        let folder = self.known(name).await?;
+        let lock = folder.lock("lock", LOCK_PATIENCE).await?;
+        life::power_off(&self.at_site(), &folder, &lock).await
+    }
+
+    async fn settle(&self, name: &str, lineage: Lineage) -> Result<Settled, Fault> {
+        let folder = self.known(name).await?;
+        let lock = folder.lock("lock", LOCK_PATIENCE).await?;
+        settle::settle(&self.at_site(), &folder, &lock, lineage).await
+    }
+
+    async fn stand_on(&self, name: &str, _: &[DiskSpec]) -> Result<(), Fault> {
+        Err(cannot_fold(&self.known(name).await?))
+    }
+
+    async fn fold(&self, name: &str, _: Lineage) -> Result<(), Fault> {
+        Err(cannot_fold(&self.known(name).await?))
+    }
+
+    async fn changed(&self, name: &str, lineage: Lineage) -> Result<Option<u64>, Fault> {
+        let folder = self.known(name).await?;
+        let site = self.at_site();
+        if life::power(&site, &folder).await? == Power::Off {
+            return Ok(None);
+        }
+        let (held, _) = chain::held(&site, &folder, lineage).await?;
+        let Some(newest) = held.last() else { return Ok(None) };
+        let name = crate::host::maps::name(lineage, newest.since);
+        let chain = Chain::ask(&site, &folder, lineage).await?;
+        let carried = Carry::read(&folder, lineage, newest.since)?;
+        let bytes = chain::bytes(&site, &folder, &chain, &name).await?;
+        Ok(bytes.map(|bytes| bytes + carried.values().map(BlockMap::bytes).sum::<u64>()))
+    }
+
+    async fn stamps(&self, name: &str) -> Result<BTreeMap<DiskKey, String>, Fault> {
+        let folder = self.known(name).await?;
+        rest::own_stamps(&folder, &self.at_site().known(&folder).await?.0)
+    }
+
+    async fn capture(&self, name: &str, lineage: Lineage) -> Result<Box<dyn Capture>, Fault> {
+        let (folder, site) = (self.known(name).await?, self.at_site());
+        if life::power(&site, &folder).await? == Power::Off {
+            return Err(folder.fault("cannot be captured", "it is off"));
+        }
+        Ok(Box::new(LibvirtCapture::open(site, folder, lineage).await?))
+    }
+}
+
+fn cannot_fold(folder: &Folder) -> Fault {
+    let why = "folding under libvirt is not built yet: it runs on its overlays as well";
+    folder.fault("cannot be folded", why).with_remedy("leave it on its overlays")
+}
