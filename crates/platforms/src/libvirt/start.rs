@@ -12,14 +12,15 @@
 
 use std::fs::File;
 
-use protocol::Fault;
 use protocol::machine::{MachineSpec, Power};
+use protocol::{Fault, Lineage};
 
 use super::{Site, backup, chain, life, run};
 use crate::Start;
 use crate::host::folder::Folder;
+use crate::host::image::{self, Kept};
 use crate::host::marks::{self, Carry, Mark, Marks};
-use crate::host::{image, maps, rest};
+use crate::host::{maps, rest};
 
 /// The note that a start is under way.
 const STARTING: &str = "starting.json";
@@ -60,13 +61,16 @@ pub(crate) async fn start(site: &Site, folder: &Folder, lock: &File, how: Start)
     Ok(())
 }
 
-/// Takes maps of ours out of images that no QEMU has open, if one was in use when QEMU died: libvirt cannot.
+/// Takes maps of ours out of images that no QEMU has open, which libvirt cannot: those that were in use when QEMU died, and
+/// those of which it knows nothing any more, because the machine was deleted and defined anew.
 async fn rid_of_broken(site: &Site, folder: &Folder, lock: &File, spec: &MachineSpec) -> Result<(), Fault> {
     let cannot = |why: String| folder.fault("has an image that cannot be rid of a lost map", why);
+    let chain = chain::Chain::ask(site, folder, Lineage::fresh()).await?;
     for disk in &spec.disks {
         let Some(path) = image::keeper(folder, &disk.source) else { continue };
         let kept = image::bitmaps(&path).await.map_err(cannot)?;
-        for map in kept.iter().filter(|map| map.inconsistent && map.name.starts_with(maps::PREFIX)) {
+        let is_useless = |map: &&Kept| map.inconsistent || !chain.names.contains(&map.name);
+        for map in kept.iter().filter(|map| map.name.starts_with(maps::PREFIX)).filter(is_useless) {
             image::forget(&path, &map.name).await.map_err(cannot)?;
             chain::delete_name(site, folder, lock, &map.name).await?;
         }

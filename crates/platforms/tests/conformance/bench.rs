@@ -7,7 +7,7 @@ use std::time::Duration;
 use async_trait::async_trait;
 mod daemon;
 
-pub use daemon::libvirt;
+pub use daemon::{LibvirtBench, libvirt};
 use platforms::Platform;
 use platforms::qemu::Qemu;
 use platforms::simulated::Simulated;

@@ -12,6 +12,7 @@ mod bench;
 mod claims;
 mod folds;
 mod networks;
+mod others;
 mod overlays;
 mod rig;
 mod traps;

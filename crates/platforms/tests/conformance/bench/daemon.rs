@@ -34,7 +34,7 @@ pub struct LibvirtBench {
 }
 
 pub async fn libvirt() -> LibvirtBench {
-    let daemon = Daemon::start();
+    let daemon = Daemon::new();
     let uri = format!("qemu+unix:///system?socket={}", daemon.path("run/libvirt-sock").display());
     let platform = Libvirt::open(&uri, &daemon.path("site")).await.unwrap();
     LibvirtBench { platform, daemon }
@@ -47,7 +47,8 @@ struct Daemon {
 }
 
 impl Daemon {
-    fn start() -> Daemon {
+    /// A new one, with nothing in it.
+    fn new() -> Daemon {
         let dir = tempfile::Builder::new().prefix("lv").tempdir().unwrap();
         let at = |name: &str| dir.path().join(name);
         for name in ["etc", "lib", "run", "log", "site", CACHE] {
@@ -56,6 +57,15 @@ impl Daemon {
         for (name, text) in SETTINGS {
             std::fs::write(at("etc").join(name), text).unwrap();
         }
+        let program = Daemon::launch(dir.path());
+        let uri = format!("qemu+unix:///system?socket={}", at("run/libvirt-sock").display());
+        let mut daemon = Daemon { dir, program, uri };
+        daemon.answers();
+        daemon
+    }
+
+    fn launch(dir: &Path) -> Child {
+        let at = |name: &str| dir.join(name);
         let folders = [
             (at("etc"), "/etc/libvirt"),
             (at("lib"), "/var/lib/libvirt"),
@@ -70,17 +80,18 @@ impl Daemon {
         let log = OpenOptions::new().create(true).append(true).open(at("libvirtd.log")).unwrap();
         let mut command = Command::new("unshare");
         command.args(["--mount", "--propagation", "private", "sh", "-c", &script]);
-        let program = command.stdin(Stdio::null()).stdout(log.try_clone().unwrap()).stderr(log).spawn().unwrap();
-        let socket = at("run/libvirt-sock");
-        let uri = format!("qemu+unix:///system?socket={}", socket.display());
-        let mut daemon = Daemon { dir, program, uri };
+        command.stdin(Stdio::null()).stdout(log.try_clone().unwrap()).stderr(log).spawn().unwrap()
+    }
+
+    /// Waits until it listens.
+    fn answers(&mut self) {
         let deadline = Instant::now() + PATIENCE;
-        while !socket.exists() {
-            let said = || std::fs::read_to_string(daemon.dir.path().join("libvirtd.log")).unwrap();
-            assert!(Instant::now() < deadline && daemon.program.try_wait().unwrap().is_none(), "{}", said());
+        while std::os::unix::net::UnixStream::connect(self.path("run/libvirt-sock")).is_err() {
+            let said = || std::fs::read_to_string(self.dir.path().join("libvirtd.log")).unwrap();
+            assert!(Instant::now() < deadline, "{}", said());
+            assert!(self.program.try_wait().unwrap().is_none(), "{}", said());
             pause();
         }
-        daemon
     }
 
     fn path(&self, name: &str) -> PathBuf {
@@ -115,6 +126,18 @@ fn pause() {
 }
 
 impl LibvirtBench {
+    pub fn path(&self, name: &str) -> PathBuf {
+        self.daemon.path(name)
+    }
+
+    /// Ends libvirtd and starts it again; the machines run on meanwhile.
+    pub fn restart(&mut self) {
+        let _ = self.daemon.program.kill();
+        let _ = self.daemon.program.wait();
+        self.daemon.program = Daemon::launch(self.daemon.dir.path());
+        self.daemon.answers();
+    }
+
     /// Runs virsh as a person would.
     pub async fn virsh(&self, words: &[&str]) -> String {
         let told = run("virsh", &[&["-q", "-c", &self.daemon.uri], words].concat()).await;

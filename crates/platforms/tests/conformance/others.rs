@@ -1,0 +1,289 @@
+//! A machine under libvirt is not ours alone: backup tools, people with virsh, a daemon that is restarted.
+
+use nbd::{Client, Options, Uri, status};
+use platforms::Start;
+use protocol::Changes;
+use protocol::extent::{BLOCK, BlockMap, Extent};
+use protocol::fault::code;
+use protocol::machine::DiskFormat::{Qcow2, Raw};
+use protocol::machine::Power;
+use protocol::position::Distrust;
+
+use crate::bench::{self, Bench, LibvirtBench, run};
+use crate::rig::{Maps, NAME, Rig, assert_reads, at, covers, held, known, read};
+
+const MIB: u64 = 1 << 20;
+
+/// What another program's backup calls itself, and where it serves.
+struct Tool {
+    socket: std::path::PathBuf,
+    file: std::path::PathBuf,
+}
+
+impl Tool {
+    fn new(bench: &LibvirtBench) -> Tool {
+        Tool { socket: bench.dir().join("tool.sock"), file: bench.dir().join("tool.xml") }
+    }
+
+    /// Begins a pull backup since its checkpoint, as the usual tools do, with a new checkpoint.
+    async fn begins(&self, bench: &LibvirtBench, since: Option<&str>, checkpoint: &str) {
+        let since = since.map(|since| format!("<incremental>{since}</incremental>")).unwrap_or_default();
+        let scratch = bench.dir().join("tool.scratch");
+        let backup = format!(
+            "<domainbackup mode='pull'>{since}<server transport='unix' socket='{}'/><disks><disk name='vda' backup='yes' \
+             type='file' exportname='vda' exportbitmap='tool'><scratch file='{}'/></disk></disks></domainbackup>",
+            self.socket.display(),
+            scratch.display()
+        );
+        let _ = std::fs::remove_file(&scratch);
+        std::fs::write(&self.file, backup).unwrap();
+        let checkpoint = format!("<domaincheckpoint><name>{checkpoint}</name></domaincheckpoint>");
+        let beside = self.file.with_extension("checkpoint");
+        std::fs::write(&beside, checkpoint).unwrap();
+        let (file, beside) = (self.file.display().to_string(), beside.display().to_string());
+        bench.virsh(&["backup-begin", NAME, "--backupxml", &file, "--checkpointxml", &beside]).await;
+    }
+
+    /// What it would back up.
+    async fn changes(&self) -> BlockMap {
+        let context = status::dirty_bitmap("tool");
+        let client = Client::connect(&Uri::unix(&self.socket, "vda"), &Options::with_contexts([context.clone()])).await;
+        let client = client.unwrap();
+        let told = client.block_status(&context, 0, client.size()).await.unwrap();
+        let dirty = told.iter().filter(|extent| extent.flags & status::DIRTY != 0);
+        dirty.map(|extent| Extent::new(extent.offset, extent.length)).collect()
+    }
+
+    async fn ends(&self, bench: &LibvirtBench) {
+        bench.virsh(&["domjobabort", NAME]).await;
+    }
+}
+
+async fn checkpoints(bench: &LibvirtBench) -> Vec<String> {
+    bench.virsh(&["checkpoint-list", "--name", NAME]).await.split_whitespace().map(String::from).collect()
+}
+
+#[tokio::test]
+async fn a_backup_tool_and_we_each_find_every_change_and_leave_nothing_behind() {
+    let bench = bench::libvirt().await;
+    let tool = Tool::new(&bench);
+    let mut rig = Rig::own(&bench, &[Qcow2]).await;
+    rig.start_tracked(1).await;
+    let mut all = BlockMap::new();
+    tool.begins(&bench, None, "tool-1").await;
+    tool.ends(&bench).await;
+    let mut capture = rig.capture().await;
+    for number in 1..6 {
+        rig.write(0, number * MIB, BLOCK, number as u8).await;
+        all.insert(Extent::new(number * MIB, BLOCK));
+        if number == 3 {
+            // It begins between two cuts of ours, and its checkpoint stands between ours.
+            tool.begins(&bench, Some("tool-1"), "tool-2").await;
+            assert!(tool.changes().await.covers(&all));
+            all = BlockMap::new();
+            let refused = capture.cut(at(10 + number)).await.unwrap_err();
+            assert!(refused.is(code::HYPERVISOR) && refused.cause.contains("a backup is under way"), "{refused:?}");
+            rig.write(0, number * MIB + BLOCK, BLOCK, 9).await;
+            all.insert(Extent::new(number * MIB + BLOCK, BLOCK));
+            tool.ends(&bench).await;
+        }
+        let cut = capture.cut(at(10 + number)).await.unwrap();
+        assert_eq!(known(&cut.changes), rig.take_written(), "cut {number}");
+        assert_reads(&cut, &rig.model).await;
+        match number {
+            4 => {
+                capture.failed().await.unwrap();
+                rig.written.entry(rig.spec.disks[0].key.clone()).or_default().insert(Extent::new(number * MIB, BLOCK));
+            }
+            _ => capture.acknowledged(at(10 + number)).await.unwrap(),
+        }
+    }
+    tool.begins(&bench, Some("tool-2"), "tool-3").await;
+    assert_eq!(tool.changes().await, all, "what the tool finds is exact whatever we deleted");
+    tool.ends(&bench).await;
+    let left = checkpoints(&bench).await;
+    assert_eq!(left.iter().filter(|name| name.starts_with("tool-")).count(), 3, "{left:?}");
+    assert_eq!(left.len(), 4, "ours do not pile up: {left:?}");
+}
+
+#[tokio::test]
+async fn a_machine_that_somebody_else_restarted_is_compared_once() {
+    let bench = bench::libvirt().await;
+    let mut rig = Rig::own(&bench, &[Qcow2]).await;
+    rig.start_tracked(1).await;
+    let mut capture = rig.capture().await;
+    capture.cut(at(1)).await.unwrap();
+    capture.acknowledged(at(1)).await.unwrap();
+    drop(capture);
+    rig.write(0, 0, BLOCK, 1).await;
+    bench.virsh(&["destroy", NAME, "--graceful"]).await;
+    // The map in the image is consistent, and cannot know of this.
+    let image = bench.path("home0.img").display().to_string();
+    run("qemu-io", &["-f", "qcow2", "-c", &format!("write -P 7 {MIB} {BLOCK}"), &image]).await;
+    rig.wrote(0, MIB, BLOCK, 7);
+    bench.virsh(&["start", NAME]).await;
+    let mut capture = rig.capture().await;
+    let cut = capture.cut(at(2)).await.unwrap();
+    assert_eq!((cut.since, &cut.changes), (None, &Changes::Unknown(Distrust::DiskTouched)));
+    assert_reads(&cut, &rig.model).await;
+    capture.acknowledged(at(2)).await.unwrap();
+    rig.take_written();
+    rig.write(0, 2 * MIB, BLOCK, 3).await;
+    let cut = capture.cut(at(3)).await.unwrap();
+    assert_eq!((cut.since, known(&cut.changes)), (Some(at(2)), rig.take_written()));
+}
+
+#[tokio::test]
+async fn a_checkpoint_that_somebody_deleted_makes_no_wrong_delta() {
+    for whole in [false, true] {
+        let bench = bench::libvirt().await;
+        let mut rig = Rig::own(&bench, &[Qcow2, Qcow2]).await;
+        rig.start_tracked(1).await;
+        let mut capture = rig.capture().await;
+        capture.cut(at(1)).await.unwrap();
+        capture.acknowledged(at(1)).await.unwrap();
+        rig.take_written();
+        rig.write(1, 0, BLOCK, 1).await;
+        let [ours] = &checkpoints(&bench).await[..] else { panic!("one is ours") };
+        // With its map, or only what libvirt knows of it.
+        let how: &[&str] = if whole { &[] } else { &["--metadata"] };
+        bench.virsh(&[&["checkpoint-delete", NAME, ours], how].concat()).await;
+        let cut = capture.cut(at(2)).await.unwrap();
+        assert_eq!((cut.since, &cut.changes), (None, &Changes::Unknown(Distrust::MapAbsent)), "whole: {whole}");
+        assert_reads(&cut, &rig.model).await;
+        capture.acknowledged(at(2)).await.unwrap();
+        rig.take_written();
+        rig.write(0, MIB, BLOCK, 1).await;
+        let cut = capture.cut(at(3)).await.unwrap();
+        assert_eq!((cut.since, known(&cut.changes)), (Some(at(2)), rig.take_written()));
+    }
+}
+
+#[tokio::test]
+async fn a_machine_with_a_raw_disk_is_cut_and_says_each_time_that_anything_may_differ() {
+    let bench = bench::libvirt().await;
+    let sources =
+        vec![bench.own("a.img", Raw, crate::rig::SIZE).await, bench.own("b.img", Qcow2, crate::rig::SIZE).await];
+    let mut rig = Rig::of(&bench, sources, vec![0; crate::rig::SIZE as usize]).await;
+    rig.start_tracked(1).await;
+    let mut capture = rig.capture().await;
+    let unknown = Changes::Unknown(Distrust::MapAbsent);
+    for number in 1..3 {
+        rig.write(0, number * MIB, BLOCK, 1).await;
+        rig.write(1, number * MIB, BLOCK, 1).await;
+        let then = rig.model.clone();
+        let cut = capture.cut(at(number)).await.unwrap();
+        rig.write(0, 0, MIB, number as u8).await;
+        assert_eq!((cut.since, &cut.changes), (None, &unknown));
+        assert_reads(&cut, &then).await;
+        capture.acknowledged(at(number)).await.unwrap();
+        assert_eq!(capture.held().await.unwrap(), []);
+    }
+    bench.platform().power_off(NAME).await.unwrap();
+    assert_eq!(rig.power().await, Power::Held);
+    let cut = capture.cut(at(3)).await.unwrap();
+    assert_reads(&cut, &rig.model).await;
+    capture.acknowledged(at(3)).await.unwrap();
+    drop(capture);
+    let settled = bench.platform().settle(NAME, rig.lineage).await.unwrap();
+    assert_eq!((settled.since, settled.changes), (None, unknown));
+}
+
+/// A small file system in the place of a machine's scratch, as this process sees it.
+struct Small(String);
+
+impl Drop for Small {
+    fn drop(&mut self) {
+        let _ = std::process::Command::new("umount").arg(&self.0).status();
+    }
+}
+
+#[tokio::test]
+async fn a_cut_for_which_no_scratch_can_be_set_aside_is_refused_and_the_guest_writes_on() {
+    let bench = bench::libvirt().await;
+    let mut rig = Rig::own(&bench, &[Qcow2]).await;
+    rig.start_tracked(1).await;
+    let mut capture = rig.capture().await;
+    capture.cut(at(1)).await.unwrap();
+    capture.acknowledged(at(1)).await.unwrap();
+    rig.take_written();
+    let scratch = bench.dir().join("machines").join(NAME).join("scratch").display().to_string();
+    run("mount", &["-t", "tmpfs", "-o", "size=4m", "none", &scratch]).await;
+    let small = Small(scratch);
+    let refused = capture.cut(at(2)).await.unwrap_err();
+    assert!(refused.is(code::HYPERVISOR) && refused.cause.contains("cannot be set aside"), "{refused}");
+    drop(small);
+    rig.write(0, 0, MIB, 5).await;
+    assert_eq!(capture.held().await.unwrap(), held(&[(at(1), true)]));
+    let cut = capture.cut(at(3)).await.unwrap();
+    let then = rig.model.clone();
+    // All of the disk is overwritten while the cut is open: it is read all the same.
+    rig.write(0, 0, crate::rig::SIZE, 6).await;
+    assert_eq!((cut.since, known(&cut.changes)).0, Some(at(1)));
+    assert_reads(&cut, &then).await;
+    assert_eq!(rig.power().await, Power::Running);
+}
+
+#[tokio::test]
+async fn a_libvirtd_that_is_restarted_in_the_middle_of_a_cut_costs_nothing() {
+    let mut bench = bench::libvirt().await;
+    let mut rig = Rig::own(&bench, &[Qcow2, Qcow2]).await;
+    let (lineage, mut written) = (rig.lineage, Maps::new());
+    rig.start_tracked(1).await;
+    let mut capture = rig.capture().await;
+    capture.cut(at(1)).await.unwrap();
+    capture.acknowledged(at(1)).await.unwrap();
+    rig.take_written();
+    rig.write(0, 0, BLOCK, 1).await;
+    rig.write(1, MIB, BLOCK, 1).await;
+    let cut = capture.cut(at(2)).await.unwrap();
+    let (model, keys): (_, Vec<_>) = (rig.model.clone(), rig.spec.disks.iter().map(|disk| disk.key.clone()).collect());
+    written.insert(keys[0].clone(), [Extent::new(0, BLOCK)].into_iter().collect());
+    written.insert(keys[1].clone(), [Extent::new(MIB, BLOCK)].into_iter().collect());
+    drop(rig);
+    bench.restart();
+    // QEMU serves on; it is libvirt that was away.
+    assert_reads(&cut, &model).await;
+    capture.failed().await.unwrap();
+    assert!(read(&cut.disks[0]).await.is_err());
+    let cut = capture.cut(at(3)).await.unwrap();
+    assert_eq!((cut.since, known(&cut.changes)), (Some(at(1)), written.clone()));
+    drop(capture);
+    let mut capture = bench.platform().capture(NAME, lineage).await.unwrap();
+    assert_eq!(capture.held().await.unwrap(), held(&[(at(1), false), (at(3), true)]));
+    capture.failed().await.unwrap();
+    let cut = capture.cut(at(4)).await.unwrap();
+    assert!(covers(&known(&cut.changes), &written));
+    assert_reads(&cut, &model).await;
+}
+
+#[tokio::test]
+async fn what_a_machines_owner_set_stays_when_it_is_defined_anew_or_elsewhere() {
+    let bench = bench::libvirt().await;
+    let rig = Rig::own(&bench, &[Qcow2]).await;
+    let platform = bench.platform();
+    let file = bench.dir().join("edited.xml");
+    let edited = bench
+        .virsh(&["dumpxml", "--inactive", NAME])
+        .await
+        .replace("<on_crash>", "<metadata><mine:note xmlns:mine='urn:mine'>keep</mine:note></metadata><on_crash>");
+    let edited = edited.replace("</devices>", "<watchdog model='i6300esb' action='pause'/></devices>");
+    std::fs::write(&file, edited).unwrap();
+    bench.virsh(&["define", &file.display().to_string()]).await;
+    let mut spec = platform.machine(NAME).await.unwrap().unwrap().spec;
+    assert_eq!((&spec.disks, spec.memory_mib), (&rig.spec.disks, rig.spec.memory_mib));
+    spec.memory_mib = 96;
+    platform.define(&spec).await.unwrap();
+    let uuid = bench.virsh(&["domuuid", NAME]).await;
+    let isolated = spec.isolated("web01-test");
+    platform.define(&isolated).await.unwrap();
+    for name in [NAME, "web01-test"] {
+        let now = bench.virsh(&["dumpxml", "--inactive", name]).await;
+        for kept in ["urn:mine", ">keep<", "i6300esb", "<memory unit='KiB'>98304<"] {
+            assert!(now.contains(kept), "{kept} is not in {now}");
+        }
+    }
+    assert_eq!(bench.virsh(&["domuuid", NAME]).await, uuid, "it is the same machine");
+    platform.start("web01-test", Start::default()).await.unwrap();
+    assert_eq!(rig.power().await, Power::Off);
+}
