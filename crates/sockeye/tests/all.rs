@@ -8,6 +8,7 @@ mod contract;
 mod copying;
 mod freeze;
 mod kill;
+mod libvirt;
 mod outbound;
 mod plain;
 mod points;

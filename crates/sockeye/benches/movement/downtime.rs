@@ -85,6 +85,7 @@ fn back(bench: &Bench, gib: u64, runs: usize) -> Result<Vec<Down>> {
         written_bytes: WRITTEN,
         rate: RATE,
         hosts: Hosts::Loopback,
+        libvirt: Default::default(),
     };
     let world = World::build(settings)?;
     let console = world.console(At::Home);

@@ -52,6 +52,7 @@ impl Sites {
             written_bytes: 0,
             rate: 0,
             hosts: Hosts::Loopback,
+            libvirt: Default::default(),
         };
         let world = World::without_guest(settings)?;
         Ok(Sites { world, size, root, others: Vec::new() })

@@ -39,15 +39,20 @@ pub struct Mover {
     /// The hypervisor of the site
     #[arg(long, value_enum, default_value_t = PlatformName::Qemu)]
     pub platform: PlatformName,
-    /// The qemu site's directory
+    /// The qemu site's directory; of a libvirt site, where overlays, scratch and notes are kept
     #[arg(long, value_name = "DIR")]
     pub site_dir: PathBuf,
+    /// Where libvirt is reached
+    #[arg(long, value_name = "URI", default_value = "qemu:///system")]
+    pub libvirt_uri: String,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 pub enum PlatformName {
     /// QEMU machines in a directory of this host
     Qemu,
+    /// The machines of libvirt on this host
+    Libvirt,
 }
 
 #[derive(Debug, Args)]

@@ -91,6 +91,8 @@ pub struct Settings {
     pub rate: u32,
     /// How the sites are connected.
     pub hosts: Hosts,
+    /// The sites whose hypervisor is libvirt, and where it is reached; the others' is QEMU itself.
+    pub libvirt: BTreeMap<At, String>,
 }
 
 /// The whole arrangement. Ends every process it started when it is dropped.
@@ -196,9 +198,11 @@ impl World {
         })
     }
 
-    /// Home's own disks: A is a qcow2, B raw, so that both kinds go round.
+    /// Home's own disks: A is a qcow2, B raw, so that both kinds go round; under libvirt, which follows changes in qcow2 only,
+    /// B is one too.
     pub fn home_disks(&self) -> [PathBuf; 2] {
-        [self.dir(At::Home).join("a.qcow2"), self.dir(At::Home).join("b.raw")]
+        let b = if self.settings.libvirt.contains_key(&At::Home) { "b.qcow2" } else { "b.raw" };
+        [self.dir(At::Home).join("a.qcow2"), self.dir(At::Home).join(b)]
     }
 
     /// The replica's disks at the other site.
@@ -229,20 +233,26 @@ impl World {
 
     fn seed(&self) -> anyhow::Result<()> {
         let [a, b] = self.home_disks();
-        let raw = self.dir(At::Home).join("a.raw");
-        guest::seed_pair(&raw, &b, self.settings.disk_bytes, 1, self.settings.written_bytes)
+        let raw = [self.dir(At::Home).join("a.raw"), self.dir(At::Home).join("b.raw")];
+        guest::seed_pair(&raw[0], &raw[1], self.settings.disk_bytes, 1, self.settings.written_bytes)
             .map_err(|fault| anyhow::anyhow!("the disks cannot be made: {fault}"))?;
-        let made = Command::new("qemu-img").args(["convert", "-f", "raw", "-O", "qcow2"]).arg(&raw).arg(&a).status()?;
-        if !made.success() {
-            bail!("qemu-img could not make {}", a.display());
+        for (raw, disk) in raw.iter().zip([a, b]).filter(|(raw, disk)| **raw != *disk) {
+            let made =
+                Command::new("qemu-img").args(["convert", "-f", "raw", "-O", "qcow2"]).arg(raw).arg(&disk).status()?;
+            if !made.success() {
+                bail!("qemu-img could not make {}", disk.display());
+            }
+            std::fs::remove_file(raw)?;
         }
-        std::fs::remove_file(raw)?;
         Ok(())
     }
 
     fn define(&self) -> anyhow::Result<()> {
         let [a, b] = self.home_disks();
         let boot = self.site_dir(At::Home).join("boot");
+        if let Some(uri) = self.settings.libvirt.get(&At::Home) {
+            return self.define_in_libvirt(uri, [&a, &b], &boot);
+        }
         let mut command = self.command(At::Home);
         command.args(["vm", "define", "--name", MACHINE, "--memory", "192", "--site-dir"]).arg(self.site_dir(At::Home));
         command.arg("--disk").arg(format!("disk0={}:qcow2", a.display()));
@@ -252,8 +262,41 @@ impl World {
         succeed(&mut command)
     }
 
+    /// As its owner would: libvirt's own XML, with what only libvirt knows in it.
+    fn define_in_libvirt(&self, uri: &str, disks: [&Path; 2], boot: &Path) -> anyhow::Result<()> {
+        let disks: String = disks
+            .iter()
+            .zip(["vda", "vdb"])
+            .map(|(path, dev)| {
+                format!(
+                    "<disk type='file' device='disk'><driver name='qemu' type='qcow2'/><source file='{}'/>\
+                 <target dev='{dev}' bus='virtio'/></disk>",
+                    path.display()
+                )
+            })
+            .collect();
+        let console = self.console_file(At::Home);
+        std::fs::create_dir_all(self.machine_dir(At::Home, MACHINE))?;
+        let domain = format!(
+            "<domain type='qemu'><name>{MACHINE}</name><title>the ledger</title><memory unit='MiB'>192</memory><vcpu>1</vcpu>\
+             <os><type arch='x86_64' machine='pc'>hvm</type><kernel>{}</kernel><initrd>{}</initrd><cmdline>{}</cmdline></os>\
+             <features><acpi/></features><devices>{disks}<serial type='file'><source path='{}' append='on'/></serial>\
+             </devices></domain>",
+            boot.join("vmlinuz").display(),
+            boot.join("initrd.img").display(),
+            guest::kernel_command_line(self.settings.rate, guest::Pattern::Mixed),
+            console.display()
+        );
+        let file = self.dir(At::Home).join("web01.xml");
+        std::fs::write(&file, domain)?;
+        succeed(Command::new("virsh").args(["-q", "-c", uri, "define"]).arg(file))
+    }
+
     /// Starts the guest at home, as its owner would.
     pub fn start_guest(&self) -> anyhow::Result<()> {
+        if let Some(uri) = self.settings.libvirt.get(&At::Home) {
+            return succeed(Command::new("virsh").args(["-q", "-c", uri, "start", MACHINE]));
+        }
         let mut command = self.command(At::Home);
         command.args(["vm", "start", MACHINE, "--site-dir"]).arg(self.site_dir(At::Home));
         succeed(&mut command)
@@ -289,7 +332,11 @@ impl World {
                 command.arg("--listen").arg(format!("{}:{}", self.net.address(at.host()), self.port));
             }
             Part::ProcessServer | Part::MasterTarget => {
-                command.arg("--join-token").arg(&self.join_token).args(["--site", at.name(), "--platform", "qemu"]);
+                command.arg("--join-token").arg(&self.join_token).args(["--site", at.name()]);
+                match self.settings.libvirt.get(&at) {
+                    Some(uri) => command.args(["--platform", "libvirt", "--libvirt-uri", uri]),
+                    None => command.args(["--platform", "qemu"]),
+                };
                 command.arg("--site-dir").arg(self.site_dir(at)).arg("--server").arg(self.url());
             }
         }
@@ -353,11 +400,26 @@ impl World {
 
     /// The QEMU of a machine at a site.
     pub fn pid_of(&self, at: At, machine: &str) -> Option<Pid> {
+        if self.settings.libvirt.contains_key(&at) {
+            return self.qemu_with(at, &format!("guest={machine},"));
+        }
         let file = self.machine_dir(at, machine).join("pid");
         let pid = std::fs::read_to_string(file).ok()?.trim().parse().ok()?;
         let line = std::fs::read(format!("/proc/{pid}/cmdline")).ok()?;
         let ours = String::from_utf8_lossy(&line).contains(&*self.dir(at).to_string_lossy());
         if ours { Pid::from_raw(pid) } else { None }
+    }
+
+    /// The QEMU whose command line has that in it and something of a site's.
+    fn qemu_with(&self, at: At, words: &str) -> Option<Pid> {
+        let ours = self.dir(at).to_string_lossy().into_owned();
+        let is_it = |pid: &i32| {
+            let line = std::fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
+            let line = String::from_utf8_lossy(&line);
+            line.contains("qemu-system") && line.contains(words) && line.contains(&ours)
+        };
+        let all = std::fs::read_dir("/proc").into_iter().flatten().flatten();
+        all.filter_map(|entry| entry.file_name().to_str()?.parse().ok()).find(is_it).and_then(Pid::from_raw)
     }
 
     /// Runs the command line at the control server's site. `--output json` and the server are added.

@@ -6,6 +6,7 @@ use std::sync::Arc;
 
 use component::Listen;
 use platforms::Platform;
+use platforms::libvirt::Libvirt;
 use platforms::qemu::Qemu;
 
 use super::signal::Stop;
@@ -28,7 +29,7 @@ pub async fn process_server(global: &Global, server: &ProcessServer) -> Result<E
         data_dir: directory(&mover.data_dir)?,
         connections: server.connections,
         listen: server.listen.map(|address| listen(address, server.advertise.as_ref())).transpose()?,
-        platform: platform(mover)?,
+        platform: platform(mover).await?,
     };
     tracing::info!(name = config.name, server = config.server, "process server starts");
     process_server::run(config, Stop::on_signals()?.wait()).await?;
@@ -56,7 +57,7 @@ pub async fn master_target(global: &Global, target: &MasterTarget) -> Result<End
             true => None,
             false => Some(listen(target.listen, target.advertise.as_ref())?),
         },
-        platform: platform(mover)?,
+        platform: platform(mover).await?,
     };
     tracing::info!(name = config.name, server = config.server, "master target starts");
     master_target::run(config, Stop::on_signals()?.wait()).await?;
@@ -96,9 +97,10 @@ fn join_token(mover: &Mover) -> Result<String, Trouble> {
     }
 }
 
-fn platform(mover: &Mover) -> Result<Arc<dyn Platform>, Trouble> {
+async fn platform(mover: &Mover) -> Result<Arc<dyn Platform>, Trouble> {
     match mover.platform {
         PlatformName::Qemu => Ok(Arc::new(Qemu::open(&mover.site_dir)?)),
+        PlatformName::Libvirt => Ok(Arc::new(Libvirt::open(&mover.libvirt_uri, &mover.site_dir).await?)),
     }
 }
 

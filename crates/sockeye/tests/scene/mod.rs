@@ -5,6 +5,7 @@ pub mod dice;
 pub mod plain;
 mod witness;
 
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Mutex, PoisonError};
@@ -14,7 +15,9 @@ use anyhow::{Context, bail, ensure};
 use demo::console::{Console, Found};
 use demo::net::Hosts;
 use demo::world::{At, MACHINE, Part, Settings, World, wait_for};
+use guest::Libvirtd;
 use platforms::Platform;
+use platforms::libvirt::Libvirt;
 use platforms::qemu::Qemu;
 use protocol::epoch::Point;
 use protocol::machine::Power;
@@ -44,8 +47,14 @@ pub fn play(namespaces: bool, act: impl FnOnce(&mut Scene) -> anyhow::Result<()>
     play_on(if namespaces { Hosts::Own } else { Hosts::Loopback }, act);
 }
 
-/// Plays one test. What fails leaves its directory and shows the ends of its logs.
+/// Plays one test.
 pub fn play_on(hosts: Hosts, act: impl FnOnce(&mut Scene) -> anyhow::Result<()>) {
+    play_with(hosts, &[], act);
+}
+
+/// Plays one test, with a libvirt of its own at each of `libvirt`. What fails leaves its directory and shows the ends of its
+/// logs.
+pub fn play_with(hosts: Hosts, libvirt: &[At], act: impl FnOnce(&mut Scene) -> anyhow::Result<()>) {
     // Beside another guest under emulation a test would measure that guest. (Nextest runs each in a process of its own and
     // has this from its settings; `cargo test` has not.)
     static ALONE: Mutex<()> = Mutex::new(());
@@ -54,7 +63,11 @@ pub fn play_on(hosts: Hosts, act: impl FnOnce(&mut Scene) -> anyhow::Result<()>)
     let root = PathBuf::from(format!("/tmp/sk{}-{}", std::process::id(), PLAYED.fetch_add(1, Ordering::Relaxed)));
     std::fs::create_dir(&root).unwrap();
     let debris = Debris(root.clone());
+    let cache = Path::new(env!("CARGO_TARGET_TMPDIR")).join("libvirt-cache");
+    let start = |at: &At| (*at, Libvirtd::start(&root.join(format!("lv-{}", at.name())), &cache).unwrap());
+    let daemons: BTreeMap<At, Libvirtd> = libvirt.iter().map(start).collect();
     let settings = Settings {
+        libvirt: daemons.iter().map(|(at, daemon)| (*at, daemon.uri())).collect(),
         root: root.clone(),
         sockeye: env!("CARGO_BIN_EXE_sockeye").into(),
         guest: Path::new(env!("CARGO_MANIFEST_DIR")).join("../../target/guest"),
@@ -69,8 +82,10 @@ pub fn play_on(hosts: Hosts, act: impl FnOnce(&mut Scene) -> anyhow::Result<()>)
         act(&mut Scene { world, witness, runtime, began: Instant::now() })
     });
     if let Err(error) = result {
+        daemons.values().for_each(|daemon| eprintln!("--- libvirtd\n{}", daemon.log()));
         panic!("{error:#}");
     }
+    drop(daemons);
     std::fs::remove_dir_all(&root).unwrap();
     drop(debris);
 }
@@ -195,7 +210,12 @@ impl Scene {
     /// The machine as the site's own hypervisor sees it.
     pub fn power(&self, at: At) -> anyhow::Result<Option<Power>> {
         let dir = self.world.site_dir(at);
-        let found = self.runtime.block_on(async { Qemu::open(&dir)?.machine(MACHINE).await });
+        let found = self.runtime.block_on(async {
+            match self.world.settings.libvirt.get(&at) {
+                Some(uri) => Libvirt::open(uri, &dir).await?.machine(MACHINE).await,
+                None => Qemu::open(&dir)?.machine(MACHINE).await,
+            }
+        });
         Ok(found.map_err(|fault| anyhow::anyhow!("{fault}: {}", fault.cause))?.map(|machine| machine.power))
     }
 

@@ -1,0 +1,137 @@
+//! A libvirtd of a test's own: the real one, in a mount namespace where its folders are the test's.
+//!
+//! ```text
+//!   <dir>/{etc,lib,run,log}  ◄─ bound over /etc/libvirt, /var/lib/libvirt, /run/libvirt, /var/log/libvirt ─  libvirtd
+//!   <cache>                  ◄─ bound over /var/cache/libvirt: what it learns about QEMU takes it seconds, and is the same
+//! ```
+//! Disks, sockets and everything else are where the rest of the system sees them. Several run side by side.
+
+use std::fs::OpenOptions;
+use std::io;
+use std::os::unix::net::UnixStream;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::time::{Duration, Instant};
+
+use rustix::process::{Pid, Signal, kill_process};
+
+/// How long libvirtd may take, with nothing learnt yet.
+const PATIENCE: Duration = Duration::from_secs(60);
+
+/// Its settings: no other user, no confinement, no helper programs.
+const SETTINGS: [(&str, &str); 2] = [
+    (
+        "qemu.conf",
+        "user = \"root\"\ngroup = \"root\"\nsecurity_driver = \"none\"\ndynamic_ownership = 0\n\
+         cgroup_controllers = []\nnamespaces = []\nstdio_handler = \"file\"\n",
+    ),
+    ("libvirtd.conf", "auth_unix_rw = \"none\"\nauth_unix_ro = \"none\"\n"),
+];
+
+/// It, and its machines: all of them end with it.
+pub struct Libvirtd {
+    dir: PathBuf,
+    cache: PathBuf,
+    program: Child,
+}
+
+impl Libvirtd {
+    /// A new one with nothing in it, which keeps everything in `dir` (short: unix sockets lie in it).
+    ///
+    /// # Errors
+    /// It cannot be started, which takes root, or does not listen in time.
+    pub fn start(dir: &Path, cache: &Path) -> io::Result<Libvirtd> {
+        for folder in ["etc", "lib", "run", "log"] {
+            std::fs::create_dir_all(dir.join(folder))?;
+        }
+        std::fs::create_dir_all(cache)?;
+        for (name, text) in SETTINGS {
+            std::fs::write(dir.join("etc").join(name), text)?;
+        }
+        let program = launch(dir, cache)?;
+        let mut libvirtd = Libvirtd { dir: dir.into(), cache: cache.into(), program };
+        libvirtd.answers()?;
+        Ok(libvirtd)
+    }
+
+    /// Where it is reached.
+    pub fn uri(&self) -> String {
+        format!("qemu+unix:///system?socket={}", self.socket().display())
+    }
+
+    /// Ends it and starts it again; its machines run on meanwhile.
+    ///
+    /// # Errors
+    /// As for [`Libvirtd::start`].
+    pub fn restart(&mut self) -> io::Result<()> {
+        let _ = self.program.kill();
+        let _ = self.program.wait();
+        self.program = launch(&self.dir, &self.cache)?;
+        self.answers()
+    }
+
+    /// The process of a machine's QEMU.
+    pub fn qemu(&self, machine: &str) -> Option<i32> {
+        std::fs::read_to_string(self.dir.join(format!("run/qemu/{machine}.pid"))).ok()?.trim().parse().ok()
+    }
+
+    fn socket(&self) -> PathBuf {
+        self.dir.join("run/libvirt-sock")
+    }
+
+    /// What it said.
+    pub fn log(&self) -> String {
+        std::fs::read_to_string(self.dir.join("libvirtd.log")).unwrap_or_default()
+    }
+
+    fn answers(&mut self) -> io::Result<()> {
+        let deadline = Instant::now() + PATIENCE;
+        while UnixStream::connect(self.socket()).is_err() {
+            if self.program.try_wait()?.is_some() || Instant::now() > deadline {
+                return Err(io::Error::other(format!("libvirtd does not listen: {}", self.log())));
+            }
+            pause();
+        }
+        Ok(())
+    }
+}
+
+impl Drop for Libvirtd {
+    fn drop(&mut self) {
+        let _ = self.program.kill();
+        let _ = self.program.wait();
+        let files = std::fs::read_dir(self.dir.join("run/qemu")).into_iter().flatten().flatten();
+        let pids = files.map(|file| file.path()).filter(|path| path.extension().is_some_and(|end| end == "pid"));
+        for pid in pids.filter_map(|path| std::fs::read_to_string(path).ok()?.trim().parse().ok()) {
+            if let Some(pid) = Pid::from_raw(pid) {
+                let _ = kill_process(pid, Signal::KILL);
+            }
+        }
+    }
+}
+
+fn launch(dir: &Path, cache: &Path) -> io::Result<Child> {
+    let folders = [
+        (dir.join("etc"), "/etc/libvirt"),
+        (dir.join("lib"), "/var/lib/libvirt"),
+        (dir.join("run"), "/run/libvirt"),
+        (dir.join("log"), "/var/log/libvirt"),
+        (cache.into(), "/var/cache/libvirt"),
+    ];
+    let bound = folders.iter().map(|(from, to)| format!("mkdir -p {to} && mount --bind {} {to}", from.display()));
+    let bound: Vec<String> = bound.collect();
+    let pid_file = dir.join("run/libvirtd.pid");
+    let script = format!("{} && exec libvirtd --pid-file {}", bound.join(" && "), pid_file.display());
+    let log = OpenOptions::new().create(true).append(true).open(dir.join("libvirtd.log"))?;
+    Command::new("unshare")
+        .args(["--mount", "--propagation", "private", "sh", "-c", &script])
+        .stdin(Stdio::null())
+        .stdout(log.try_clone()?)
+        .stderr(log)
+        .spawn()
+}
+
+#[allow(clippy::disallowed_methods, reason = "it waits for another program")]
+fn pause() {
+    std::thread::sleep(Duration::from_millis(10));
+}
