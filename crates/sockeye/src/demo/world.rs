@@ -266,11 +266,11 @@ impl World {
     fn define_in_libvirt(&self, uri: &str, disks: [&Path; 2], boot: &Path) -> anyhow::Result<()> {
         let disks: String = disks
             .iter()
-            .zip(["vda", "vdb"])
-            .map(|(path, dev)| {
+            .zip([("vda", "disk0"), ("vdb", "disk1")])
+            .map(|(path, (dev, serial))| {
                 format!(
                     "<disk type='file' device='disk'><driver name='qemu' type='qcow2'/><source file='{}'/>\
-                 <target dev='{dev}' bus='virtio'/></disk>",
+                 <target dev='{dev}' bus='virtio'/><serial>{serial}</serial></disk>",
                     path.display()
                 )
             })
