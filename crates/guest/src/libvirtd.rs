@@ -5,6 +5,9 @@
 //!   <cache>                  ◄─ bound over /var/cache/libvirt: what it learns about QEMU takes it seconds, and is the same
 //! ```
 //! Disks, sockets and everything else are where the rest of the system sees them. Several run side by side.
+//!
+//! libvirt counts a QEMU as gone when its parent has taken notice, which is the first process of the system: where that one
+//! takes its time, every end of a machine would take seconds. So a small parent stands between.
 
 use std::fs::OpenOptions;
 use std::io;
@@ -17,6 +20,17 @@ use rustix::process::{Pid, Signal, kill_process};
 
 /// How long libvirtd may take, with nothing learnt yet.
 const PATIENCE: Duration = Duration::from_secs(60);
+
+/// The parent of libvirtd and of the QEMUs that it leaves: takes notice of whatever ends, and ends with libvirtd.
+const PARENT: &str = "
+import ctypes, os, sys
+ctypes.CDLL(None).prctl(36, 1)  # PR_SET_CHILD_SUBREAPER
+daemon = os.fork()
+if daemon == 0:
+    os.execvp(sys.argv[1], sys.argv[1:])
+while os.wait()[0] != daemon:
+    pass
+";
 
 /// Its settings: no other user, no confinement, no helper programs.
 const SETTINGS: [(&str, &str); 2] = [
@@ -64,15 +78,14 @@ impl Libvirtd {
     /// # Errors
     /// As for [`Libvirtd::start`].
     pub fn restart(&mut self) -> io::Result<()> {
-        let _ = self.program.kill();
-        let _ = self.program.wait();
+        self.end();
         self.program = launch(&self.dir, &self.cache)?;
         self.answers()
     }
 
     /// The process of a machine's QEMU.
     pub fn qemu(&self, machine: &str) -> Option<i32> {
-        std::fs::read_to_string(self.dir.join(format!("run/qemu/{machine}.pid"))).ok()?.trim().parse().ok()
+        pid_in(&self.dir.join(format!("run/qemu/{machine}.pid"))).map(Pid::as_raw_nonzero).map(i32::from)
     }
 
     fn socket(&self) -> PathBuf {
@@ -82,6 +95,16 @@ impl Libvirtd {
     /// What it said.
     pub fn log(&self) -> String {
         std::fs::read_to_string(self.dir.join("libvirtd.log")).unwrap_or_default()
+    }
+
+    fn end(&mut self) {
+        // The parent would leave it behind; without a libvirtd it ends by itself.
+        let daemon = pid_in(&self.dir.join("run/libvirtd.pid"));
+        if daemon.is_none_or(|pid| kill_process(pid, Signal::KILL).is_err()) {
+            let _ = self.program.kill();
+        }
+        let _ = self.program.wait();
+        let _ = std::fs::remove_file(self.dir.join("run/libvirtd.pid"));
     }
 
     fn answers(&mut self) -> io::Result<()> {
@@ -98,16 +121,18 @@ impl Libvirtd {
 
 impl Drop for Libvirtd {
     fn drop(&mut self) {
-        let _ = self.program.kill();
-        let _ = self.program.wait();
         let files = std::fs::read_dir(self.dir.join("run/qemu")).into_iter().flatten().flatten();
         let pids = files.map(|file| file.path()).filter(|path| path.extension().is_some_and(|end| end == "pid"));
-        for pid in pids.filter_map(|path| std::fs::read_to_string(path).ok()?.trim().parse().ok()) {
-            if let Some(pid) = Pid::from_raw(pid) {
-                let _ = kill_process(pid, Signal::KILL);
-            }
+        let qemus: Vec<Pid> = pids.filter_map(|path| pid_in(&path)).collect();
+        self.end();
+        for pid in qemus {
+            let _ = kill_process(pid, Signal::KILL);
         }
     }
+}
+
+fn pid_in(file: &Path) -> Option<Pid> {
+    Pid::from_raw(std::fs::read_to_string(file).ok()?.trim().parse().ok()?)
 }
 
 fn launch(dir: &Path, cache: &Path) -> io::Result<Child> {
@@ -123,8 +148,8 @@ fn launch(dir: &Path, cache: &Path) -> io::Result<Child> {
     let pid_file = dir.join("run/libvirtd.pid");
     let script = format!("{} && exec libvirtd --pid-file {}", bound.join(" && "), pid_file.display());
     let log = OpenOptions::new().create(true).append(true).open(dir.join("libvirtd.log"))?;
-    Command::new("unshare")
-        .args(["--mount", "--propagation", "private", "sh", "-c", &script])
+    Command::new("python3")
+        .args(["-c", PARENT, "unshare", "--mount", "--propagation", "private", "sh", "-c", &script])
         .stdin(Stdio::null())
         .stdout(log.try_clone()?)
         .stderr(log)

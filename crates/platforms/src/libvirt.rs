@@ -139,9 +139,7 @@ impl Libvirt {
             return Ok(Base::Nothing(crate::qemu::accelerator::best().await));
         };
         let read = Element::read(text);
-        let mut domain = read.map_err(|why| folder.fault("cannot be defined: its libvirt XML cannot be read", why))?;
-        // Another machine here may be the one with that id: the original, when this is a test of it.
-        domain.rid("uuid");
+        let domain = read.map_err(|why| folder.fault("cannot be defined: its libvirt XML cannot be read", why))?;
         Ok(Base::Elsewhere(domain))
     }
 }

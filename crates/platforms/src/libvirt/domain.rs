@@ -161,7 +161,10 @@ pub(crate) enum Base {
 pub(crate) fn written(folder: &Folder, spec: &MachineSpec, base: Base) -> Result<Element, String> {
     let (mut domain, keeps) = match base {
         Base::Here(domain) => (domain, true),
-        Base::Elsewhere(domain) => (domain, false),
+        Base::Elsewhere(mut domain) => {
+            leave_behind(folder, &mut domain);
+            (domain, false)
+        }
         Base::Nothing(accelerator) => (plain(folder, accelerator), false),
     };
     domain.child("name").say(&spec.name);
@@ -185,6 +188,27 @@ pub(crate) fn written(folder: &Folder, spec: &MachineSpec, base: Base) -> Result
     set_disks(folder, spec, devices, keeps)?;
     set_cards(spec, devices);
     Ok(domain)
+}
+
+/// Takes out of a machine's XML what only the host had from which it comes: its files, its devices, its id.
+fn leave_behind(folder: &Folder, domain: &mut Element) {
+    // Another machine here may be the one with that id: the original, when this is a test of it.
+    domain.rid("uuid");
+    domain.child("os").rid("nvram");
+    let devices = domain.child("devices");
+    ["emulator", "hostdev", "filesystem"].into_iter().for_each(|name| devices.rid(name));
+    for device in devices.children.iter_mut().filter_map(|node| node.as_mut_element()) {
+        match (device.name.as_str(), device.has("type")) {
+            ("disk", _) if !is_disk(device) => device.rid("source"),
+            ("channel", _) => device.rid("source"),
+            ("serial" | "console" | "parallel", Some("file")) => {
+                let path = device.has_at(&["source"], "path").map(Path::new).and_then(Path::file_name);
+                let path = folder.file(&path.unwrap_or("console.log".as_ref()).to_string_lossy());
+                device.child("source").set("path", path.display());
+            }
+            _ => {}
+        }
+    }
 }
 
 /// A machine about which nobody has said more than the description does.
