@@ -10,8 +10,8 @@ use anyhow::{Context, Result, bail};
 
 use crate::command::{is_installed, output, run, works};
 
-/// A program the tests, the demo or a bench start, and the package that brings it.
-const PROGRAMS: [(&str, &str); 17] = [
+/// A program the tests, the demo or a bench start, or a file that one of them needs, and the package that brings it.
+const PROGRAMS: [(&str, &str); 20] = [
     ("qemu-system-x86_64", "qemu-system-x86"),
     ("qemu-img", "qemu-utils"),
     ("qemu-nbd", "qemu-utils"),
@@ -29,6 +29,10 @@ const PROGRAMS: [(&str, &str); 17] = [
     ("xz", "xz-utils"),
     ("fio", "fio"),
     ("rsync", "rsync"),
+    ("virsh", "libvirt-clients"),
+    // libvirtd itself, the user that it wants to find, and the part of it that runs QEMU.
+    ("/lib/systemd/system/libvirtd.service", "libvirt-daemon-system"),
+    ("/usr/lib/x86_64-linux-gnu/libvirt/connection-driver/libvirt_driver_qemu.so", "libvirt-daemon-driver-qemu"),
 ];
 
 /// Installs the packages of all programs that are missing. Does nothing, and needs nobody's rights, if none is.
