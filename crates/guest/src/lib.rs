@@ -32,7 +32,7 @@ mod writer;
 pub use console::kernel_command_line;
 pub use disk::{AlignedBuffer, DiskFault, ReadAt, WriteAt};
 pub use layout::{Layout, Role};
-pub use libvirtd::Libvirtd;
+pub use libvirtd::{Libvirtd, processes_with};
 pub use report::Report;
 pub use seed::{seed_disk, seed_pair};
 pub use verify::{Scope, verify, verify_readers};

@@ -42,19 +42,21 @@ const SETTINGS: [(&str, &str); 2] = [
     ("libvirtd.conf", "auth_unix_rw = \"none\"\nauth_unix_ro = \"none\"\n"),
 ];
 
-/// It, and its machines: all of them end with it.
+/// It, its machines and what serves them: all of them end with it.
 pub struct Libvirtd {
     dir: PathBuf,
+    site: PathBuf,
     cache: PathBuf,
     program: Child,
 }
 
 impl Libvirtd {
-    /// A new one with nothing in it, which keeps everything in `dir` (short: unix sockets lie in it).
+    /// A new one with nothing in it, which keeps everything in `dir` (short: unix sockets lie in it). In `site` Sockeye keeps
+    /// what it needs for its machines.
     ///
     /// # Errors
     /// It cannot be started, which takes root, or does not listen in time.
-    pub fn start(dir: &Path, cache: &Path) -> io::Result<Libvirtd> {
+    pub fn start(dir: &Path, site: &Path, cache: &Path) -> io::Result<Libvirtd> {
         for folder in ["etc", "lib", "run", "log"] {
             std::fs::create_dir_all(dir.join(folder))?;
         }
@@ -63,7 +65,7 @@ impl Libvirtd {
             std::fs::write(dir.join("etc").join(name), text)?;
         }
         let program = launch(dir, cache)?;
-        let mut libvirtd = Libvirtd { dir: dir.into(), cache: cache.into(), program };
+        let mut libvirtd = Libvirtd { dir: dir.into(), site: site.into(), cache: cache.into(), program };
         libvirtd.answers()?;
         Ok(libvirtd)
     }
@@ -125,10 +127,22 @@ impl Drop for Libvirtd {
         let pids = files.map(|file| file.path()).filter(|path| path.extension().is_some_and(|end| end == "pid"));
         let qemus: Vec<Pid> = pids.filter_map(|path| pid_in(&path)).collect();
         self.end();
-        for pid in qemus {
+        for pid in qemus.into_iter().chain(processes_with("qemu-nbd", &self.site)) {
             let _ = kill_process(pid, Signal::KILL);
         }
     }
+}
+
+/// The processes of a program whose command line names something in a folder.
+pub fn processes_with(program: &str, folder: &Path) -> impl Iterator<Item = Pid> {
+    let (program, folder) = (program.to_string(), format!("{}/", folder.display()));
+    let is_one = move |pid: &i32| {
+        let line = std::fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
+        let line = String::from_utf8_lossy(&line);
+        line.split('\0').next().is_some_and(|first| first.ends_with(&program)) && line.contains(&folder)
+    };
+    let all = std::fs::read_dir("/proc").into_iter().flatten().flatten();
+    all.filter_map(|entry| entry.file_name().to_str()?.parse().ok()).filter(is_one).filter_map(Pid::from_raw)
 }
 
 fn pid_in(file: &Path) -> Option<Pid> {

@@ -5,7 +5,8 @@
 //!      ├────── document   XML, changed in place            backup    an open cut
 //!      ├────── domain     descriptions ◄─► XML             capture   cut, acknowledge, fail
 //!      ├────── life       what a machine does, holding     run       whether a run of it is one that we saw begin
-//!      └────── start      tracked from the first write     settle    let go, and say what the disks hold
+//!      ├────── start      tracked from the first write     settle    let go, and say what the disks hold
+//!      └────── relay      a view that may go away for a while
 //! ```
 //! # Always true
 //! - What a machine is and does is libvirt's to say; our notes about it lie in a folder of the site, as for
@@ -22,6 +23,7 @@ mod chain;
 mod document;
 mod domain;
 mod life;
+mod relay;
 mod run;
 mod settle;
 mod start;
@@ -211,6 +213,7 @@ impl Platform for Libvirt {
         }
         // The overlays first: a description without them could be started by someone who then found them absent.
         overlays::create(&folder, spec).await?;
+        relay::note(&folder, spec)?;
         let document = domain::written(&folder, spec, self.base(spec).await?).map_err(cannot)?;
         let file = folder.file("domain.xml");
         std::fs::write(&file, document.written()).map_err(|why| cannot(why.to_string()))?;
@@ -223,6 +226,7 @@ impl Platform for Libvirt {
         let folder = self.known(name).await?;
         let lock = folder.lock("lock", LOCK_PATIENCE).await?;
         self.must_be_off(&folder, "deleted").await?;
+        relay::end(&folder)?;
         overlays::remove(&folder, &machine.spec)?;
         let words = ["undefine", "--managed-save", "--checkpoints-metadata", "--snapshots-metadata", "--nvram", name];
         let gone = self.at_site().virsh.run(&lock, &words).await;

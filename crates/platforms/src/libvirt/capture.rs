@@ -6,7 +6,9 @@
 //!   acknowledged     release; checkpoint n is deleted        failed   release; n+1 is deleted, and n takes in what it held
 //! ```
 //! # Always true
-//! - The guest never waits for us, and is not stopped for a cut.
+//! - The guest never waits for us. It is stopped for a cut only where it runs on overlays, for as long as libvirt takes to stop
+//!   it and let it go on: QEMU then writes down all that it holds. So an overlay whose QEMU is killed holds at least what its
+//!   epochs carried, and its allocation stays a superset of what the target was told.
 //! - What is told as known is told by QEMU of this very run: one that somebody else started is not believed (see [`super::run`]).
 //! - One capture at a time: [`CAPTURING`] is held as long as a [`LibvirtCapture`] lives, and as long as a command of a dead
 //!   one is still being carried out.
@@ -21,7 +23,7 @@ use protocol::{Attempt, Changes, Fault, Lineage};
 
 use super::backup::{self, Wish};
 use super::domain::Target;
-use super::{Site, chain, run};
+use super::{Site, chain, life, run};
 use crate::host::folder::Folder;
 use crate::host::marks::Carry;
 use crate::host::{maps, rest};
@@ -57,6 +59,7 @@ impl LibvirtCapture {
         }
         let lock = folder.lock(CAPTURING, LOCK_PATIENCE).await?;
         let (spec, targets) = site.known(&folder).await?;
+        life::goes_on(&site, &folder, &lock).await?;
         run::believed(&site, &folder, &lock).await?;
         let disks = targets.into_iter().zip(spec.disks.iter().map(|disk| disk.size)).collect();
         let lost = Distrust::MapAbsent;
@@ -96,6 +99,11 @@ impl LibvirtCapture {
         // The cut is made while this is carried out: before it is the cautious side.
         let at = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
         wish.begin(&self.site, &self.folder, &self.lock).await?;
+        let on_overlays = self.spec.disks.iter().any(|disk| disk.source.overlay().is_some());
+        let paused = match on_overlays {
+            true => life::flush(&self.site, &self.folder, &self.lock).await?,
+            false => Duration::ZERO,
+        };
         let changes = match since {
             None => Changes::Unknown(self.lost),
             Some(since) => {
@@ -119,7 +127,7 @@ impl LibvirtCapture {
         });
         let disks = disks.collect();
         let at_ms = at.as_millis().try_into().unwrap_or(u64::MAX);
-        Ok(Cut { at_ms, paused: Duration::ZERO, since, changes, disks })
+        Ok(Cut { at_ms, paused, since, changes, disks })
     }
 }
 

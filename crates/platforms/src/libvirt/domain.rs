@@ -9,12 +9,13 @@
 
 use std::path::Path;
 
-use nbd::{Address, Uri};
+use nbd::Uri;
 use protocol::DiskKey;
 use protocol::machine::{Boot, Connection, DiskFormat, DiskSource, DiskSpec, MachineSpec, NetworkCard};
 use xmltree::Element;
 
 use super::document::Document;
+use super::relay;
 use crate::host::folder::Folder;
 use crate::host::image;
 
@@ -116,22 +117,18 @@ fn source(folder: &Folder, disk: &Element) -> Result<DiskSource, String> {
             path: path.into(),
             format: self::format(beneath.has_at(&["format"], "type")),
         }),
-        None => Ok(DiskSource::OverlayOnView { overlay, view: view(beneath).ok_or("an overlay's view is not told")? }),
+        None => {
+            let key = target(disk)?.key;
+            let views = relay::views(folder).map_err(|fault| fault.cause)?;
+            let view =
+                views.get(&key).cloned().ok_or_else(|| format!("nobody noted what view disk {key} stands on"))?;
+            Ok(DiskSource::OverlayOnView { overlay, view })
+        }
     }
 }
 
 fn format(word: Option<&str>) -> DiskFormat {
     if word == Some("qcow2") { DiskFormat::Qcow2 } else { DiskFormat::Raw }
-}
-
-/// The URI of the view in a `backingStore`.
-fn view(beneath: &Element) -> Option<String> {
-    let name = beneath.has_at(&["source"], "name").unwrap_or_default();
-    let host = beneath.at(&["source", "host"])?;
-    Some(match host.has("socket") {
-        Some(socket) => Uri::unix(socket, name).to_string(),
-        None => format!("nbd://{}:{}/{name}", host.has("name")?, host.has("port").unwrap_or("10809")),
-    })
 }
 
 fn card(interface: &Element) -> Option<NetworkCard> {
@@ -287,14 +284,12 @@ fn set_source(folder: &Folder, wanted: &DiskSpec, disk: &mut Element) -> Result<
             beneath.child("backingStore");
         }
         DiskSource::OverlayOnView { view, .. } => {
-            let uri: Uri = view.parse().map_err(|why: nbd::Error| why.to_string())?;
+            let _: Uri = view.parse().map_err(|why: nbd::Error| why.to_string())?;
             let beneath = disk.child("backingStore").set("type", "network");
             beneath.child("format").set("type", "raw");
-            let from = beneath.child("source").set("protocol", "nbd").set("name", &uri.export);
-            match &uri.address {
-                Address::Unix(path) => from.child("host").set("transport", "unix").set("socket", path.display()),
-                Address::Tcp(at) => from.child("host").set("name", at.ip()).set("port", at.port()),
-            };
+            let from = beneath.child("source").set("protocol", "nbd").set("name", "");
+            let socket = relay::socket(folder, &wanted.key);
+            from.child("host").set("transport", "unix").set("socket", socket.display());
             beneath.child("backingStore");
         }
     }

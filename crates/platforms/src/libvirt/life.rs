@@ -21,7 +21,7 @@ use protocol::machine::Power;
 use serde::{Deserialize, Serialize};
 
 use super::virsh::VirshError;
-use super::{Site, run};
+use super::{Site, relay, run};
 use crate::Stopped;
 use crate::host::folder::Folder;
 
@@ -31,6 +31,10 @@ const LOOK_AGAIN: Duration = Duration::from_millis(100);
 const ASK_AGAIN: Duration = Duration::from_secs(3);
 /// The note that a machine is held.
 const HELD: &str = "held.json";
+/// The note that a guest stands still for a moment, so that its disks are flushed.
+const FLUSHING: &str = "flushing.json";
+/// For how long a paused guest may be one that is about to go on.
+const FLUSH_TAKES: Duration = Duration::from_secs(5);
 
 /// How a machine that is held came to stand still.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
@@ -80,12 +84,47 @@ pub(crate) async fn state(site: &Site, folder: &Folder) -> Result<State, Fault> 
 
 /// What the machine does.
 pub(crate) async fn power(site: &Site, folder: &Folder) -> Result<Power, Fault> {
-    Ok(match state(site, folder).await? {
-        State::Running => Power::Running,
-        State::Paused if held(folder)?.is_some() => Power::Held,
-        State::Paused => Power::Paused,
-        State::Off => Power::Off,
-    })
+    let start = tokio::time::Instant::now();
+    loop {
+        match state(site, folder).await? {
+            State::Running => return Ok(Power::Running),
+            State::Off => return Ok(Power::Off),
+            State::Paused if held(folder)?.is_some() => return Ok(Power::Held),
+            State::Paused if !is_flushing(folder)? || start.elapsed() > FLUSH_TAKES => return Ok(Power::Paused),
+            State::Paused => tokio::time::sleep(LOOK_AGAIN).await,
+        }
+    }
+}
+
+fn is_flushing(folder: &Folder) -> Result<bool, Fault> {
+    Ok(folder.read::<bool>(FLUSHING)?.is_some())
+}
+
+/// Has QEMU write down all that it holds of the machine's disks, which it does when the guest stands still: for a moment,
+/// if it runs. One process stops it and lets it go on, whatever becomes of us meanwhile.
+pub(crate) async fn flush(site: &Site, folder: &Folder, lock: &File) -> Result<Duration, Fault> {
+    if state(site, folder).await? != State::Running {
+        return Ok(Duration::ZERO);
+    }
+    folder.write(FLUSHING, &true)?;
+    let begun = tokio::time::Instant::now();
+    let both = format!("suspend {name}; resume {name}", name = folder.name());
+    let flushed = site.virsh.run(lock, &[&both]).await;
+    let took = begun.elapsed();
+    goes_on(site, folder, lock).await?;
+    flushed.map_err(|why| folder.fault("does not write its disks down", why))?;
+    Ok(took)
+}
+
+/// Lets a guest go on that somebody stopped for a flush and left so.
+pub(crate) async fn goes_on(site: &Site, folder: &Folder, lock: &File) -> Result<(), Fault> {
+    if is_flushing(folder)? {
+        if state(site, folder).await? == State::Paused && held(folder)?.is_none() {
+            go(site, folder, lock).await?;
+        }
+        folder.remove(FLUSHING)?;
+    }
+    Ok(())
 }
 
 /// Takes the power from the guest, and holds its disks. The caller has the machine's lock.
@@ -155,6 +194,7 @@ async fn hold(site: &Site, folder: &Folder, lock: &File, seen: bool) -> Result<S
 
 /// Starts the machine with its processors standing still.
 pub(crate) async fn launch(site: &Site, folder: &Folder, lock: &File) -> Result<(), Fault> {
+    relay::begin(folder).await?;
     match site.virsh.run(lock, &["start", "--paused", folder.name()]).await {
         Ok(_) => Ok(()),
         Err(VirshError::Refused(words)) if words.contains("Is another process using the image") => {

@@ -21,7 +21,7 @@ use protocol::{Attempt, Changes, DiskKey, Fault, Lineage};
 use super::chain::{self, Chain};
 use super::domain::Target;
 use super::life::{self, State};
-use super::{Site, backup, run};
+use super::{Site, backup, relay, run};
 use crate::host::folder::Folder;
 use crate::host::marks::{self, Carry, Marks};
 use crate::host::rest::{self, Rest};
@@ -49,6 +49,7 @@ pub(crate) async fn settle(site: &Site, folder: &Folder, lock: &File, lineage: L
         State::Off => offline(site, folder, &spec, lineage, rest == Rest::Untouched).await?,
     };
     life::let_go(folder)?;
+    relay::end(folder)?;
     let known = match known {
         Err(why) if rest != Rest::Touched => after_a_crash(folder, &spec, lineage).await?.ok_or(why),
         known => known,

@@ -6,7 +6,7 @@ use protocol::Changes;
 use protocol::extent::{BLOCK, BlockMap, Extent};
 use protocol::fault::code;
 use protocol::machine::DiskFormat::{Qcow2, Raw};
-use protocol::machine::Power;
+use protocol::machine::{DiskSource, Power};
 use protocol::position::Distrust;
 
 use crate::bench::{self, Bench, LibvirtBench, run};
@@ -286,4 +286,32 @@ async fn what_a_machines_owner_set_stays_when_it_is_defined_anew_or_elsewhere() 
     assert_eq!(bench.virsh(&["domuuid", NAME]).await, uuid, "it is the same machine");
     platform.start("web01-test", Start::default()).await.unwrap();
     assert_eq!(rig.power().await, Power::Off);
+}
+
+#[tokio::test]
+async fn a_guest_waits_for_a_view_whose_server_goes_away_and_comes_again() {
+    let bench = bench::libvirt().await;
+    let content = vec![9; crate::rig::SIZE as usize];
+    let view = bench::view(bench.dir(), content.clone()).await;
+    let source = DiskSource::OverlayOnView { overlay: "a.qcow2".into(), view: view.uri.to_string() };
+    let rig = Rig::of(&bench, vec![source], content.clone()).await;
+    rig.start_tracked(2).await;
+    bench.io(NAME, 0, &format!("read -P 9 0 {BLOCK}")).await;
+    drop(view);
+    let request = format!("read -P 9 {MIB} {BLOCK}");
+    let reads = bench.io(NAME, 0, &request);
+    let back = async {
+        tokio::time::sleep(std::time::Duration::from_secs(2)).await;
+        bench::view(bench.dir(), content.clone()).await
+    };
+    // An error or a wrong byte is said by qemu-io.
+    let ((), view) = tokio::join!(reads, back);
+    bench.platform().power_off(NAME).await.unwrap();
+    bench.platform().settle(NAME, rig.lineage).await.unwrap();
+    drop(view);
+    let until = std::time::Instant::now() + std::time::Duration::from_secs(10);
+    while guest::processes_with("qemu-nbd", &bench.dir()).next().is_some() {
+        assert!(std::time::Instant::now() < until, "what stood between is still there");
+        tokio::time::sleep(std::time::Duration::from_millis(20)).await;
+    }
 }

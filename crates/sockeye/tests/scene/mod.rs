@@ -64,7 +64,10 @@ pub fn play_with(hosts: Hosts, libvirt: &[At], act: impl FnOnce(&mut Scene) -> a
     std::fs::create_dir(&root).unwrap();
     let debris = Debris(root.clone());
     let cache = Path::new(env!("CARGO_TARGET_TMPDIR")).join("libvirt-cache");
-    let start = |at: &At| (*at, Libvirtd::start(&root.join(format!("lv-{}", at.name())), &cache).unwrap());
+    let start = |at: &At| {
+        let (dir, site) = (root.join(format!("lv-{}", at.name())), root.join(at.name()));
+        (*at, Libvirtd::start(&dir, &site, &cache).unwrap())
+    };
     let daemons: BTreeMap<At, Libvirtd> = libvirt.iter().map(start).collect();
     let settings = Settings {
         libvirt: daemons.iter().map(|(at, daemon)| (*at, daemon.uri())).collect(),

@@ -20,7 +20,7 @@ pub struct LibvirtBench {
 pub async fn libvirt() -> LibvirtBench {
     let dir = tempfile::Builder::new().prefix("lv").tempdir().unwrap();
     let cache = Path::new(env!("CARGO_TARGET_TMPDIR")).join("libvirt-cache");
-    let daemon = Libvirtd::start(dir.path(), &cache).unwrap();
+    let daemon = Libvirtd::start(dir.path(), &dir.path().join("site"), &cache).unwrap();
     let platform = Libvirt::open(&daemon.uri(), &dir.path().join("site")).await.unwrap();
     LibvirtBench { platform, daemon, dir }
 }
