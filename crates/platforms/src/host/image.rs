@@ -79,6 +79,12 @@ pub(crate) fn keeper(folder: &Folder, source: &DiskSource) -> Option<PathBuf> {
     }
 }
 
+/// Whether all that an image shows is in it, and nothing in another one beneath it.
+pub(crate) async fn stands_alone(path: &Path) -> Result<bool, String> {
+    let info = ask(&["info", "-U", "--output=json", "-f", "qcow2", &path.to_string_lossy()]).await?;
+    Ok(info["backing-filename"].is_null())
+}
+
 /// Takes a bitmap out of a qcow2 that no QEMU has open.
 pub(crate) async fn forget(path: &Path, bitmap: &str) -> Result<(), String> {
     run("qemu-img", &["bitmap", "--remove", &alone(path), bitmap]).await.map(drop)

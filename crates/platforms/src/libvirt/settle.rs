@@ -102,6 +102,10 @@ async fn offline(
     let mut whole = chain.names.len();
     for disk in &spec.disks {
         let Some(path) = image::keeper(folder, &disk.source) else { return Ok(Err(Distrust::MapAbsent)) };
+        // Somebody took a snapshot: part of the maps is in what is beneath it.
+        if disk.source.overlay().is_none() && !image::stands_alone(&path).await.map_err(unreadable)? {
+            return Ok(Err(Distrust::MapAbsent));
+        }
         let kept = image::bitmaps(&path).await.map_err(unreadable)?;
         broken |= kept.iter().any(|map| map.inconsistent && maps::since(lineage, &map.name).is_some());
         let is_kept = |name: &&String| kept.iter().any(|map| map.name == **name && !map.inconsistent);

@@ -315,3 +315,50 @@ async fn a_guest_waits_for_a_view_whose_server_goes_away_and_comes_again() {
         tokio::time::sleep(std::time::Duration::from_millis(20)).await;
     }
 }
+
+#[tokio::test]
+async fn a_guest_that_was_left_stopped_in_the_middle_of_a_cut_goes_on() {
+    let bench = bench::libvirt().await;
+    let rig = Rig::own(&bench, &[Qcow2]).await;
+    rig.start_tracked(1).await;
+    // What a virsh leaves that is killed between its two commands, with us.
+    let note = bench.dir().join("machines").join(NAME).join("flushing.json");
+    std::fs::write(&note, "true").unwrap();
+    bench.virsh(&["suspend", NAME]).await;
+    drop(rig.capture().await);
+    assert_eq!(rig.power().await, Power::Running);
+    assert!(!note.exists());
+    // One that somebody paused stays so.
+    bench.virsh(&["suspend", NAME]).await;
+    drop(rig.capture().await);
+    assert_eq!(rig.power().await, Power::Paused);
+}
+
+#[tokio::test]
+async fn a_snapshot_that_somebody_takes_makes_no_wrong_delta() {
+    let bench = bench::libvirt().await;
+    let mut rig = Rig::own(&bench, &[Qcow2]).await;
+    rig.start_tracked(1).await;
+    let mut capture = rig.capture().await;
+    capture.cut(at(1)).await.unwrap();
+    capture.acknowledged(at(1)).await.unwrap();
+    rig.take_written();
+    rig.write(0, 0, BLOCK, 1).await;
+    let snapshot = bench.dir().join("snapshot.qcow2").display().to_string();
+    let disk = format!("vda,file={snapshot}");
+    bench.virsh(&["snapshot-create-as", NAME, "s", "--disk-only", "--diskspec", &disk]).await;
+    rig.write(0, MIB, BLOCK, 2).await;
+    let cut = capture.cut(at(2)).await.unwrap();
+    assert_reads(&cut, &rig.model).await;
+    let written = rig.take_written();
+    assert_eq!((cut.since, known(&cut.changes)), (Some(at(1)), written.clone()));
+    capture.failed().await.unwrap();
+    drop(capture);
+    let platform = bench.platform();
+    platform.power_off(NAME).await.unwrap();
+    let settled = platform.settle(NAME, rig.lineage).await.unwrap();
+    assert_eq!((settled.since, known(&settled.changes)), (Some(at(1)), written));
+    // Part of the map is in the image beneath now, which nobody reads who asks the machine's own.
+    let again = platform.settle(NAME, rig.lineage).await.unwrap();
+    assert_eq!((again.since, again.changes), (None, Changes::Unknown(Distrust::MapAbsent)));
+}
