@@ -4,8 +4,9 @@ use std::path::Path;
 use std::process::Command;
 use std::time::Duration;
 
-use crate::scene::{Scene, now_ms, play};
+use crate::scene::{Scene, now_ms, play, play_with};
 use anyhow::{Context, ensure};
+use demo::net::Hosts;
 use demo::world::{At, MACHINE, Part, wait_for};
 use protocol::rest::JobState;
 use protocol::stage::{Side, Stage};
@@ -61,20 +62,27 @@ fn cut_the_link(scene: &mut Scene) -> anyhow::Result<()> {
     Ok(())
 }
 
+fn goes_on_while_parts_are_frozen(scene: &mut Scene) -> anyhow::Result<()> {
+    scene.protect()?;
+    freeze(scene, At::Home, Part::ProcessServer)?;
+    freeze(scene, At::Cloud, Part::MasterTarget)?;
+    match scene.world.why_loopback.clone() {
+        None => cut_the_link(scene)?,
+        Some(why) => scene.say(&format!("there is no link that could be cut: {why}")),
+    }
+    let fresh = scene.world.console(At::Cloud);
+    scene.done(&["failover", MACHINE, "--planned", "--max-downtime", "5m", "--yes"])?;
+    scene.lost_nothing(At::Cloud, &fresh).map(drop)
+}
+
 #[test]
 fn the_guest_goes_on_while_movers_are_frozen_and_without_a_link() {
-    play(true, |scene| {
-        scene.protect()?;
-        freeze(scene, At::Home, Part::ProcessServer)?;
-        freeze(scene, At::Cloud, Part::MasterTarget)?;
-        match scene.world.why_loopback.clone() {
-            None => cut_the_link(scene)?,
-            Some(why) => scene.say(&format!("there is no link that could be cut: {why}")),
-        }
-        let fresh = scene.world.console(At::Cloud);
-        scene.done(&["failover", MACHINE, "--planned", "--max-downtime", "5m", "--yes"])?;
-        scene.lost_nothing(At::Cloud, &fresh).map(drop)
-    });
+    play(true, goes_on_while_parts_are_frozen);
+}
+
+#[test]
+fn the_guest_goes_on_under_libvirt_as_well() {
+    play_with(Hosts::Own, &[At::Home], goes_on_while_parts_are_frozen);
 }
 
 /// What home's own disks hold, whatever format they have. Somebody may have them open.

@@ -162,8 +162,15 @@ async fn a_checkpoint_that_somebody_deleted_makes_no_wrong_delta() {
 #[tokio::test]
 async fn a_machine_with_a_raw_disk_is_cut_and_says_each_time_that_anything_may_differ() {
     let bench = bench::libvirt().await;
-    let sources =
-        vec![bench.own("a.img", Raw, crate::rig::SIZE).await, bench.own("b.img", Qcow2, crate::rig::SIZE).await];
+    let mut sources = vec![
+        bench.own("a.img", Raw, crate::rig::SIZE).await,
+        bench.own("b.img", Qcow2, crate::rig::SIZE).await,
+        bench.own("c.img", Raw, crate::rig::SIZE).await,
+    ];
+    // A block device of the host, as a logical volume is one.
+    let told = run("losetup", &["--find", "--show", &bench.path("c.img").display().to_string()]).await;
+    let device = Device(String::from_utf8(told).unwrap().trim().into());
+    sources[2] = DiskSource::Own { path: device.0.clone(), format: Raw };
     let mut rig = Rig::of(&bench, sources, vec![0; crate::rig::SIZE as usize]).await;
     rig.start_tracked(1).await;
     let mut capture = rig.capture().await;
@@ -171,6 +178,7 @@ async fn a_machine_with_a_raw_disk_is_cut_and_says_each_time_that_anything_may_d
     for number in 1..3 {
         rig.write(0, number * MIB, BLOCK, 1).await;
         rig.write(1, number * MIB, BLOCK, 1).await;
+        rig.write(2, number * MIB, BLOCK, 1).await;
         let then = rig.model.clone();
         let cut = capture.cut(at(number)).await.unwrap();
         rig.write(0, 0, MIB, number as u8).await;
@@ -187,6 +195,16 @@ async fn a_machine_with_a_raw_disk_is_cut_and_says_each_time_that_anything_may_d
     drop(capture);
     let settled = bench.platform().settle(NAME, rig.lineage).await.unwrap();
     assert_eq!((settled.since, settled.changes), (None, unknown));
+    assert_eq!(bench.platform().machine(NAME).await.unwrap().unwrap().spec.disks, rig.spec.disks);
+}
+
+/// A block device made of a file.
+struct Device(String);
+
+impl Drop for Device {
+    fn drop(&mut self) {
+        let _ = std::process::Command::new("losetup").args(["--detach", &self.0]).status();
+    }
 }
 
 /// A small file system in the place of a machine's scratch, as this process sees it.
