@@ -12,7 +12,7 @@ use protocol::pace::{Pace, TELLING};
 const LARGE: usize = 8;
 /// Deltas that the rate of changes is made of.
 const DELTAS: usize = 16;
-/// Deltas that say what the next one may take.
+/// Epochs that say what the next one may take.
 const LAST: usize = 3;
 
 /// How long an epoch waited for what.
@@ -48,6 +48,8 @@ pub(crate) struct Laps {
     large: VecDeque<Lap>,
     compares: VecDeque<Lap>,
     deltas: VecDeque<Lap>,
+    // The very last ones: all deltas, or all compares where nothing tells what changes.
+    last: VecDeque<Lap>,
 }
 
 impl Laps {
@@ -60,6 +62,12 @@ impl Laps {
         }
         if lap.since.is_some() {
             push(&mut self.deltas, lap, DELTAS);
+        }
+        if self.last.back().is_some_and(|before| before.since.is_some() != lap.since.is_some()) {
+            self.last.clear();
+        }
+        if lap.since.is_some() || lap.compared.is_some() {
+            push(&mut self.last, lap, LAST);
         }
     }
 
@@ -82,10 +90,9 @@ impl Laps {
             pace.changed += lap.carried;
             pace.changing_us += us(lap.since.unwrap_or_default());
         }
-        if self.deltas.len() >= LAST {
-            let last = || self.deltas.iter().rev().take(LAST);
-            pace.last_bytes = last().map(|lap| lap.carried).max();
-            pace.last_us = last().map(|lap| us(lap.took)).max();
+        if self.last.len() >= LAST {
+            pace.last_bytes = self.last.iter().map(|lap| lap.carried).max();
+            pace.last_us = self.last.iter().map(|lap| us(lap.took)).max();
         }
         pace
     }
@@ -141,5 +148,19 @@ mod tests {
         laps.note(Lap { compared: Some(1 << 30), since: None, ..delta(2 << 20, 4000) });
         let pace = laps.pace();
         assert_eq!((pace.rate(), pace.compare_rate(), pace.last_us), (None, Some(256 << 20), None));
+    }
+
+    #[test]
+    fn what_the_next_epoch_takes_is_told_by_the_last_ones_of_its_kind() {
+        let compare = Lap { compared: Some(1 << 30), since: None, ..delta(2 << 20, 4000) };
+        let mut laps = Laps::default();
+        (0..2).for_each(|_| laps.note(compare));
+        assert_eq!(laps.pace().last_us, None);
+        laps.note(compare);
+        assert_eq!(laps.pace().last_us, Some(4_000_000), "a machine whose changes nobody tells is compared each time");
+        (0..2).for_each(|_| laps.note(delta(1 << 20, 30)));
+        assert_eq!(laps.pace().last_us, None, "a compare says nothing of deltas");
+        laps.note(delta(1 << 20, 20));
+        assert_eq!(laps.pace().last_us, Some(30_000));
     }
 }

@@ -92,6 +92,7 @@ impl Running {
             means,
             finals: Vec::new(),
             laps: Laps::default(),
+            compared: false,
             cut_at: None,
         };
         let task = tokio::spawn(worker.run(stopped));
@@ -175,6 +176,8 @@ struct Worker {
     means: Means,
     finals: Vec<Final>,
     laps: Laps,
+    /// Whether the last epoch was a compare.
+    compared: bool,
     /// When the newest sealed epoch was cut, in this worker's life.
     cut_at: Option<Instant>,
 }
@@ -335,7 +338,7 @@ impl Worker {
 
     /// Sends the epoch of an open cut, over as many sessions as it takes while the cut is worth keeping.
     async fn send(
-        &self,
+        &mut self,
         wish: &Replication,
         attempt: Attempt,
         kind: PointKind,
@@ -418,7 +421,8 @@ impl Worker {
         }
     }
 
-    fn chosen(&self, choice: &Choice, session: &Session) {
+    fn chosen(&mut self, choice: &Choice, session: &Session) {
+        let again = std::mem::replace(&mut self.compared, matches!(choice, Choice::Compare(_)));
         let mut status = lock(&self.status);
         let first = session.target.newest.is_none_or(|newest| newest.generation != status.generation);
         if first {
@@ -429,7 +433,10 @@ impl Worker {
             };
         } else if let Choice::Compare(why) = choice {
             status.distrust = Some(*why);
-            tracing::warn!(item = %status.item, %why, "the base of an epoch is not proven: comparing");
+            // Where nothing ever tells what changes it would be said at each epoch.
+            if !again {
+                tracing::warn!(item = %status.item, %why, "the base of an epoch is not proven: comparing");
+            }
         }
     }
 

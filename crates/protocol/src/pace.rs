@@ -36,7 +36,7 @@ pub struct Pace {
     pub changed: u64,
     /// The time between those cuts, in microseconds.
     pub changing_us: u64,
-    /// Bytes of the largest of the last three epochs that were deltas; none before there were three.
+    /// Bytes of the largest of the last three epochs, which were all deltas, or all compares; none before there were three.
     pub last_bytes: Option<u64>,
     /// What the longest of them took, in microseconds.
     pub last_us: Option<u64>,

@@ -82,7 +82,7 @@ fn the_guest_goes_on_while_movers_are_frozen_and_without_a_link() {
 
 #[test]
 fn the_guest_goes_on_under_libvirt_as_well() {
-    play_with(Hosts::Own, &[At::Home], goes_on_while_parts_are_frozen);
+    play_with(Hosts::Own, &[At::Home], ["qcow2"; 2], goes_on_while_parts_are_frozen);
 }
 
 /// What home's own disks hold, whatever format they have. Somebody may have them open.

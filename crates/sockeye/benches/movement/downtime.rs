@@ -86,6 +86,7 @@ fn back(bench: &Bench, gib: u64, runs: usize) -> Result<Vec<Down>> {
         rate: RATE,
         hosts: Hosts::Loopback,
         libvirt: Default::default(),
+        formats: demo::world::FORMATS,
     };
     let world = World::build(settings)?;
     let console = world.console(At::Home);

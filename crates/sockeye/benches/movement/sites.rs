@@ -53,6 +53,7 @@ impl Sites {
             rate: 0,
             hosts: Hosts::Loopback,
             libvirt: Default::default(),
+            formats: demo::world::FORMATS,
         };
         let world = World::without_guest(settings)?;
         Ok(Sites { world, size, root, others: Vec::new() })

@@ -21,6 +21,9 @@ use crate::net::{Hosts, Net};
 /// The machine that is protected.
 pub const MACHINE: &str = "web01";
 
+/// Home's disk A is a qcow2, B is raw.
+pub const FORMATS: [&str; 2] = ["qcow2", "raw"];
+
 /// Home or away.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub enum At {
@@ -95,6 +98,8 @@ pub struct Settings {
     pub hosts: Hosts,
     /// The sites whose hypervisor is libvirt, and where it is reached; the others' is QEMU itself.
     pub libvirt: BTreeMap<At, String>,
+    /// The formats of home's two disks; so that both kinds go round: [`FORMATS`].
+    pub formats: [&'static str; 2],
 }
 
 /// The whole arrangement. Ends every process it started when it is dropped.

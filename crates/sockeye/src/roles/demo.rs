@@ -39,6 +39,7 @@ pub fn run(wanted: &Demo, output: Output) -> anyhow::Result<ExitCode> {
         rate: wanted.rate,
         hosts: if wanted.no_namespaces { Hosts::Loopback } else { Hosts::Own },
         libvirt: Default::default(),
+        formats: demo::world::FORMATS,
     };
     say(&format!("two sites in {}", root.display()));
     let result = World::build(settings).and_then(|world| round(world, &say, wanted.keep));

@@ -14,7 +14,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, bail, ensure};
 use demo::console::{Console, Found};
 use demo::net::Hosts;
-use demo::world::{At, MACHINE, Part, Settings, World, wait_for};
+use demo::world::{At, FORMATS, MACHINE, Part, Settings, World, wait_for};
 use guest::Libvirtd;
 use platforms::Platform;
 use platforms::libvirt::Libvirt;
@@ -49,12 +49,17 @@ pub fn play(namespaces: bool, act: impl FnOnce(&mut Scene) -> anyhow::Result<()>
 
 /// Plays one test.
 pub fn play_on(hosts: Hosts, act: impl FnOnce(&mut Scene) -> anyhow::Result<()>) {
-    play_with(hosts, &[], act);
+    play_with(hosts, &[], FORMATS, act);
 }
 
 /// Plays one test, with a libvirt of its own at each of `libvirt`. What fails leaves its directory and shows the ends of its
 /// logs.
-pub fn play_with(hosts: Hosts, libvirt: &[At], act: impl FnOnce(&mut Scene) -> anyhow::Result<()>) {
+pub fn play_with(
+    hosts: Hosts,
+    libvirt: &[At],
+    formats: [&'static str; 2],
+    act: impl FnOnce(&mut Scene) -> anyhow::Result<()>,
+) {
     // Beside another guest under emulation a test would measure that guest. (Nextest runs each in a process of its own and
     // has this from its settings; `cargo test` has not.)
     static ALONE: Mutex<()> = Mutex::new(());
@@ -71,6 +76,7 @@ pub fn play_with(hosts: Hosts, libvirt: &[At], act: impl FnOnce(&mut Scene) -> a
     let daemons: BTreeMap<At, Libvirtd> = libvirt.iter().map(start).collect();
     let settings = Settings {
         libvirt: daemons.iter().map(|(at, daemon)| (*at, daemon.uri())).collect(),
+        formats,
         root: root.clone(),
         sockeye: env!("CARGO_BIN_EXE_sockeye").into(),
         guest: Path::new(env!("CARGO_MANIFEST_DIR")).join("../../target/guest"),

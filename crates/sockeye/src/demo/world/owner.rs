@@ -8,11 +8,10 @@ use anyhow::bail;
 use super::{At, MACHINE, World, succeed};
 
 impl World {
-    /// Home's own disks: A is a qcow2, B raw, so that both kinds go round; under libvirt, which follows changes in qcow2 only,
-    /// B is one too.
+    /// Home's own disks.
     pub fn home_disks(&self) -> [PathBuf; 2] {
-        let b = if self.settings.libvirt.contains_key(&At::Home) { "b.qcow2" } else { "b.raw" };
-        [self.dir(At::Home).join("a.qcow2"), self.dir(At::Home).join(b)]
+        let [a, b] = self.settings.formats;
+        [self.dir(At::Home).join(format!("a.{a}")), self.dir(At::Home).join(format!("b.{b}"))]
     }
 
     pub(super) fn seed(&self) -> anyhow::Result<()> {
@@ -39,8 +38,8 @@ impl World {
         }
         let mut command = self.command(At::Home);
         command.args(["vm", "define", "--name", MACHINE, "--memory", "192", "--site-dir"]).arg(self.site_dir(At::Home));
-        command.arg("--disk").arg(format!("disk0={}:qcow2", a.display()));
-        command.arg("--disk").arg(format!("disk1={}:raw", b.display()));
+        command.arg("--disk").arg(format!("disk0={}:{}", a.display(), self.settings.formats[0]));
+        command.arg("--disk").arg(format!("disk1={}:{}", b.display(), self.settings.formats[1]));
         command.arg("--kernel").arg(boot.join("vmlinuz")).arg("--initrd").arg(boot.join("initrd.img"));
         command.arg("--append").arg(guest::kernel_command_line(self.settings.rate, guest::Pattern::Mixed));
         succeed(&mut command)
@@ -51,9 +50,10 @@ impl World {
         let disks: String = disks
             .iter()
             .zip([("vda", "disk0"), ("vdb", "disk1")])
-            .map(|(path, (dev, serial))| {
+            .zip(self.settings.formats)
+            .map(|((path, (dev, serial)), format)| {
                 format!(
-                    "<disk type='file' device='disk'><driver name='qemu' type='qcow2'/><source file='{}'/>\
+                    "<disk type='file' device='disk'><driver name='qemu' type='{format}'/><source file='{}'/>\
                  <target dev='{dev}' bus='virtio'/><serial>{serial}</serial></disk>",
                     path.display()
                 )
