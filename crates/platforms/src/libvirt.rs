@@ -44,7 +44,7 @@ use self::capture::LibvirtCapture;
 use self::chain::Chain;
 use self::document::Document;
 use self::domain::{Base, Target};
-use self::virsh::Virsh;
+use self::virsh::{Virsh, VirshError};
 use crate::host::folder::Folder;
 use crate::host::marks::Carry;
 use crate::host::{overlays, rest};
@@ -70,7 +70,7 @@ impl Libvirt {
     /// The libvirt at `uri` (`qemu:///system`), with our notes and overlays in `site_dir`, which is created when it is absent.
     ///
     /// # Errors
-    /// `PLT-001` when the folder cannot be made, or libvirt is not reached.
+    /// `PLT-001` when the folder cannot be made, libvirt is not reached, or lets us look and change nothing (R2).
     pub async fn open(uri: &str, site_dir: &Path) -> Result<Libvirt, Fault> {
         let make = || {
             for below in ["machines", "started", "boot"] {
@@ -85,7 +85,15 @@ impl Libvirt {
         let libvirt = Libvirt { site, uri: uri.into() };
         let asked = libvirt.at_site().virsh.ask(&["version"]).await;
         asked.map_err(|why| cannot(format!("libvirt at {uri} cannot be asked"), why.to_string()))?;
-        Ok(libvirt)
+        // What is no description is refused, and for another reason where nothing may be changed.
+        match libvirt.at_site().virsh.ask(&["define", "/dev/null"]).await {
+            Err(VirshError::Refused(words)) if words.contains("read only") => {
+                let remedy =
+                    "give --libvirt-uri one that may change machines: run as root, or as a member of the group libvirt";
+                Err(cannot(format!("libvirt at {uri} may only be looked at"), words).with_remedy(remedy))
+            }
+            _ => Ok(libvirt),
+        }
     }
 
     fn at_site(&self) -> Site {

@@ -2,6 +2,7 @@
 
 use nbd::{Client, Options, Uri, status};
 use platforms::Start;
+use platforms::libvirt::Libvirt;
 use protocol::Changes;
 use protocol::extent::{BLOCK, BlockMap, Extent};
 use protocol::fault::code;
@@ -379,4 +380,14 @@ async fn a_snapshot_that_somebody_takes_makes_no_wrong_delta() {
     // Part of the map is in the image beneath now, which nobody reads who asks the machine's own.
     let again = platform.settle(NAME, rig.lineage).await.unwrap();
     assert_eq!((again.since, again.changes), (None, Changes::Unknown(Distrust::MapAbsent)));
+}
+
+#[tokio::test]
+async fn an_account_that_may_only_look_is_told_so() {
+    let bench = bench::libvirt().await;
+    let refused = Libvirt::open(&bench.read_only_uri(), &bench.dir()).await.unwrap_err();
+    assert!(refused.is(code::HYPERVISOR) && refused.message.contains("may only be looked at"), "{refused:?}");
+    assert!(refused.remedy.contains("--libvirt-uri"), "{refused:?}");
+    let nowhere = Libvirt::open("qemu+unix:///system?socket=/nowhere", &bench.dir()).await.unwrap_err();
+    assert!(nowhere.message.contains("cannot be asked") && nowhere.cause.contains("/nowhere"), "{nowhere:?}");
 }

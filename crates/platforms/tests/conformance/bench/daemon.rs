@@ -43,6 +43,11 @@ impl LibvirtBench {
         self.daemon.restart().unwrap();
     }
 
+    /// Where it may only be looked at.
+    pub fn read_only_uri(&self) -> String {
+        format!("{}-ro", self.daemon.uri())
+    }
+
     /// Runs virsh as a person would.
     pub async fn virsh(&self, words: &[&str]) -> String {
         let told = run("virsh", &[&["-q", "-c", &self.daemon.uri()], words].concat()).await;
