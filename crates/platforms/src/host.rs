@@ -4,6 +4,7 @@
 //!   folder   a machine's folder of notes      image   what an image tells while nobody has it open
 //!   marks    what overlays count from         rest    whether somebody had the images in hand meanwhile
 //!   maps     change maps: their names, reading them   overlays images that take a machine's writes
+//!   settled  what is told of a machine that was let go of
 //! ```
 
 pub(crate) mod folder;
@@ -12,3 +13,4 @@ pub(crate) mod maps;
 pub(crate) mod marks;
 pub(crate) mod overlays;
 pub(crate) mod rest;
+pub(crate) mod settled;

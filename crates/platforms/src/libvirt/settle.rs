@@ -9,25 +9,21 @@
 //! # If power fails
 //! Before QEMU ends: the next call does it all again. After: the images are asked.
 
-use std::collections::BTreeMap;
 use std::fs::File;
 
-use protocol::extent::BlockMap;
 use protocol::fault::code;
 use protocol::machine::{MachineSpec, Settled};
-use protocol::position::{Distrust, union};
-use protocol::{Attempt, Changes, DiskKey, Fault, Lineage};
+use protocol::position::Distrust;
+use protocol::{Attempt, Fault, Lineage};
 
 use super::chain::{self, Chain};
 use super::domain::Target;
 use super::life::{self, State};
 use super::{Site, backup, relay, run};
 use crate::host::folder::Folder;
-use crate::host::marks::{self, Carry, Marks};
 use crate::host::rest::{self, Rest};
+use crate::host::settled::{self, Maps};
 use crate::host::{image, maps};
-
-type Maps = BTreeMap<DiskKey, BlockMap>;
 
 /// Settles the machine. The caller holds its lock.
 pub(crate) async fn settle(site: &Site, folder: &Folder, lock: &File, lineage: Lineage) -> Result<Settled, Fault> {
@@ -50,18 +46,7 @@ pub(crate) async fn settle(site: &Site, folder: &Folder, lock: &File, lineage: L
     };
     life::let_go(folder)?;
     relay::end(folder)?;
-    let known = match known {
-        Err(why) if rest != Rest::Touched => after_a_crash(folder, &spec, lineage).await?.ok_or(why),
-        known => known,
-    };
-    let stamps = rest::own_stamps(folder, &spec)?;
-    Ok(match known {
-        Ok((since, maps)) => {
-            let changes = Changes::Known(union(&maps, &Carry::read(folder, lineage, since)?));
-            Settled { since: Some(since), changes, stamps }
-        }
-        Err(why) => Settled { since: None, changes: Changes::Unknown(why), stamps },
-    })
+    settled::settled(folder, &spec, lineage, rest, known).await
 }
 
 /// The union of all maps of a machine whose guest stands still.
@@ -124,14 +109,4 @@ async fn offline(
         found.insert(disk.key.clone(), map.map_err(unreadable)?);
     }
     Ok(Ok((*since, found)))
-}
-
-/// What a machine of overlays still tells when its maps are lost.
-async fn after_a_crash(
-    folder: &Folder,
-    spec: &MachineSpec,
-    lineage: Lineage,
-) -> Result<Option<(Attempt, Maps)>, Fault> {
-    let Some(mark) = Marks::read(folder)?.common(folder, spec, lineage) else { return Ok(None) };
-    Ok(Some((mark, marks::allocation(folder, spec).await?)))
 }

@@ -9,31 +9,27 @@
 //! # If power fails
 //! Before `quit`: the next call does it all again. After: the images are asked, as for a QEMU that was killed.
 
-use std::collections::BTreeMap;
 use std::time::Duration;
 
 use nbd::Uri;
-use protocol::extent::BlockMap;
 use protocol::fault::code;
 use protocol::machine::{MachineSpec, Power, Settled};
-use protocol::position::{Distrust, union};
-use protocol::{Attempt, Changes, DiskKey, Fault, Lineage};
+use protocol::position::Distrust;
+use protocol::{Attempt, Fault, Lineage};
 use serde_json::{Value, json};
 
 use super::bitmap::{self, Bitmaps};
 use super::qmp::{Qmp, QmpError};
 use super::{changes, fleece, launch, power, process};
 use crate::host::folder::Folder;
-use crate::host::marks::{self, Carry, Marks};
 use crate::host::rest::{self, Rest};
+use crate::host::settled::{self, Maps};
 use crate::host::{image, maps};
 
 /// How long QEMU may take to write its maps down and end.
 const QUIT_PATIENCE: Duration = Duration::from_secs(60);
 /// The map that everything is merged into.
 const MERGED: &str = "sockeye-settle";
-
-type Maps = BTreeMap<DiskKey, BlockMap>;
 
 /// Settles the machine. The caller holds its lock.
 pub(crate) async fn settle(folder: &Folder, lineage: Lineage) -> Result<Settled, Fault> {
@@ -58,23 +54,7 @@ pub(crate) async fn settle(folder: &Folder, lineage: Lineage) -> Result<Settled,
         Power::Off if rest == Rest::Touched => Err(Distrust::DiskTouched),
         Power::Off => offline(folder, &spec, lineage, rest == Rest::Untouched).await?,
     };
-    let known = match known {
-        Err(why) if rest != Rest::Touched => after_a_crash(folder, &spec, lineage).await?.ok_or(why),
-        known => known,
-    };
-    #[cfg(feature = "sabotage")]
-    let known = match known {
-        Err(_) if protocol::sabotage::is("inconsistent-bitmap-ignored") => Ok((Attempt::start_of(1), Maps::new())),
-        known => known,
-    };
-    let stamps = rest::own_stamps(folder, &spec)?;
-    Ok(match known {
-        Ok((since, maps)) => {
-            let changes = Changes::Known(union(&maps, &Carry::read(folder, lineage, since)?));
-            Settled { since: Some(since), changes, stamps }
-        }
-        Err(why) => Settled { since: None, changes: Changes::Unknown(why), stamps },
-    })
+    settled::settled(folder, &spec, lineage, rest, known).await
 }
 
 /// The union of all maps that a QEMU whose guest stands still holds.
@@ -156,14 +136,4 @@ async fn offline(
         found.insert(disk.key.clone(), map.map_err(unreadable)?);
     }
     Ok(Ok((oldest.since, found)))
-}
-
-/// What a machine of overlays still tells when its maps are lost.
-async fn after_a_crash(
-    folder: &Folder,
-    spec: &MachineSpec,
-    lineage: Lineage,
-) -> Result<Option<(Attempt, Maps)>, Fault> {
-    let Some(mark) = Marks::read(folder)?.common(folder, spec, lineage) else { return Ok(None) };
-    Ok(Some((mark, marks::allocation(folder, spec).await?)))
 }
