@@ -106,6 +106,10 @@ pub(crate) async fn flush(site: &Site, folder: &Folder, lock: &File) -> Result<D
     if state(site, folder).await? != State::Running {
         return Ok(Duration::ZERO);
     }
+    #[cfg(feature = "sabotage")]
+    if protocol::sabotage::is("overlays-not-flushed") {
+        return Ok(Duration::ZERO);
+    }
     folder.write(FLUSHING, &true)?;
     let begun = tokio::time::Instant::now();
     let both = format!("suspend {name}; resume {name}", name = folder.name());

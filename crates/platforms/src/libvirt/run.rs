@@ -40,6 +40,10 @@ pub(crate) async fn claim(site: &Site, folder: &Folder, lock: &File) -> Result<(
 pub(crate) async fn is_ours(site: &Site, folder: &Folder) -> Result<bool, Fault> {
     let Some(noted) = folder.read::<String>(NOTE)? else { return Ok(false) };
     let told = site.virsh.ask(&["metadata", folder.name(), "--uri", NAMESPACE, "--live"]).await;
+    #[cfg(feature = "sabotage")]
+    if protocol::sabotage::is("restarted-run-believed") {
+        return Ok(true);
+    }
     let word = told.ok().and_then(|told| Element::read(&told).ok()?.has("word").map(String::from));
     Ok(word == Some(noted))
 }

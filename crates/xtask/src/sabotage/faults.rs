@@ -25,7 +25,7 @@ const fn by(package: &'static str, binary: &'static str, test: &'static str, say
 
 const POWER_CUT: &str = "no_schedule_of_epochs_and_power_cuts_loses_or_changes_a_point";
 
-pub(crate) const FAULTS: [Fault; 22] = [
+pub(crate) const FAULTS: [Fault; 24] = [
     Fault {
         name: "disks-cut-separately",
         what: "the first disk is cut, the guest goes on for 300 ms, then the others are cut",
@@ -118,6 +118,21 @@ pub(crate) const FAULTS: [Fault; 22] = [
             "qemu::a_lost_map_is_never_begun_again_from_the_same_mark",
             "would lack the first run's write",
         )],
+    },
+    Fault {
+        name: "restarted-run-believed",
+        what: "maps of a machine under libvirt count though somebody else started it",
+        catchers: &[by(
+            "platforms",
+            "conformance",
+            "others::a_machine_that_somebody_else_restarted_is_compared_once",
+            "assertion `left == right` failed",
+        )],
+    },
+    Fault {
+        name: "overlays-not-flushed",
+        what: "a machine under libvirt that runs on overlays is cut without having them written down",
+        catchers: &[by("platforms", "conformance", "libvirt::an_overlay_survives_a_kill_with_a_superset", "Settled")],
     },
     Fault {
         name: "touched-disk-believed",
