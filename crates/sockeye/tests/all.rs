@@ -9,6 +9,7 @@ mod copying;
 mod freeze;
 mod kill;
 mod outbound;
+mod pages;
 mod plain;
 mod points;
 mod scene;
