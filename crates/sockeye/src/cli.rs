@@ -20,6 +20,7 @@ mod moves;
 mod role;
 mod value;
 
+use std::path::PathBuf;
 use std::time::Duration;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
@@ -215,6 +216,12 @@ what had arrived is not copied again.")]
     ProcessServer(ProcessServer),
     /// The master target of a site: receives, keeps replicas and their history, brings machines up from them
     MasterTarget(MasterTarget),
+    /// Write the man pages and completions that a package ships
+    #[command(hide = true)]
+    Pages {
+        /// Where: `man/` and `completions/` are made there
+        dir: PathBuf,
+    },
 }
 
 #[derive(Debug, Args)]

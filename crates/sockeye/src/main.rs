@@ -10,6 +10,7 @@ mod client;
 mod copying;
 mod ending;
 mod fault;
+mod pages;
 mod profile;
 mod roles;
 mod show;

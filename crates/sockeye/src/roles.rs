@@ -20,6 +20,7 @@ use tracing_subscriber::EnvFilter;
 use crate::cli::{Global, Verb};
 use crate::copying;
 use crate::ending::{Ending, Trouble};
+use crate::pages;
 use crate::show::Screen;
 
 /// Runs the role that was typed, or what else asks no server; none if the verb is none of these.
@@ -33,6 +34,7 @@ pub async fn run(global: &Global, verb: &Verb) -> Option<Result<Ending, Trouble>
         Verb::Receive(receive) => Some(copying::receive(screen, receive).await),
         Verb::Send(send) => Some(copying::send_to(screen, send).await),
         Verb::Up(up) => Some(up::run(screen, up).await),
+        Verb::Pages { dir } => Some(pages::write(dir)),
         _ => None,
     }
 }

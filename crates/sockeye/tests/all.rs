@@ -10,6 +10,7 @@ mod freeze;
 mod kill;
 mod libvirt;
 mod outbound;
+mod pages;
 mod plain;
 mod points;
 mod scene;

@@ -3,7 +3,8 @@
 //! ```text
 //!   setup ─► check = fmt · clippy · tidy · tests (· deny)
 //!     │
-//!     └────► demo · sabotage · bench · fuzz · simulate
+//!     ├────► demo · sabotage · bench · fuzz · simulate
+//!     └────► package ─► a .deb, installed on a clean root and started there
 //! ```
 //! `test` is setup and check together, and is exactly what continuous integration runs.
 
@@ -14,6 +15,7 @@ mod cpio;
 mod demo;
 mod fuzz;
 mod initramfs;
+mod package;
 mod packages;
 mod sabotage;
 mod setup;
@@ -42,7 +44,10 @@ usage: cargo xtask <chore>
   fuzz [--seconds N] [TARGET..] | --list
                what is decoded from the wire or a retention volume, fed by libFuzzer; a minute each without --seconds
   simulate replica [--seeds N | --seed N] [--sabotage NAME]
-               random schedules of epochs, power cuts and prunes against a model; 2000 take some minutes";
+               random schedules of epochs, power cuts and prunes against a model; 2000 take some minutes
+  package [--check]
+               a release build as a Debian package, in target/package; --check installs it on a clean Debian 12, starts its
+               services there under systemd, protects a machine, and removes it again: some minutes, needs root";
 
 fn main() -> ExitCode {
     let arguments: Vec<String> = std::env::args().skip(1).collect();
@@ -58,7 +63,7 @@ fn main() -> ExitCode {
 fn chore(arguments: &[String]) -> Result<()> {
     let root = workspace_root()?;
     let Some((chore, rest)) = arguments.split_first() else { bail!("{USAGE}") };
-    if !rest.is_empty() && !["demo", "sabotage", "bench", "fuzz", "simulate"].contains(&chore.as_str()) {
+    if !rest.is_empty() && !["demo", "sabotage", "bench", "fuzz", "simulate", "package"].contains(&chore.as_str()) {
         bail!("`{chore}` takes no arguments\n{USAGE}");
     }
     match chore.as_str() {
@@ -73,6 +78,7 @@ fn chore(arguments: &[String]) -> Result<()> {
         "sabotage" => sabotage::sabotage(&root, rest),
         "bench" => bench::bench(&root, rest),
         "fuzz" => fuzz::fuzz(&root, rest),
+        "package" => package::package(&root, rest),
         "simulate" => simulate::simulate(&root, rest),
         _ => bail!("there is no chore called {chore}\n{USAGE}"),
     }

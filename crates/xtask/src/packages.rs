@@ -35,10 +35,15 @@ const PROGRAMS: [(&str, &str); 20] = [
     ("/usr/lib/x86_64-linux-gnu/libvirt/connection-driver/libvirt_driver_qemu.so", "libvirt-daemon-driver-qemu"),
 ];
 
-/// Installs the packages of all programs that are missing. Does nothing, and needs nobody's rights, if none is.
+/// Installs what the tests, the demo and the benches start, as far as it is missing.
 pub(crate) fn install_missing(root: &Path) -> Result<()> {
+    install(root, &PROGRAMS)
+}
+
+/// Installs the packages of all `programs` that are missing. Does nothing, and needs nobody's rights, if none is.
+pub(crate) fn install(root: &Path, programs: &[(&str, &str)]) -> Result<()> {
     let mut packages: Vec<&str> =
-        PROGRAMS.iter().filter(|(program, _)| !is_installed(program)).map(|(_, package)| *package).collect();
+        programs.iter().filter(|(program, _)| !is_installed(program)).map(|(_, package)| *package).collect();
     packages.dedup();
     if packages.is_empty() {
         println!("   all programs are there");
@@ -110,7 +115,8 @@ fn update_lists(root: &Path) -> Result<()> {
     run_as_root(root, &["apt-get", "update", "--quiet"])
 }
 
-fn run_as_root(root: &Path, line: &[&str]) -> Result<()> {
+/// Runs `line` as root, by sudo where we are not.
+pub(crate) fn run_as_root(root: &Path, line: &[&str]) -> Result<()> {
     let who = output(root, &["id", "-u"])?;
     let mut whole = Vec::new();
     if who.trim_ascii() != b"0" {

@@ -1,0 +1,121 @@
+//! The services as they run: who they are, what they may do, and that this is enough for a machine to go over.
+
+use std::fs;
+use std::os::unix::fs::PermissionsExt;
+
+use anyhow::{Result, ensure};
+
+use super::super::booted::Booted;
+use super::{claim, same};
+
+const PROCESS_SERVER: &str = "sockeye-process-server";
+const MASTER_TARGET: &str = "sockeye-master-target";
+/// All four movers are known and live.
+const ALL_CONNECTED: &str = r#"test 4 = $(sockeye component list --output json | grep -c "connected.: true")"#;
+/// A machine's disk, in MiB; half of it is written.
+const DISK_MIB: u32 = 64;
+
+/// The control server, and the movers of both machines, which join it.
+pub(super) fn services(home: &Booted, cloud: &Booted) -> Result<()> {
+    claim("the control server runs as sockeye, with no capability and under a filter of system calls", || {
+        home.run("systemctl enable --quiet --now sockeye-server")?;
+        home.until("sockeye login http://127.0.0.1:7410 < /var/lib/sockeye/server/admin.token")?;
+        restricted(home, "$(systemctl show -P MainPID sockeye-server)", "sockeye")
+    })?;
+    claim(
+        "a mover without a join token does not start, and one without a site says so and is not started again",
+        || {
+            ensure!(home.run(&format!("systemctl start {PROCESS_SERVER}")).is_err(), "it starts without a token");
+            home.run(&format!("systemctl is-failed {PROCESS_SERVER}"))?;
+            let token = fs::read(home.folder.join("var/lib/sockeye/server/join.token"))?;
+            for machine in [home, cloud] {
+                let file = machine.folder.join("etc/sockeye/join.token");
+                fs::write(&file, &token)?;
+                fs::set_permissions(&file, fs::Permissions::from_mode(0o600))?;
+            }
+            home.run(&format!("systemctl reset-failed {PROCESS_SERVER}; systemctl start {PROCESS_SERVER} || true"))?;
+            home.until(&format!("systemctl is-failed {PROCESS_SERVER}"))?;
+            same(&home.run(&format!("systemctl show -P ExecMainStatus {PROCESS_SERVER}"))?, "2")?;
+            same(&home.run(&format!("systemctl show -P NRestarts {PROCESS_SERVER}"))?, "0")?;
+            ensure!(
+                home.run(&format!("journalctl --unit {PROCESS_SERVER}"))?.contains("--site"),
+                "it does not say what is missing"
+            );
+            Ok(())
+        },
+    )?;
+    claim("movers join with the token and are connected; they have no capability either", || {
+        for (machine, unit, options) in [
+            (home, PROCESS_SERVER, "--site home"),
+            (home, MASTER_TARGET, "--site home --listen 127.0.0.1:7421"),
+            (cloud, PROCESS_SERVER, "--site cloud"),
+            (cloud, MASTER_TARGET, "--site cloud --listen 127.0.0.1:7411"),
+        ] {
+            let file = format!("/etc/sockeye/{}.env", unit.trim_start_matches("sockeye-"));
+            machine.run(&format!("echo 'OPTIONS={options}' >> {file}; systemctl enable --quiet --now {unit}"))?;
+            restricted(machine, &format!("$(systemctl show -P MainPID {unit})"), "sockeye-site")?;
+        }
+        home.until(ALL_CONNECTED)
+    })
+}
+
+/// A machine is protected, tried, and moved; services come and go under it.
+pub(super) fn circle(home: &Booted, cloud: &Booted) -> Result<()> {
+    let image = "/var/lib/sockeye/site/web01.raw";
+    claim("a machine at home is protected, and its replica is the same to the byte", || {
+        let half = DISK_MIB / 2;
+        home.run(&format!(
+            "runuser -u sockeye-site -- sh -ec 'head -c {half}M /dev/urandom > {image}; truncate -s {DISK_MIB}M {image}
+             sockeye vm define --site-dir /var/lib/sockeye/site --name web01 --disk disk0={image} --start'"
+        ))?;
+        home.until("sockeye vm list | grep -q web01")?;
+        home.run("timeout 120 sockeye protect web01 --from home --to cloud --yes")?;
+        let replica = cloud.folder.join("var/lib/sockeye/master-target/replicas/web01/disk0.raw");
+        let (there, here) = (fs::read(replica)?, fs::read(home.folder.join(image.trim_start_matches('/')))?);
+        ensure!(here.len() == DISK_MIB as usize * (1 << 20) && here.iter().any(|byte| *byte != 0), "there is no disk");
+        ensure!(there == here, "the replica differs");
+        Ok(())
+    })?;
+    let tested = running("web01-test");
+    claim("a test failover starts a machine inside the master target's restrictions", || {
+        home.run("timeout 120 sockeye failover web01 --test --yes")?;
+        restricted(cloud, &format!("$({tested})"), "sockeye-site")
+    })?;
+    claim("movers are stopped and started, and the machines never notice", || {
+        let (here, there) = (home.run(&running("web01"))?, cloud.run(&tested)?);
+        for machine in [home, cloud] {
+            machine.run(&format!("systemctl restart {PROCESS_SERVER} {MASTER_TARGET}"))?;
+        }
+        same(&home.run(&format!("{}; kill -0 {here}", running("web01")))?, &here)?;
+        same(&cloud.run(&format!("{tested}; kill -0 {there}"))?, &there)?;
+        home.until(ALL_CONNECTED)?;
+        home.run("timeout 120 sockeye cleanup web01 --yes").map(drop)
+    })?;
+    claim("a planned failover moves the machine, and a commit makes it final", || {
+        home.run("timeout 120 sockeye failover web01 --planned --shut-down-timeout 2s --then power-off --yes")?;
+        restricted(cloud, &format!("$({})", running("web01")), "sockeye-site")?;
+        ensure!(home.run(&format!("kill -0 $({})", running("web01"))).is_err(), "it runs at home, too");
+        home.run("timeout 120 sockeye commit web01 --yes")?;
+        let status = home.run("sockeye status web01")?;
+        ensure!(status.contains("NOT PROTECTED"), "{status}");
+        Ok(())
+    })
+}
+
+/// A command that says the process id of a machine's QEMU.
+pub(super) fn running(name: &str) -> String {
+    format!("cat /var/lib/sockeye/site/machines/{name}/pid")
+}
+
+/// The process belongs to `user`, has no capability and gets none, and not every system call.
+fn restricted(machine: &Booted, process: &str, user: &str) -> Result<()> {
+    let status = machine.run(&format!("pid={process}; stat --format %U /proc/$pid; cat /proc/$pid/status"))?;
+    same(status.lines().next().unwrap_or_default(), user)?;
+    for (key, value) in
+        [("CapEff", "0000000000000000"), ("CapBnd", "0000000000000000"), ("NoNewPrivs", "1"), ("Seccomp", "2")]
+    {
+        let told = status.lines().find_map(|line| line.strip_prefix(key)?.strip_prefix(':')).unwrap_or_default();
+        same(told, value).map_err(|why| why.context(key))?;
+    }
+    Ok(())
+}
