@@ -143,7 +143,8 @@ impl Libvirt {
     async fn base(&self, spec: &MachineSpec) -> Result<Base, Fault> {
         let folder = self.folder(&spec.name)?;
         if self.names().await?.contains(&spec.name) {
-            return Ok(Base::Here(self.at_site().document(&folder).await?));
+            // With its passwords, which would be gone from it otherwise.
+            return Ok(Base::Here(self.at_site().document(&folder, &["--security-info"]).await?));
         }
         let Some(text) = spec.native.get(domain::NAME).and_then(|native| native.as_str()) else {
             return Ok(Base::Nothing(crate::qemu::accelerator::best().await));
@@ -159,16 +160,16 @@ fn make_room(folder: &Folder) -> Result<(), Fault> {
 }
 
 impl Site {
-    /// The machine's persistent XML.
-    async fn document(&self, folder: &Folder) -> Result<Element, Fault> {
-        let told = self.virsh.ask(&["dumpxml", "--inactive", "--security-info", folder.name()]).await;
+    /// The machine's persistent XML; with secrets only if `more` asks for them: a description leaves the site.
+    async fn document(&self, folder: &Folder, more: &[&str]) -> Result<Element, Fault> {
+        let told = self.virsh.ask(&[&["dumpxml", "--inactive", folder.name()], more].concat()).await;
         let told = told.map_err(|why| folder.fault("is not described", why))?;
         Element::read(&told).map_err(|why| folder.fault("is described in words that cannot be read", why))
     }
 
     /// The machine's description, and what libvirt calls its disks.
     async fn known(&self, folder: &Folder) -> Result<(MachineSpec, Vec<Target>), Fault> {
-        let domain = self.document(folder).await?;
+        let domain = self.document(folder, &[]).await?;
         let cannot = |why: String| folder.fault("is described in words that cannot be read", why);
         let targets = domain::targets(&domain).map_err(cannot)?;
         let mut sizes = BTreeMap::new();
@@ -193,7 +194,14 @@ impl Platform for Libvirt {
     async fn inventory(&self) -> Result<Vec<Machine>, Fault> {
         let mut machines = Vec::new();
         for name in self.names().await? {
-            machines.extend(self.machine(&name).await?);
+            match self.machine(&name).await {
+                Ok(machine) => machines.extend(machine),
+                // One machine, with a disk that is missing say, does not hide the others; a libvirt that is away does.
+                Err(fault) => {
+                    self.names().await?;
+                    tracing::warn!(machine = name, %fault, cause = fault.cause, "a machine is left out of the list");
+                }
+            }
         }
         Ok(machines)
     }
@@ -230,12 +238,18 @@ impl Platform for Libvirt {
     }
 
     async fn delete(&self, name: &str) -> Result<(), Fault> {
-        let Some(machine) = self.machine(name).await? else { return Ok(()) };
+        if !self.names().await?.iter().any(|other| other == name) {
+            return Ok(());
+        }
         let folder = self.known(name).await?;
+        let cannot = |why: String| folder.fault("is described in words that cannot be read", why);
         let lock = folder.lock("lock", LOCK_PATIENCE).await?;
         self.must_be_off(&folder, "deleted").await?;
         relay::end(&folder)?;
-        overlays::remove(&folder, &machine.spec)?;
+        // Of overlays that are gone already, because an earlier call ended here, nobody needs the size.
+        let domain = self.at_site().document(&folder, &[]).await?;
+        let spec = domain::described(&folder, &domain, |_| Ok(0)).map_err(cannot)?;
+        overlays::remove(&folder, &spec)?;
         let words = ["undefine", "--managed-save", "--checkpoints-metadata", "--snapshots-metadata", "--nvram", name];
         let gone = self.at_site().virsh.run(&lock, &words).await;
         gone.map_err(|why| folder.fault("cannot be deleted", why))?;

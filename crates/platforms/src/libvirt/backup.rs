@@ -12,21 +12,25 @@
 
 use std::fs::File;
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use nbd::Uri;
 use protocol::extent::BlockMap;
 use protocol::{Fault, Lineage};
 use xmltree::Element;
 
-use super::Site;
 use super::document::Document;
 use super::domain::Target;
 use super::virsh::VirshError;
+use super::{Site, life};
 use crate::host::folder::Folder;
 use crate::host::{image, maps};
 
 /// The map that a backup closed, as a context of its exports.
 const CHANGES: &str = "changes";
+/// How long a backup may take to end, and how often it is looked whether it has.
+const END_PATIENCE: Duration = Duration::from_secs(10);
+const LOOK_AGAIN: Duration = Duration::from_millis(10);
 
 /// Where a machine's backups are served.
 fn socket(folder: &Folder) -> PathBuf {
@@ -136,7 +140,7 @@ impl Wish<'_> {
 
 /// Sets room aside for all that a scratch image can become, with what it needs to find it again (a 512th, generously).
 fn set_aside(file: &File, size: u64) -> std::io::Result<()> {
-    let most = size + size / 512 + (4 << 20);
+    let most = size.saturating_add(size / 512).saturating_add(4 << 20);
     rustix::fs::fallocate(file, rustix::fs::FallocateFlags::KEEP_SIZE, 0, most)?;
     Ok(())
 }
@@ -149,27 +153,24 @@ async fn whose(site: &Site, folder: &Folder) -> Result<Option<String>, Fault> {
             let served = backup.has_at(&["server"], "socket").or(backup.has_at(&["server"], "name"));
             Ok(Some(served.unwrap_or("pushed to a file").into()))
         }
-        // "no domain backup job present", or it is off.
-        Err(VirshError::Refused(_)) => Ok(None),
+        // There is none, or the machine is off: unless nobody can be asked.
+        Err(VirshError::Refused(_)) => life::state(site, folder).await.map(|_| None),
         Err(why) => Err(folder.fault("does not tell its backup", why)),
     }
 }
 
 /// Ends our backup, if one runs, and takes its scratch away.
 pub(crate) async fn end(site: &Site, folder: &Folder, lock: &File) -> Result<(), Fault> {
-    if whose(site, folder).await?.is_some_and(|whose| Path::new(&whose) == socket(folder)) {
+    if is_ours(site, folder).await? {
         let ended = site.virsh.run(lock, &["domjobabort", folder.name()]).await;
-        if let Err(why) = ended
-            && whose_again(site, folder).await?
-        {
-            return Err(folder.fault("does not end a cut", why));
-        }
         // It is over when it is gone: the next one could not begin before.
-        for _ in 0..200 {
-            if !whose_again(site, folder).await? {
-                break;
+        let start = tokio::time::Instant::now();
+        while is_ours(site, folder).await? {
+            if start.elapsed() > END_PATIENCE {
+                let why = ended.err().map_or("its backup runs on".into(), |why| why.to_string());
+                return Err(folder.fault("does not end a cut", why));
             }
-            tokio::time::sleep(std::time::Duration::from_millis(10)).await;
+            tokio::time::sleep(LOOK_AGAIN).await;
         }
     }
     if let Ok(files) = std::fs::read_dir(folder.file("scratch")) {
@@ -178,7 +179,8 @@ pub(crate) async fn end(site: &Site, folder: &Folder, lock: &File) -> Result<(),
     Ok(())
 }
 
-async fn whose_again(site: &Site, folder: &Folder) -> Result<bool, Fault> {
+/// Whether a backup of ours runs.
+async fn is_ours(site: &Site, folder: &Folder) -> Result<bool, Fault> {
     Ok(whose(site, folder).await?.is_some_and(|whose| Path::new(&whose) == socket(folder)))
 }
 

@@ -238,20 +238,23 @@ fn plain(folder: &Folder, accelerator: &str) -> Element {
 fn set_disks(folder: &Folder, spec: &MachineSpec, devices: &mut Element, keeps: bool) -> Result<(), String> {
     let before: Vec<Element> = devices.all("disk").cloned().collect();
     devices.rid("disk");
+    let taken: Vec<String> =
+        before.iter().filter_map(|disk| disk.has_at(&["target"], "dev")).map(String::from).collect();
+    let mut free = ('a'..='z').map(|letter| format!("vd{letter}")).filter(|dev| !taken.contains(dev));
     let (mut kept, others): (Vec<Element>, Vec<Element>) = before.into_iter().partition(is_disk);
     for wanted in &spec.disks {
         let place = kept.iter().position(|disk| target(disk).is_ok_and(|target| target.key == wanted.key));
-        let mut disk = place.map(|place| kept.swap_remove(place)).unwrap_or_else(|| {
-            let mut disk = Element::new("disk");
-            disk.set("device", "disk");
-            let taken = |dev: &str| {
-                others.iter().chain(devices.all("disk")).any(|disk| disk.has_at(&["target"], "dev") == Some(dev))
-            };
-            let dev = ('a'..='z').map(|letter| format!("vd{letter}")).find(|dev| !taken(dev)).unwrap_or_default();
-            disk.child("target").set("dev", dev).set("bus", "virtio");
-            disk.child("serial").say(&wanted.key);
-            disk
-        });
+        let mut disk = match place {
+            Some(place) => kept.swap_remove(place),
+            None => {
+                let mut disk = Element::new("disk");
+                disk.set("device", "disk");
+                let dev = free.next().ok_or("it has more disks than there are names for them (vda to vdz)")?;
+                disk.child("target").set("dev", dev).set("bus", "virtio");
+                disk.child("serial").say(&wanted.key);
+                disk
+            }
+        };
         set_source(folder, wanted, &mut disk)?;
         devices.add(disk);
     }

@@ -391,3 +391,29 @@ async fn an_account_that_may_only_look_is_told_so() {
     let nowhere = Libvirt::open("qemu+unix:///system?socket=/nowhere", &bench.dir()).await.unwrap_err();
     assert!(nowhere.message.contains("cannot be asked") && nowhere.cause.contains("/nowhere"), "{nowhere:?}");
 }
+
+#[tokio::test]
+async fn a_machine_without_its_disk_hides_no_other_and_a_password_stays_at_its_site() {
+    let bench = bench::libvirt().await;
+    let (platform, rig) = (bench.platform(), Rig::own(&bench, &[Qcow2]).await);
+    let edited = bench.virsh(&["dumpxml", "--inactive", NAME]).await;
+    let edited = edited.replace("</devices>", "<graphics type='vnc' autoport='yes' passwd='letmein'/></devices>");
+    let file = bench.dir().join("edited.xml").display().to_string();
+    std::fs::write(&file, edited).unwrap();
+    bench.virsh(&["define", &file]).await;
+    let spec = platform.machine(NAME).await.unwrap().unwrap().spec;
+    assert!(!format!("{spec:?}").contains("letmein"), "it would travel");
+    platform.define(&spec).await.unwrap();
+    assert!(bench.virsh(&["dumpxml", "--inactive", "--security-info", NAME]).await.contains("letmein"));
+
+    let mut other = rig.spec.clone();
+    other.name = "db01".into();
+    other.disks[0].source = bench.own("db.img", Qcow2, crate::rig::SIZE).await;
+    platform.define(&other).await.unwrap();
+    std::fs::remove_file(bench.path("db.img")).unwrap();
+    let names: Vec<String> = platform.inventory().await.unwrap().into_iter().map(|found| found.spec.name).collect();
+    assert_eq!(names, [NAME]);
+    assert!(platform.machine("db01").await.unwrap_err().is(code::HYPERVISOR));
+    platform.delete("db01").await.unwrap();
+    assert!(platform.machine("db01").await.unwrap().is_none());
+}
