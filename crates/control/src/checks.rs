@@ -69,6 +69,10 @@ pub(crate) fn protect(fleet: &Fleet, items: &[Item], name: &str, operation: &Ope
             Ok(())
         };
         checks.note(format!("{machine} has disks"), result);
+        let unlike = fleet.platform(from) != fleet.platform(to);
+        for remark in found.remarks.iter().filter(|remark| unlike || !remark.elsewhere) {
+            checks.note(format!("{machine}: {}", remark.words), Ok(()));
+        }
         let result = if matches!(found.power, Power::Running | Power::Paused) {
             Ok(())
         } else {

@@ -208,6 +208,12 @@ impl Fleet {
         told.next()
     }
 
+    /// The kind of hypervisor at a site, as its process server said.
+    pub fn platform(&self, site: &SiteName) -> Option<&str> {
+        let component = self.components.get(&self.at(site, Role::ProcessServer)?)?;
+        Some(&component.registration.platform)
+    }
+
     /// Every site that has a component, in order.
     pub fn sites(&self) -> Vec<SiteName> {
         let all: std::collections::BTreeSet<&SiteName> =

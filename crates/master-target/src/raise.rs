@@ -102,13 +102,14 @@ pub(crate) async fn clear(shelf: &Shelf, item: &Arc<Item>, raised: &Raised) -> R
     let ours = |machine: &protocol::machine::Machine| {
         machine.spec.disks.iter().any(|disk| matches!(disk.source, DiskSource::OverlayOnView { .. }))
     };
-    if shelf.platform.machine(&raised.spec.name).await?.as_ref().is_some_and(ours) {
-        shelf.platform.delete(&raised.spec.name).await?;
+    let is_ours = shelf.platform.machine(&raised.spec.name).await?.as_ref().is_some_and(ours);
+    match &raised.before {
+        // Never deleted first: what its owner set there, and no description of ours speaks of, would be gone.
+        Some(before) => shelf.platform.define(before).await?,
+        None if is_ours => shelf.platform.delete(&raised.spec.name).await?,
+        None => {}
     }
     shelf.withdraw_view(item, raised.point, Use::Raised).await;
-    if let Some(before) = &raised.before {
-        shelf.platform.define(before).await?;
-    }
     item.change(|record| record.raised = None)
 }
 

@@ -69,8 +69,10 @@ pub trait Platform: Send + Sync {
     /// `PLT-001`.
     async fn machine(&self, name: &str) -> Result<Option<Machine>, Fault>;
 
-    /// Creates the machine or replaces its description. Overlays that are absent are created; no disk of the platform's
-    /// own ([`protocol::machine::DiskSource::Own`]) is created, changed or deleted.
+    /// Creates the machine or replaces its description. Overlays that are absent are created, those that the replaced
+    /// description named and this one does not are removed; no disk of the platform's own
+    /// ([`protocol::machine::DiskSource::Own`]) is created, changed or deleted. What the description does not speak of
+    /// stays as it was.
     ///
     /// # Errors
     /// `PLT-007` when the machine is not off; `PLT-001`.

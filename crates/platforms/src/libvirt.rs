@@ -6,7 +6,9 @@
 //!      ├────── domain     descriptions ◄─► XML             capture   cut, acknowledge, fail
 //!      ├────── life       what a machine does, holding     run       whether a run of it is one that we saw begin
 //!      ├────── start      tracked from the first write     settle    let go, and say what the disks hold
-//!      └────── relay      a view that may go away for a while
+//!      ├────── relay      what overlays stand on, and a view that may go away for a while
+//!      ├────── remarks    what does not come along
+//!      └────── fold       overlays into the disks beneath them
 //! ```
 //! # Always true
 //! - What a machine is and does is libvirt's to say; our notes about it lie in a folder of the site, as for
@@ -22,8 +24,10 @@ mod capture;
 mod chain;
 mod document;
 mod domain;
+mod fold;
 mod life;
 mod relay;
+mod remarks;
 mod run;
 mod settle;
 mod start;
@@ -36,7 +40,7 @@ use std::time::Duration;
 use async_trait::async_trait;
 use protocol::extent::BlockMap;
 use protocol::fault::code;
-use protocol::machine::{DiskSpec, Machine, MachineSpec, Power, Settled};
+use protocol::machine::{Boot, DiskSpec, Machine, MachineSpec, Power, Settled};
 use protocol::{DiskKey, Fault, Lineage};
 use xmltree::Element;
 
@@ -47,7 +51,7 @@ use self::domain::{Base, Target};
 use self::virsh::{Virsh, VirshError};
 use crate::host::folder::Folder;
 use crate::host::marks::Carry;
-use crate::host::{overlays, rest};
+use crate::host::{nvram, overlays, rest};
 use crate::{Capture, Platform, Start, Stopped};
 
 /// How long another process may be at work on a machine.
@@ -167,6 +171,12 @@ impl Site {
         Element::read(&told).map_err(|why| folder.fault("is described in words that cannot be read", why))
     }
 
+    /// The XML of what runs now; none when nothing does, or it is not told.
+    async fn live(&self, folder: &Folder) -> Option<Element> {
+        let told = self.virsh.ask(&["dumpxml", folder.name()]).await.ok()?;
+        Element::read(&told).ok()
+    }
+
     /// The machine's description, and what libvirt calls its disks.
     async fn known(&self, folder: &Folder) -> Result<(MachineSpec, Vec<Target>), Fault> {
         let domain = self.document(folder, &[]).await?;
@@ -181,7 +191,13 @@ impl Site {
             sizes.insert(target.dev.clone(), size);
         }
         let size = |target: &Target| sizes.get(&target.dev).copied().ok_or(format!("disk {} has no size", target.key));
-        Ok((domain::described(folder, &domain, size).map_err(cannot)?, targets))
+        let mut spec = domain::described(folder, &domain, size).map_err(cannot)?;
+        if let Boot::Uefi { variables } = &mut spec.boot {
+            let live = if domain::nvram(&domain).is_some() { None } else { self.live(folder).await };
+            let path = domain::nvram(live.as_ref().unwrap_or(&domain));
+            *variables = path.and_then(|path| nvram::read(folder, Path::new(&path)));
+        }
+        Ok((spec, targets))
     }
 }
 
@@ -213,7 +229,10 @@ impl Platform for Libvirt {
         }
         let site = self.at_site();
         let (spec, _) = site.known(&folder).await?;
-        Ok(Some(Machine { spec, power: life::power(&site, &folder).await? }))
+        let power = life::power(&site, &folder).await?;
+        let xml = spec.native.get(domain::NAME).and_then(|native| Element::read(native.as_str()?).ok());
+        let remarks = xml.map(|domain| remarks::of(&domain, &spec)).unwrap_or_default();
+        Ok(Some(Machine { spec, power, remarks }))
     }
 
     async fn define(&self, spec: &MachineSpec) -> Result<(), Fault> {
@@ -224,17 +243,26 @@ impl Platform for Libvirt {
         }
         make_room(&folder)?;
         let lock = folder.lock("lock", LOCK_PATIENCE).await?;
+        let site = self.at_site();
+        let mut before = None;
         if self.names().await?.contains(&spec.name) {
             self.must_be_off(&folder, "defined").await?;
+            before = Some(site.document(&folder, &[]).await?);
         }
+        let before = before.and_then(|domain| domain::described(&folder, &domain, |_| Ok(0)).ok());
         // The overlays first: a description without them could be started by someone who then found them absent.
         overlays::create(&folder, spec).await?;
-        relay::note(&folder, spec)?;
+        relay::note(&folder, before.iter().chain([spec]))?;
         let document = domain::written(&folder, spec, self.base(spec).await?).map_err(cannot)?;
+        if let Some(path) = domain::nvram(&document) {
+            nvram::write(&folder, spec, Path::new(&path))?;
+        }
         let file = folder.file("domain.xml");
         std::fs::write(&file, document.written()).map_err(|why| cannot(why.to_string()))?;
-        let defined = self.at_site().virsh.run(&lock, &["define", "--validate", &file.to_string_lossy()]).await;
-        defined.map(drop).map_err(|why| cannot(why.to_string()))
+        let defined = site.virsh.run(&lock, &["define", "--validate", &file.to_string_lossy()]).await;
+        defined.map_err(|why| cannot(why.to_string()))?;
+        relay::note(&folder, [spec])?;
+        before.map_or(Ok(()), |before| overlays::remove_replaced(&folder, &before, spec))
     }
 
     async fn delete(&self, name: &str) -> Result<(), Fault> {
@@ -293,12 +321,16 @@ impl Platform for Libvirt {
         settle::settle(&self.at_site(), &folder, &lock, lineage).await
     }
 
-    async fn stand_on(&self, name: &str, _: &[DiskSpec]) -> Result<(), Fault> {
-        Err(cannot_fold(&self.known(name).await?))
+    async fn stand_on(&self, name: &str, onto: &[DiskSpec]) -> Result<(), Fault> {
+        let folder = self.known(name).await?;
+        let _lock = folder.lock("lock", LOCK_PATIENCE).await?;
+        fold::stand_on(&self.at_site(), &folder, onto).await
     }
 
     async fn fold(&self, name: &str, _: Lineage) -> Result<(), Fault> {
-        Err(cannot_fold(&self.known(name).await?))
+        let folder = self.known(name).await?;
+        let lock = folder.lock("lock", LOCK_PATIENCE).await?;
+        fold::fold(&self.at_site(), &folder, &lock).await
     }
 
     async fn changed(&self, name: &str, lineage: Lineage) -> Result<Option<u64>, Fault> {
@@ -328,9 +360,4 @@ impl Platform for Libvirt {
         }
         Ok(Box::new(LibvirtCapture::open(site, folder, lineage).await?))
     }
-}
-
-fn cannot_fold(folder: &Folder) -> Fault {
-    let why = "folding under libvirt is not built yet: it runs on its overlays as well";
-    folder.fault("cannot be folded", why).with_remedy("leave it on its overlays")
 }

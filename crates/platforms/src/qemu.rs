@@ -22,13 +22,14 @@ pub(crate) mod accelerator;
 mod bitmap;
 mod capture;
 mod changes;
+mod firmware;
 mod fleece;
 mod fold;
 mod launch;
 mod network;
 mod power;
 mod process;
-mod qmp;
+pub(crate) mod qmp;
 mod settle;
 mod start;
 
@@ -175,8 +176,9 @@ impl Platform for Qemu {
 
     async fn machine(&self, name: &str) -> Result<Option<Machine>, Fault> {
         let Ok(folder) = self.folder(name) else { return Ok(None) };
-        let Some(spec) = folder.spec()? else { return Ok(None) };
-        Ok(Some(Machine { spec, power: power::power(&folder).await? }))
+        let Some(mut spec) = folder.spec()? else { return Ok(None) };
+        firmware::described(&folder, &mut spec);
+        Ok(Some(Machine { spec, power: power::power(&folder).await?, remarks: vec![] }))
     }
 
     async fn define(&self, spec: &MachineSpec) -> Result<(), Fault> {
@@ -187,7 +189,10 @@ impl Platform for Qemu {
         self.must_be_off(&folder, "defined").await?;
         // The overlays first: a description without them could be started by someone who then found them absent.
         overlays::create(&folder, spec).await?;
-        folder.write("machine.json", spec)
+        let before = folder.spec()?;
+        firmware::define(&folder, spec)?;
+        folder.write("machine.json", spec)?;
+        before.map_or(Ok(()), |before| overlays::remove_replaced(&folder, &before, spec))
     }
 
     async fn delete(&self, name: &str) -> Result<(), Fault> {

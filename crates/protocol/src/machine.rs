@@ -11,6 +11,7 @@ use utoipa::ToSchema;
 use crate::id::Attempt;
 use crate::id::DiskKey;
 use crate::position::Changes;
+use crate::uefi::Variables;
 
 /// A virtual machine, described without a word of any hypervisor.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
@@ -64,8 +65,14 @@ pub enum Connection {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum Boot {
-    /// The firmware finds a boot loader on the first disk.
+    /// The firmware (a BIOS) finds a boot loader on the first disk.
     Firmware,
+    /// A UEFI firmware finds the boot loader that its variables name.
+    Uefi {
+        /// Its variables; none where they are not known: those of a new machine then.
+        #[serde(default)]
+        variables: Option<Variables>,
+    },
     /// A kernel given from outside (paths are the site's own and are looked up again at another site by file name).
     Kernel {
         /// Path of the kernel image.
@@ -159,6 +166,18 @@ pub struct Machine {
     pub spec: MachineSpec,
     /// What it does.
     pub power: Power,
+    /// What of it does not come along, or not as well as one might think.
+    #[serde(default)]
+    pub remarks: Vec<Remark>,
+}
+
+/// What an operator should know of a machine before relying on its copy.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct Remark {
+    /// It is so only where the other site has another kind of hypervisor.
+    pub elsewhere: bool,
+    /// What it is, in an operator's words.
+    pub words: String,
 }
 
 /// What the platform knows of a machine's disks once the machine is off and let go of: where the copy stands.

@@ -11,7 +11,7 @@ use anyhow::{Context, Result, bail};
 use crate::command::{is_installed, output, run, works};
 
 /// A program the tests, the demo or a bench start, or a file that one of them needs, and the package that brings it.
-const PROGRAMS: [(&str, &str); 20] = [
+const PROGRAMS: [(&str, &str); 21] = [
     ("qemu-system-x86_64", "qemu-system-x86"),
     ("qemu-img", "qemu-utils"),
     ("qemu-nbd", "qemu-utils"),
@@ -30,6 +30,7 @@ const PROGRAMS: [(&str, &str); 20] = [
     ("fio", "fio"),
     ("rsync", "rsync"),
     ("virsh", "libvirt-clients"),
+    ("/usr/share/OVMF/OVMF_CODE_4M.fd", "ovmf"),
     // libvirtd itself, the user that it wants to find, and the part of it that runs QEMU.
     ("/lib/systemd/system/libvirtd.service", "libvirt-daemon-system"),
     ("/usr/lib/x86_64-linux-gnu/libvirt/connection-driver/libvirt_driver_qemu.so", "libvirt-daemon-driver-qemu"),

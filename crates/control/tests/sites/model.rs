@@ -204,8 +204,12 @@ impl Model {
 
     pub fn machines(&self, name: &str) -> Vec<Machine> {
         let site = &self.sites[name];
-        let vm = site.vm.iter().map(|vm| Machine { spec: spec(), power: vm.power });
-        let test = site.test.iter().map(|(name, ..)| Machine { spec: spec().isolated(name), power: Power::Running });
+        let vm = site.vm.iter().map(|vm| Machine { spec: spec(), power: vm.power, remarks: vec![] });
+        let test = site.test.iter().map(|(name, ..)| Machine {
+            spec: spec().isolated(name),
+            power: Power::Running,
+            remarks: vec![],
+        });
         vm.chain(test).collect()
     }
 

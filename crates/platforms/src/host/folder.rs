@@ -21,7 +21,6 @@
 //! A file is replaced by writing a new one beside it, syncing it, renaming it over the old one and syncing the folder.
 
 use std::fs::{File, OpenOptions};
-use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -162,11 +161,15 @@ pub(crate) fn read_json<T: DeserializeOwned>(path: &Path) -> std::io::Result<Opt
 
 /// Replaces a file, durably, so that there is always the old or the new one.
 pub(crate) fn write_json<T: Serialize>(path: &Path, value: &T) -> std::io::Result<()> {
-    let beside = path.with_extension("new");
-    let mut file = File::create(&beside)?;
-    file.write_all(&serde_json::to_vec_pretty(value)?)?;
-    file.sync_all()?;
-    std::fs::rename(&beside, path)?;
+    write_new(path, &serde_json::to_vec_pretty(value)?)
+}
+
+/// Writes a new file: it is whole when it is there.
+pub(crate) fn write_new(path: &Path, bytes: &[u8]) -> std::io::Result<()> {
+    let fresh = path.with_extension("new");
+    std::fs::write(&fresh, bytes)?;
+    std::fs::File::open(&fresh)?.sync_all()?;
+    std::fs::rename(&fresh, path)?;
     sync_parent(path)
 }
 

@@ -1,5 +1,8 @@
 //! The overlays of a machine: qcow2 images that take its writes, above a view or a disk that stays as it is.
 
+use std::collections::BTreeSet;
+use std::path::PathBuf;
+
 use protocol::Fault;
 use protocol::machine::{DiskSource, MachineSpec};
 
@@ -34,6 +37,26 @@ pub(crate) async fn create(folder: &Folder, spec: &MachineSpec) -> Result<(), Fa
         placed.map_err(|why| cannot(&why))?;
     }
     Ok(())
+}
+
+/// Removes those of a description that another one took the place of: what that one stands on stays.
+pub(crate) fn remove_replaced(folder: &Folder, before: &MachineSpec, now: &MachineSpec) -> Result<(), Fault> {
+    let named = |spec: &MachineSpec| {
+        let overlays = spec.disks.iter().filter_map(|disk| disk.source.overlay());
+        overlays.map(|overlay| folder.overlay_path(overlay)).collect::<BTreeSet<PathBuf>>()
+    };
+    let own: BTreeSet<PathBuf> = now.disks.iter().filter_map(|disk| own_path(folder, &disk.source)).collect();
+    for overlay in named(before).difference(&named(now)).filter(|overlay| !own.contains(*overlay)) {
+        folder::remove_file(overlay).map_err(|why| folder.fault("cannot be rid of an overlay", why))?;
+    }
+    Ok(())
+}
+
+fn own_path(folder: &Folder, source: &DiskSource) -> Option<PathBuf> {
+    match source {
+        DiskSource::Own { path, .. } | DiskSource::OverlayOnOwn { path, .. } => Some(folder.disk_path(path)),
+        DiskSource::OverlayOnView { .. } => None,
+    }
 }
 
 /// Removes them.

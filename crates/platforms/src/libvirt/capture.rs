@@ -30,7 +30,7 @@ use crate::host::{maps, rest};
 use crate::{Capture, Cut, CutDisk, Held};
 
 /// The lock of whoever captures a machine.
-const CAPTURING: &str = "capture.lock";
+pub(crate) const CAPTURING: &str = "capture.lock";
 /// How long a predecessor's lock is waited for.
 const LOCK_PATIENCE: Duration = Duration::from_secs(100);
 /// Every server takes reads of this length, and libvirt's exports are exact for each.

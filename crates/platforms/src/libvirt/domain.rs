@@ -67,11 +67,15 @@ pub(crate) fn described(
     };
     let number = |name: &str| domain.text_at(&[name]).and_then(|text| text.parse::<u64>().ok());
     let memory_mib = number("memory").zip(domain.at(&["memory"])).map(|(count, memory)| mib(count, memory.has("unit")));
-    let boot = domain.text_at(&["os", "kernel"]).map_or(Boot::Firmware, |kernel| Boot::Kernel {
-        kernel,
-        initrd: domain.text_at(&["os", "initrd"]).unwrap_or_default(),
-        command_line: domain.text_at(&["os", "cmdline"]).unwrap_or_default(),
-    });
+    let boot = match domain.text_at(&["os", "kernel"]) {
+        Some(kernel) => Boot::Kernel {
+            kernel,
+            initrd: domain.text_at(&["os", "initrd"]).unwrap_or_default(),
+            command_line: domain.text_at(&["os", "cmdline"]).unwrap_or_default(),
+        },
+        None if is_uefi(domain) => Boot::Uefi { variables: None },
+        None => Boot::Firmware,
+    };
     let devices = domain.at(&["devices"]).into_iter();
     Ok(MachineSpec {
         name: folder.name().into(),
@@ -82,6 +86,15 @@ pub(crate) fn described(
         cards: devices.flat_map(|devices| devices.all("interface")).filter_map(card).collect(),
         native: [(NAME.to_string(), domain.written().into())].into(),
     })
+}
+
+fn is_uefi(domain: &Element) -> bool {
+    domain.has_at(&["os"], "firmware") == Some("efi") || domain.has_at(&["os", "loader"], "type") == Some("pflash")
+}
+
+/// Where the machine's firmware keeps its variables. An XML that leaves the file to libvirt names it only while it runs.
+pub(crate) fn nvram(domain: &Element) -> Option<String> {
+    domain.text_at(&["os", "nvram"]).filter(|path| !path.is_empty())
 }
 
 /// An amount of memory in MiB.
@@ -105,26 +118,18 @@ fn source(folder: &Folder, disk: &Element) -> Result<DiskSource, String> {
     let path = path.or_else(|| Some(format!("{}:{}", from.has("protocol")?, from.has("name")?)));
     let path = path.or_else(|| Some(format!("{}/{}", from.has("pool")?, from.has("volume")?)));
     let path = path.ok_or("a disk's source is of a kind that is not known")?;
-    let format = format(disk.has_at(&["driver"], "type"));
-    let Ok(overlay) = Path::new(&path).strip_prefix(folder.overlay_path("")) else {
-        return Ok(DiskSource::Own { path, format });
-    };
-    let overlay = overlay.to_string_lossy().into_owned();
-    let beneath = disk.at(&["backingStore"]).ok_or("an overlay stands on nothing")?;
-    match beneath.has_at(&["source"], "file").or(beneath.has_at(&["source"], "dev")) {
-        Some(path) => Ok(DiskSource::OverlayOnOwn {
-            overlay,
-            path: path.into(),
-            format: self::format(beneath.has_at(&["format"], "type")),
-        }),
-        None => {
-            let key = target(disk)?.key;
-            let views = relay::views(folder).map_err(|fault| fault.cause)?;
-            let view =
-                views.get(&key).cloned().ok_or_else(|| format!("nobody noted what view disk {key} stands on"))?;
-            Ok(DiskSource::OverlayOnView { overlay, view })
-        }
+    // Ours is what stands on a server of ours.
+    let key = target(disk)?.key;
+    let server = disk.has_at(&["backingStore", "source", "host"], "socket").map(Path::new);
+    if server != Some(&relay::socket(folder, &key)) {
+        return Ok(DiskSource::Own { path, format: format(disk.has_at(&["driver"], "type")) });
     }
+    let overlay = Path::new(&path)
+        .strip_prefix(folder.overlay_path(""))
+        .map_or(path.clone(), |name| name.to_string_lossy().into());
+    let noted = relay::noted(folder).map_err(|fault| fault.cause)?.remove(&key);
+    let beneath = noted.ok_or_else(|| format!("nobody noted what disk {key} stands on"))?;
+    Ok(beneath.under(overlay))
 }
 
 fn format(word: Option<&str>) -> DiskFormat {
@@ -180,6 +185,14 @@ pub(crate) fn written(folder: &Folder, spec: &MachineSpec, base: Base) -> Result
             os.child("initrd").say(folder.boot_path(initrd).display());
         }
         os.child("cmdline").say(command_line);
+    }
+    if let Boot::Uefi { variables } = &spec.boot {
+        if !is_uefi(&domain) {
+            domain.child("os").set("firmware", "efi");
+        }
+        if variables.is_some() && nvram(&domain).is_none() {
+            domain.child("os").child("nvram").say(folder.file("nvram.fd").display());
+        }
     }
     let devices = domain.child("devices");
     set_disks(folder, spec, devices, keeps)?;
@@ -278,33 +291,34 @@ fn set_source(folder: &Folder, wanted: &DiskSpec, disk: &mut Element) -> Result<
     disk.child("driver").set("name", "qemu").set("type", word(format)).set("discard", "unmap");
     disk.child("driver").set("cache", if image::takes_direct(&path) { "none" } else { "writeback" });
     disk.rid("backingStore");
-    match &wanted.source {
-        DiskSource::Own { .. } => {}
-        DiskSource::OverlayOnOwn { path, format, .. } => {
-            let beneath = disk.child("backingStore");
-            beneath.child("format").set("type", word(*format));
-            file(beneath, &folder.disk_path(path));
-            beneath.child("backingStore");
-        }
-        DiskSource::OverlayOnView { view, .. } => {
-            let _: Uri = view.parse().map_err(|why: nbd::Error| why.to_string())?;
-            let beneath = disk.child("backingStore").set("type", "network");
-            beneath.child("format").set("type", "raw");
-            let from = beneath.child("source").set("protocol", "nbd").set("name", "");
-            let socket = relay::socket(folder, &wanted.key);
-            from.child("host").set("transport", "unix").set("socket", socket.display());
-            beneath.child("backingStore");
-        }
+    if let DiskSource::OverlayOnView { view, .. } = &wanted.source {
+        let _: Uri = view.parse().map_err(|why: nbd::Error| why.to_string())?;
+    }
+    if wanted.source.overlay().is_some() {
+        let beneath = disk.child("backingStore").set("type", "network");
+        beneath.child("format").set("type", "raw");
+        let from = beneath.child("source").set("protocol", "nbd").set("name", "");
+        from.child("host").set("transport", "unix").set("socket", relay::socket(folder, &wanted.key).display());
+        beneath.child("backingStore");
     }
     Ok(())
 }
 
-/// Lets a disk, or what is beneath one, be that file or block device.
+/// Lets a disk be that file or block device.
 fn file(disk: &mut Element, path: &Path) {
     let is_device = image::driver(path) == "host_device";
     let (kind, attribute) = if is_device { ("block", "dev") } else { ("file", "file") };
     disk.set("type", kind);
     disk.fresh("source").set(attribute, path.display());
+}
+
+/// A disk of the platform's own as a block copy is told to write it: what is beneath it is nothing.
+pub(crate) fn destination(path: &Path, format: DiskFormat) -> Element {
+    let mut disk = Element::new("disk");
+    file(&mut disk, path);
+    disk.child("driver").set("name", "qemu").set("type", word(format));
+    disk.child("backingStore");
+    disk
 }
 
 fn word(format: DiskFormat) -> &'static str {

@@ -25,7 +25,7 @@ use protocol::machine::{Boot, DiskFormat, DiskSource, DiskSpec, MachineSpec};
 use serde_json::{Value, json};
 use tokio::process::Command;
 
-use super::accelerator;
+use super::{accelerator, firmware};
 use crate::host::folder::{self, Folder};
 use crate::host::image;
 
@@ -149,6 +149,7 @@ fn arguments(folder: &Folder, spec: &MachineSpec, accelerator: &str) -> Result<V
         }
         say("-append", command_line.clone());
     }
+    firmware::arguments(folder, spec)?.into_iter().for_each(|(flag, value)| say(flag, value));
     for (place, disk) in spec.disks.iter().enumerate() {
         for block in blocks(folder, place, disk)? {
             say("-blockdev", block.to_string());

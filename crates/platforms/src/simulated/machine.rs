@@ -118,7 +118,7 @@ impl Guest {
     }
 
     pub fn machine(&self) -> Machine {
-        Machine { spec: self.spec.clone(), power: self.power }
+        Machine { spec: self.spec.clone(), power: self.power, remarks: vec![] }
     }
 
     pub fn disk(&self, key: &DiskKey) -> Result<&DiskSpec, Fault> {

@@ -53,11 +53,11 @@ claims! {
     a_kill_leaves_the_platforms_own_disks_unknown,
     a_paused_machine_is_cut_and_stays_paused,
     a_generation_without_disks_of_the_old_one_starts_anew,
-    a_machine_keeps_its_network_cards_and_starts_with_them_connected_to_nothing;
-    // It sets scratch aside for whole disks, and does not fold yet.
-    but not under libvirt:
-    a_full_scratch_costs_the_cut_and_nothing_else,
+    a_machine_keeps_its_network_cards_and_starts_with_them_connected_to_nothing,
     a_folded_machine_runs_on_its_own_disks_and_knows_every_change,
     a_machine_killed_before_its_fold_starts_from_what_it_stood_on,
-    a_fold_given_up_at_any_instant_is_finished_by_the_next,
+    a_fold_given_up_at_any_instant_is_finished_by_the_next;
+    // It sets scratch aside for whole disks.
+    but not under libvirt:
+    a_full_scratch_costs_the_cut_and_nothing_else,
 }

@@ -51,6 +51,9 @@ pub struct VmDefine {
     /// A network card and what it is connected to: `user` (behind the host's own address) or a bridge of the host
     #[arg(long = "network", value_name = "NAME")]
     pub networks: Vec<String>,
+    /// Its firmware is UEFI (OVMF), not a BIOS
+    #[arg(long, conflicts_with = "kernel")]
+    pub uefi: bool,
     /// Kernel to start directly; without it the firmware starts from the first disk
     #[arg(long, value_name = "PATH", requires = "initrd")]
     pub kernel: Option<PathBuf>,

@@ -34,6 +34,7 @@ async fn define(screen: Screen, define: VmDefine) -> Result<Ending, Trouble> {
         (Some(kernel), Some(initrd)) => {
             Boot::Kernel { kernel: full(kernel)?, initrd: full(initrd)?, command_line: define.append }
         }
+        _ if define.uefi => Boot::Uefi { variables: None },
         _ => Boot::Firmware,
     };
     let mut disks = Vec::new();
