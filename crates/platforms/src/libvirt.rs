@@ -7,7 +7,7 @@
 //!      ├────── life       what a machine does, holding     run       whether a run of it is one that we saw begin
 //!      ├────── start      tracked from the first write     settle    let go, and say what the disks hold
 //!      ├────── relay      what overlays stand on, and a view that may go away for a while
-//!      ├────── remarks    what does not come along
+//!      ├────── remarks    what does not come along          same      whether the disks are still those
 //!      └────── fold       overlays into the disks beneath them
 //! ```
 //! # Always true
@@ -29,6 +29,7 @@ mod life;
 mod relay;
 mod remarks;
 mod run;
+mod same;
 mod settle;
 mod start;
 mod virsh;

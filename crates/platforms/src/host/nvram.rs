@@ -11,7 +11,7 @@ use super::folder::{self, Folder};
 /// Reads the variables of a machine from its file. What cannot be read is not known: the machine is described without it.
 pub(crate) fn read(folder: &Folder, path: &Path) -> Option<Variables> {
     let unknown = |why: &dyn std::fmt::Display| {
-        tracing::warn!(machine = folder.name(), path = %path.display(), %why, "its UEFI variables are not carried");
+        tracing::debug!(machine = folder.name(), path = %path.display(), %why, "its UEFI variables are not carried");
     };
     let length = std::fs::metadata(path).inspect_err(|why| unknown(why)).ok()?.len();
     if length > LONGEST as u64 {

@@ -23,7 +23,7 @@ use protocol::{Attempt, Changes, Fault, Lineage};
 
 use super::backup::{self, Wish};
 use super::domain::Target;
-use super::{Site, chain, life, run};
+use super::{Site, chain, life, run, same};
 use crate::host::folder::Folder;
 use crate::host::marks::Carry;
 use crate::host::{maps, rest};
@@ -79,6 +79,7 @@ impl LibvirtCapture {
     }
 
     async fn try_cut(&mut self, attempt: Attempt, since: Option<Attempt>) -> Result<Cut, Fault> {
+        same::disks(&self.site, &self.folder, &self.disks).await?;
         // Maps of this lineage that cannot be believed would stand in the way of new ones.
         if since.is_none() {
             let ours = chain::Chain::ask(&self.site, &self.folder, self.lineage).await?;

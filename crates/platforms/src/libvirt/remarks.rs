@@ -2,7 +2,7 @@
 
 use std::collections::BTreeSet;
 
-use protocol::machine::{DiskFormat, DiskSource, MachineSpec, Remark};
+use protocol::machine::{Boot, DiskFormat, DiskSource, MachineSpec, Remark};
 use xmltree::Element;
 
 use super::document::Document;
@@ -32,6 +32,11 @@ pub(crate) fn of(domain: &Element, spec: &MachineSpec) -> Vec<Remark> {
     if count("tpm") > 0 {
         let words = "what it keeps stays at its host; disks sealed with it ask for their recovery key elsewhere";
         say(false, format!("it has a TPM: {words}"));
+    }
+    if matches!(spec.boot, Boot::Uefi { variables: None }) {
+        let words =
+            "elsewhere its firmware starts with new ones, and finds a boot loader in the usual place only (EFI/BOOT)";
+        say(false, format!("its UEFI variables cannot be read here: {words}"));
     }
     for (name, what) in [("hostdev", "devices of its host"), ("filesystem", "folders of its host")] {
         match count(name) {

@@ -13,6 +13,7 @@ use protocol::{Attempt, Changes, Lineage};
 use crate::bench::{Bench, SCRATCH};
 use crate::rig::{Maps, NAME, Rig, SIZE, assert_reads, at, held, known, read};
 
+pub use crate::changes::overlays_go_with_the_description_that_named_them;
 pub use crate::folds::{
     a_fold_given_up_at_any_instant_is_finished_by_the_next,
     a_folded_machine_runs_on_its_own_disks_and_knows_every_change,

@@ -29,7 +29,9 @@ async fn on_overlays<'a>(bench: &'a dyn Bench) -> (Rig<'a>, Vec<DiskSpec>, View)
     let view = view(bench.dir(), content.clone()).await;
     let source = |name: &str| DiskSource::OverlayOnView { overlay: name.into(), view: view.uri.to_string() };
     let lineage = home.lineage;
-    let mut rig = Rig::of(bench, vec![source("a.qcow2"), source("b.qcow2")], content).await;
+    // One in the machine's own folder, one where a master target keeps them.
+    let elsewhere = bench.dir().join("raised").join("b.qcow2").display().to_string();
+    let mut rig = Rig::of(bench, vec![source("a.qcow2"), source(&elsewhere)], content).await;
     rig.lineage = lineage;
     (rig, own, view)
 }

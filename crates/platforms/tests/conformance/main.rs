@@ -9,6 +9,7 @@
 #![allow(clippy::unwrap_used, reason = "a test that cannot go on fails")]
 
 mod bench;
+mod changes;
 mod claims;
 mod folds;
 mod networks;
@@ -54,6 +55,7 @@ claims! {
     a_paused_machine_is_cut_and_stays_paused,
     a_generation_without_disks_of_the_old_one_starts_anew,
     a_machine_keeps_its_network_cards_and_starts_with_them_connected_to_nothing,
+    overlays_go_with_the_description_that_named_them,
     a_folded_machine_runs_on_its_own_disks_and_knows_every_change,
     a_machine_killed_before_its_fold_starts_from_what_it_stood_on,
     a_fold_given_up_at_any_instant_is_finished_by_the_next;
