@@ -4,7 +4,7 @@ use axum::Json;
 use axum::extract::{Path, Query, State};
 use control::Control;
 use protocol::id::SiteName;
-use protocol::rest::{AuditEntry, BandwidthEffect, ComponentView, MachineView, SetBandwidth};
+use protocol::rest::{AuditEntry, BandwidthEffect, ComponentView, MachineView, SetBandwidth, SiteView};
 use serde::Deserialize;
 use utoipa::IntoParams;
 
@@ -25,10 +25,10 @@ pub async fn healthz() -> &'static str {
     "ok"
 }
 
-/// Every site that has a component.
+/// Every site that has a component, with its networks and storage pools.
 #[utoipa::path(get, path = "/api/v1/sites", tag = "fleet", security(("token" = [])),
-    responses((status = 200, body = [SiteName]), (status = "4XX", body = Problem, content_type = "application/problem+json")))]
-pub async fn sites(_: Admin, State(control): State<Control>) -> Json<Vec<SiteName>> {
+    responses((status = 200, body = [SiteView]), (status = "4XX", body = Problem, content_type = "application/problem+json")))]
+pub async fn sites(_: Admin, State(control): State<Control>) -> Json<Vec<SiteView>> {
     Json(control.sites())
 }
 

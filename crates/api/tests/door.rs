@@ -4,7 +4,7 @@
 
 use control::Control;
 use protocol::order::{ExchangeReply, ExchangeRequest, Registration, Role};
-use protocol::rest::{ComponentView, Register, Registered};
+use protocol::rest::{ComponentView, Register, Registered, SiteView};
 use reqwest::{Client, StatusCode};
 
 struct Server {
@@ -139,8 +139,8 @@ async fn an_exchange_makes_a_component_connected_and_is_held_while_there_is_noth
     assert_eq!(second.number, first.number);
     let after: Vec<ComponentView> = server.get("/api/v1/components", &admin).await.json().await.unwrap();
     assert!(after[0].connected);
-    let sites: Vec<String> = server.get("/api/v1/sites", &admin).await.json().await.unwrap();
-    assert_eq!(sites, ["home"]);
+    let sites: Vec<SiteView> = server.get("/api/v1/sites", &admin).await.json().await.unwrap();
+    assert_eq!((sites.len(), sites[0].name.as_str(), sites[0].components.len()), (1, "home", 1));
     let audit: serde_json::Value = server.get("/api/v1/audit", &admin).await.json().await.unwrap();
     assert!(audit.to_string().contains("home-process-server registered"));
     let metrics = server.get("/metrics", &admin).await.text().await.unwrap();

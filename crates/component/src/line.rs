@@ -23,7 +23,7 @@ use identity::{Credentials, IdentityError, Request};
 use protocol::Fault;
 use protocol::fault::code;
 use protocol::keeping::KeepingStatus;
-use protocol::machine::Machine;
+use protocol::machine::{Machine, SiteFacts};
 use protocol::order::{
     ExchangeReply, ExchangeRequest, NumberedOrder, Order, Outcome, Registration, ReplicationStatus, Report,
     ReportState, Wishes,
@@ -85,6 +85,8 @@ pub trait Duty: Send + Sync + 'static {
 pub struct Heartbeat {
     /// The site's machines.
     pub machines: Option<Vec<Machine>>,
+    /// What else the site has, if that was looked at.
+    pub site: Option<SiteFacts>,
     /// Why something cannot be told.
     pub fault: Option<Fault>,
     /// How replications stand.
@@ -209,6 +211,7 @@ fn request(heartbeat: Heartbeat, book: &Book, seen: u64) -> ExchangeRequest {
         .collect();
     ExchangeRequest {
         machines: heartbeat.machines,
+        site: heartbeat.site,
         fault: heartbeat.fault,
         replications: heartbeat.replications,
         keepings: heartbeat.keepings,

@@ -3,9 +3,11 @@
 //! What would prevent the way home is checked on the way out (R24): `protect` and `failover` look at the components
 //! that a reprotect will need.
 
+use std::collections::BTreeSet;
+
 use protocol::fault::{Fault, code};
 use protocol::id::SiteName;
-use protocol::machine::Power;
+use protocol::machine::{Connection, MachineSpec, Power};
 use protocol::order::Role;
 use protocol::rest::{Check, FailoverKind, Operation, ShutDownFirst};
 use protocol::stage::Side;
@@ -14,30 +16,57 @@ use crate::beside::View;
 use crate::component::Fleet;
 use crate::item::Item;
 use crate::view::{power_words, test_of, unknown_site};
-use crate::{complete, sequence};
+use crate::{complete, landing, sequence};
 
-struct Checks<'a> {
-    fleet: &'a Fleet,
+pub(crate) struct Checks<'a> {
+    pub(crate) fleet: &'a Fleet,
     done: Vec<Check>,
 }
 
 impl Checks<'_> {
-    fn note(&mut self, what: impl Into<String>, result: Result<(), Fault>) {
+    pub(crate) fn note(&mut self, what: impl Into<String>, result: Result<(), Fault>) {
         self.done.push(Check { what: what.into(), fault: result.err() });
     }
 
-    fn movers(&mut self, from: &SiteName, to: &SiteName) {
+    pub(crate) fn movers(&mut self, from: &SiteName, to: &SiteName) {
         self.note(format!("movers from {from} to {to} can come together"), self.fleet.meet(from, to));
     }
 
-    fn component(&mut self, site: &SiteName, role: Role) {
+    /// The networks that the machine's cards are to be connected with there are there.
+    pub(crate) fn networks(&mut self, spec: &MachineSpec, site: &SiteName) {
+        let Some(facts) = self.fleet.facts(site) else { return };
+        let names = spec.cards.iter().filter_map(|card| match &card.connection {
+            Connection::Network(name) => Some(name),
+            Connection::Nothing => None,
+        });
+        for name in names.collect::<BTreeSet<_>>() {
+            let absent = || {
+                let fault = Fault::new(
+                    code::NO_NETWORK,
+                    format!("{site} has no network {name}"),
+                    "a card of the machine is to be connected with it",
+                );
+                Err(Fault { cause: format!("{}; {site} has: {}", fault.cause, facts.networks.join(", ")), ..fault })
+            };
+            let result = if facts.networks.contains(name) { Ok(()) } else { absent() };
+            self.note(format!("{site} has the network {name}"), result);
+        }
+    }
+
+    /// The same for an item that is to be brought up at a side.
+    fn networks_at(&mut self, item: &Item, side: Side) {
+        let told = self.fleet.machine(item.site(side.other()), &item.spec.name).map(|(machine, _)| &machine.spec);
+        self.networks(&item.description(side, told), item.site(side));
+    }
+
+    pub(crate) fn component(&mut self, site: &SiteName, role: Role) {
         self.note(format!("{role} at {site} is connected"), self.fleet.need(site, role).map(|_| ()));
     }
 }
 
 /// The checks of `protect` for a machine at `from`.
 pub(crate) fn protect(fleet: &Fleet, items: &[Item], name: &str, operation: &Operation) -> Vec<Check> {
-    let Operation::Protect { machine, from, to, interval_ms, .. } = operation else { return vec![] };
+    let Operation::Protect { machine, from, to, interval_ms, networks, .. } = operation else { return vec![] };
     let mut checks = Checks { fleet, done: vec![] };
     let sites = fleet.sites();
     for site in [from, to] {
@@ -69,6 +98,7 @@ pub(crate) fn protect(fleet: &Fleet, items: &[Item], name: &str, operation: &Ope
             Ok(())
         };
         checks.note(format!("{machine} has disks"), result);
+        checks.networks(&found.spec.clone().connected(networks), to);
         let unlike = fleet.platform(from) != fleet.platform(to);
         for remark in found.remarks.iter().filter(|remark| unlike || !remark.elsewhere) {
             checks.note(format!("{machine}: {}", remark.words), Ok(()));
@@ -123,6 +153,7 @@ pub(crate) fn of(fleet: &Fleet, item: &Item, operation: &Operation) -> Vec<Check
         Operation::Failover { kind: FailoverKind::Planned { .. }, .. } => {
             checks.component(source, Role::ProcessServer);
             checks.component(target, Role::MasterTarget);
+            checks.networks_at(item, here.other());
             not_running_at_target(&mut checks, item, false);
         }
         Operation::Failover { kind: FailoverKind::Unplanned { shut_down }, .. } => {
@@ -130,6 +161,7 @@ pub(crate) fn of(fleet: &Fleet, item: &Item, operation: &Operation) -> Vec<Check
                 checks.component(source, Role::ProcessServer);
             }
             checks.component(target, Role::MasterTarget);
+            checks.networks_at(item, here.other());
             not_running_at_target(&mut checks, item, false);
         }
         Operation::ChangePoint { .. } => {
@@ -143,9 +175,13 @@ pub(crate) fn of(fleet: &Fleet, item: &Item, operation: &Operation) -> Vec<Check
             };
             checks.note("the failover was an unplanned one", if unplanned { Ok(()) } else { Err(refusal()) });
         }
+        Operation::Reprotect { landing: Some(landing), .. } => landing::check(&mut checks, item, landing),
         Operation::Reprotect { shut_down, .. } => both_ways(&mut checks, item, here, *shut_down),
-        Operation::Failback { shut_down, offline, complete, complete_at, .. } => {
-            both_ways(&mut checks, item, here, *shut_down);
+        Operation::Failback { shut_down, offline, complete, complete_at, landing, .. } => {
+            match landing {
+                Some(landing) => landing::check(&mut checks, item, landing),
+                None => both_ways(&mut checks, item, here, *shut_down),
+            }
             if let Some(window) = complete_at {
                 checks.done.push(complete::is_to_come(*window));
                 checks.done.push(complete::is_waited_for(*offline, *complete));
@@ -230,6 +266,9 @@ fn both_ways(checks: &mut Checks<'_>, item: &Item, here: Side, shut_down: bool) 
         checks.component(item.site(side), Role::ProcessServer);
         checks.component(item.site(side), Role::MasterTarget);
         checks.movers(item.site(side), item.site(side.other()));
+    }
+    if here == Side::Away {
+        landing::original(checks, item);
     }
     not_running_at_target(checks, item, shut_down);
 }

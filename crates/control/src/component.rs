@@ -17,7 +17,7 @@ use protocol::bandwidth::Bandwidth;
 use protocol::fault::{Fault, code};
 use protocol::id::{ItemId, SiteName};
 use protocol::keeping::KeepingStatus;
-use protocol::machine::{Machine, Power};
+use protocol::machine::{Machine, Power, SiteFacts};
 use protocol::order::{Registration, ReplicationStatus, Role};
 use protocol::rest::ComponentView;
 use sqlx::{Row, SqliteConnection};
@@ -35,6 +35,8 @@ pub struct Component {
     pub seen_at_ms: i64,
     /// The machines at its site, as last told.
     pub machines: Vec<Machine>,
+    /// What else its site has, as last told in this server's life.
+    pub site: Option<SiteFacts>,
     /// Why they could not be told.
     pub fault: Option<Fault>,
     /// Its replications, as last told.
@@ -75,6 +77,7 @@ impl Component {
             heard: None,
             seen_at_ms: 0,
             machines: vec![],
+            site: None,
             fault: None,
             statuses: vec![],
             bandwidth: Bandwidth::default(),
@@ -206,6 +209,11 @@ impl Fleet {
         let told = names.filter_map(|name| self.components.get(&name)).flat_map(|component| &component.keepings);
         let mut told = told.filter(|keeping| keeping.item == *item);
         told.next()
+    }
+
+    /// What a site has beside machines, if its process server told.
+    pub fn facts(&self, site: &SiteName) -> Option<&SiteFacts> {
+        self.components.get(&self.at(site, Role::ProcessServer)?)?.site.as_ref()
     }
 
     /// The kind of hypervisor at a site, as its process server said.

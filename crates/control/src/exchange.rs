@@ -121,6 +121,9 @@ impl Control {
         if let Some(machines) = &request.machines {
             component.machines.clone_from(machines);
         }
+        if let Some(site) = &request.site {
+            component.site = Some(site.clone());
+        }
         if component.registration.role == Role::ProcessServer {
             component.statuses.clone_from(&request.replications);
         }

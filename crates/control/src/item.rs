@@ -8,10 +8,12 @@
 //! replication behind. Rows are changed by compare-and-swap through [`update`]; the stage only through [`Item::hear`],
 //! which asks the table.
 
+use std::collections::BTreeMap;
+
 use protocol::bandwidth::Bandwidth;
 use protocol::fault::{Fault, code};
 use protocol::id::{Attempt, ItemId, Lineage, PolicyName, SiteName};
-use protocol::machine::{MachineSpec, Settled};
+use protocol::machine::{Boot, MachineSpec, Settled};
 use protocol::order::{Role, Sync};
 use protocol::pace::Pace;
 use protocol::position::Position;
@@ -97,6 +99,9 @@ pub struct Item {
     pub away: SiteName,
     /// The machine as it was found at home.
     pub spec: MachineSpec,
+    /// What the networks of home are called at the other side.
+    #[serde(default)]
+    pub networks: BTreeMap<String, String>,
     /// Its history.
     pub lineage: Lineage,
     /// The generation that is authorised to run.
@@ -146,6 +151,27 @@ impl Item {
         match side {
             Side::Home => &self.home_copy,
             Side::Away => &self.away_copy,
+        }
+    }
+
+    /// The machine as it is to be brought up at a side, given what the other side last told of it.
+    pub fn description(&self, at: Side, told: Option<&MachineSpec>) -> MachineSpec {
+        let mut spec = self.spec.clone();
+        let keys = |spec: &MachineSpec| spec.disks.iter().map(|disk| disk.key.clone()).collect::<Vec<_>>();
+        if let Some(told) = told.filter(|told| keys(told) == keys(&spec)) {
+            match (at, &mut spec.boot, &told.boot) {
+                // What its owner changed at home since it was protected.
+                (Side::Away, ..) => spec = MachineSpec { disks: spec.disks, ..told.clone() },
+                // What it is at home stays as it is there; its firmware has gone on.
+                (Side::Home, Boot::Uefi { variables }, Boot::Uefi { variables: Some(now) }) => {
+                    *variables = Some(now.clone());
+                }
+                (Side::Home, ..) => {}
+            }
+        }
+        match at {
+            Side::Away => spec.connected(&self.networks),
+            Side::Home => spec,
         }
     }
 

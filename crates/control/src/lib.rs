@@ -34,6 +34,7 @@ mod exchange;
 mod fault_page;
 mod item;
 mod job;
+mod landing;
 mod order_book;
 mod plan;
 mod policy;

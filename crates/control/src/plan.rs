@@ -13,7 +13,7 @@ use crate::database::{commit, failed};
 use crate::item::{Item, for_item};
 use crate::job::{JobRow, Planned};
 use crate::stage_table::{Decision, Event, decide};
-use crate::{Control, audit, checks, complete, database, item, job, sequence};
+use crate::{Control, audit, checks, complete, database, item, job, landing, sequence};
 
 /// How long a plan waits for the list of points.
 const POINTS_PATIENCE: Duration = Duration::from_secs(3);
@@ -79,7 +79,8 @@ impl Control {
                     (Operation::Cancel {}, None) if sketch.job.is_some() => (here.other(), here),
                     _ => (here, here.other()),
                 };
-                (item.site(from).clone(), item.site(to).clone())
+                let target = landing::of(operation).map_or(item.site(to), |landing| landing::site(item, landing));
+                (item.site(from).clone(), target.clone())
             }
             (None, _) => return Err(item::unknown(&request.item)),
         };

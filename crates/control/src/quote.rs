@@ -57,8 +57,9 @@ impl Control {
             no_way_back: false,
             max_downtime_ms: MAX_DOWNTIME_MS,
             complete_at: None,
+            landing: None,
         };
-        let reprotect = |sync| Operation::Reprotect { sync, shut_down: false, no_way_back: false };
+        let reprotect = |sync| Operation::Reprotect { sync, shut_down: false, no_way_back: false, landing: None };
         let planned = FailoverKind::Planned {
             shut_down_timeout_ms: SHUT_DOWN_MS,
             then_power_off: false,
@@ -106,14 +107,16 @@ impl Control {
             Operation::Failback { shut_down_timeout_ms, max_downtime_ms, offline: false, .. } if protected => {
                 Some(self.last_delta(item, bounds(*shut_down_timeout_ms, Some(*max_downtime_ms))))
             }
-            Operation::Failback { sync, offline, shut_down_timeout_ms, max_downtime_ms, .. } => {
-                let mut quote = self.first_copy(item, *sync).await?;
+            Operation::Failback { sync, offline, shut_down_timeout_ms, max_downtime_ms, landing, .. } => {
+                let mut quote = self.first_copy(item, landing.as_ref().map_or(*sync, |_| Sync::Full)).await?;
                 let most = (!offline).then_some(*max_downtime_ms);
                 let last_delta = if *offline { quote.moving_ms } else { None };
                 add_downtime(item, &mut quote, last_delta, bounds(*shut_down_timeout_ms, most));
                 Some(quote)
             }
-            Operation::Reprotect { sync, .. } => Some(self.first_copy(item, *sync).await?),
+            Operation::Reprotect { sync, landing, .. } => {
+                Some(self.first_copy(item, landing.as_ref().map_or(*sync, |_| Sync::Full)).await?)
+            }
             Operation::Complete { .. } => {
                 let running = {
                     let mut on = self.database().readers().acquire().await.map_err(failed)?;

@@ -6,12 +6,14 @@
 //!   change      discard · raise (paused) · AUTHORISE · release
 //!   reprotect   settle · take over · standpoint · replicate · first copy
 //!   failback    reprotect (unless protected) · converge · wait for Complete · planned
+//!   elsewhere   relocate? · make disks · standpoint · replicate (full), in the place of settle · take over
 //!   commit      absorb · COMMIT · fold (at home)
 //! ```
 //!
 //! `S` is the side where the machine runs, `T` the other one: no sequence exists for one direction only. Capitals mark
 //! the point of no return.
 
+use protocol::operation::Landing;
 use protocol::order::Sync;
 use protocol::rest::{FailoverKind, Operation};
 use protocol::stage::{Side, Stage};
@@ -26,10 +28,10 @@ pub const SHUT_DOWN_MS: u64 = 60_000;
 
 /// The steps of `protect`; the item does not exist yet.
 pub fn protect(operation: &Operation) -> Vec<Work> {
-    let Operation::Protect { machine, from, to, interval_ms, policy } = operation else { return vec![] };
-    let (machine, from, to) = (machine.clone(), from.clone(), to.clone());
+    let Operation::Protect { machine, from, to, interval_ms, policy, networks } = operation else { return vec![] };
+    let (machine, from, to, networks) = (machine.clone(), from.clone(), to.clone(), networks.clone());
     vec![
-        Work::CreateItem { machine, from, to, interval_ms: *interval_ms, policy: policy.clone() },
+        Work::CreateItem { machine, from, to, interval_ms: *interval_ms, policy: policy.clone(), networks },
         Work::PrepareReplica { at: Side::Away },
         Work::Replicate { from: Side::Home, sync: Sync::Full, offline: false },
         Work::AwaitFirst { from: Side::Home, then: Some(Event::FirstPoint) },
@@ -57,9 +59,12 @@ pub fn steps(item: &Item, operation: &Operation) -> Vec<Work> {
             Work::Stage { event: Event::Fold, undo: None },
             Work::Fold { at: item.stage.runs_at(), required: true },
         ],
-        Operation::Reprotect { sync, shut_down, no_way_back } => {
+        Operation::Reprotect { sync, shut_down, no_way_back, landing } => {
             let mut steps = vec![Work::Stage { event: Event::Reprotect, undo: Some(Event::UndoneUnprotected) }];
-            steps.extend(reverse(here, *sync, *shut_down, false, *no_way_back));
+            match landing {
+                Some(landing) => steps.extend(create(item, landing, false)),
+                None => steps.extend(reverse(here, *sync, *shut_down, false, *no_way_back)),
+            }
             steps.push(Work::AwaitFirst { from: here, then: Some(Event::FirstPoint) });
             steps
         }
@@ -134,8 +139,23 @@ fn reverse(from: Side, sync: Sync, shut_down: bool, offline: bool, no_way_back: 
     ]
 }
 
+/// The same where nothing of the machine is: everything travels.
+fn create(item: &Item, landing: &Landing, offline: bool) -> Vec<Work> {
+    let from = item.stage.runs_at();
+    let mut steps = Vec::new();
+    if let Some(to) = landing.site.as_ref().filter(|site| **site != item.home) {
+        steps.push(Work::Relocate { from: item.home.clone(), to: to.clone() });
+    }
+    steps.extend([
+        Work::MakeDisks { at: from.other(), datastore: landing.datastore.clone() },
+        Work::Standpoint { at: from },
+        Work::Replicate { from, sync: Sync::Full, offline },
+    ]);
+    steps
+}
+
 fn failback(item: &Item, operation: &Operation) -> Vec<Work> {
-    let &Operation::Failback {
+    let Operation::Failback {
         sync,
         offline,
         complete,
@@ -144,11 +164,15 @@ fn failback(item: &Item, operation: &Operation) -> Vec<Work> {
         then_power_off,
         no_way_back,
         max_downtime_ms,
+        landing,
         ..
     } = operation
     else {
         return vec![];
     };
+    let (sync, offline, complete, shut_down) = (*sync, *offline, *complete, *shut_down);
+    let (shut_down_timeout_ms, then_power_off) = (*shut_down_timeout_ms, *then_power_off);
+    let (no_way_back, max_downtime_ms) = (*no_way_back, *max_downtime_ms);
     let from = item.stage.runs_at();
     let protected = matches!(item.stage, Stage::Protected { .. });
     let undo = if protected { Event::UndoneProtected } else { Event::UndoneUnprotected };
@@ -160,7 +184,10 @@ fn failback(item: &Item, operation: &Operation) -> Vec<Work> {
         steps.push(stop.clone());
     }
     if !protected {
-        steps.extend(reverse(from, sync, shut_down, offline, no_way_back));
+        match landing {
+            Some(landing) => steps.extend(create(item, landing, offline)),
+            None => steps.extend(reverse(from, sync, shut_down, offline, no_way_back)),
+        }
         steps.push(Work::AwaitFirst { from, then: None });
     }
     if !offline {

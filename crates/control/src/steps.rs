@@ -93,10 +93,12 @@ impl<'a> Context<'a> {
     /// Does the step.
     pub(crate) async fn perform(&mut self) -> Result<Ending, Halt> {
         match self.work.clone() {
-            Work::CreateItem { machine, from, to, interval_ms, policy } => {
-                self.create_item(&machine, &from, &to, interval_ms, &policy).await
+            Work::CreateItem { machine, from, to, interval_ms, policy, networks } => {
+                self.create_item(&machine, &from, &to, interval_ms, &policy, &networks).await
             }
             Work::Stage { event, .. } => self.stage(event).await,
+            Work::Relocate { to, .. } => self.relocate(&to).await,
+            Work::MakeDisks { at, datastore } => self.make_disks(at, datastore.as_deref()).await,
             Work::PrepareReplica { at } => self.prepare_replica(at).await,
             Work::Replicate { from, sync, offline } => self.replicate(from, sync, offline).await,
             Work::AwaitFirst { from, then } => self.await_first(from, then).await,
@@ -136,6 +138,8 @@ impl<'a> Context<'a> {
         match self.work.clone() {
             Work::CreateItem { .. } => self.forget_created().await,
             Work::Stage { undo: Some(event), .. } => self.stage(event).await.map(|_| None),
+            Work::Relocate { from, .. } => self.relocate(&from).await.map(|_| None),
+            Work::MakeDisks { at, .. } => self.undo_make_disks(at).await,
             Work::PrepareReplica { at } => self.undo_prepare(at).await,
             Work::Replicate { .. } => self.undo_replicate().await,
             Work::StopFirst { at, .. } | Work::ShutDown { at, .. } => self.undo_shut_down(at).await,

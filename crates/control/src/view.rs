@@ -4,7 +4,9 @@ use protocol::fault::{Fault, code};
 use protocol::id::{ItemId, SiteName};
 use protocol::machine::Power;
 use protocol::order::{ReplicationPhase, ReplicationStatus, Role};
-use protocol::rest::{Allowed, AuditEntry, ComponentView, Explanation, Health, ItemView, Job, JobState, MachineView};
+use protocol::rest::{
+    Allowed, AuditEntry, ComponentView, Explanation, Health, ItemView, Job, JobState, MachineView, SiteView,
+};
 use protocol::retention::Space;
 use protocol::stage::{MovePhase, Side, Stage};
 
@@ -71,8 +73,21 @@ impl Control {
     }
 
     /// Every site that has a component.
-    pub fn sites(&self) -> Vec<SiteName> {
-        self.fleet().sites()
+    pub fn sites(&self) -> Vec<SiteView> {
+        let fleet = self.fleet();
+        let view = |name: SiteName| {
+            let all = [Role::ProcessServer, Role::MasterTarget].map(|role| fleet.all_at(&name, role));
+            let teller = fleet.at(&name, Role::ProcessServer).and_then(|name| fleet.components.get(&name));
+            SiteView {
+                platform: fleet.platform(&name).map(String::from),
+                components: all.into_iter().flatten().collect(),
+                machines: teller.map_or(0, |teller| teller.machines.len() as u64),
+                facts: fleet.facts(&name).cloned(),
+                fault: teller.and_then(|teller| teller.fault.clone()),
+                name,
+            }
+        };
+        fleet.sites().into_iter().map(view).collect()
     }
 
     /// All components.

@@ -3,6 +3,8 @@
 //! A job's steps are made once, by [`crate::sequence`], and kept with it. A newer server that finds an older job in its
 //! database does what was planned, not what it would plan today.
 
+use std::collections::BTreeMap;
+
 use protocol::beside::test_name;
 use protocol::id::{Attempt, PolicyName, SiteName};
 use protocol::order::Sync;
@@ -29,6 +31,9 @@ pub enum Work {
         /// The limits that it is kept to.
         #[serde(default = "PolicyName::standard")]
         policy: PolicyName,
+        /// What the networks of home are called away.
+        #[serde(default)]
+        networks: BTreeMap<String, String>,
     },
     /// Take an event to the table; undone by another one.
     Stage {
@@ -36,6 +41,20 @@ pub enum Work {
         event: Event,
         /// What is heard when the job is undone.
         undo: Option<Event>,
+    },
+    /// From now on another site is the item's home. Nothing of it is there.
+    Relocate {
+        /// The home that was.
+        from: SiteName,
+        /// The new one.
+        to: SiteName,
+    },
+    /// Make disks of the platform's own at a side where nothing of the machine is, and a replica around them.
+    MakeDisks {
+        /// That side.
+        at: Side,
+        /// The datastore; the first that takes them if none is given.
+        datastore: Option<String>,
     },
     /// Make an empty replica.
     PrepareReplica {
@@ -260,6 +279,11 @@ impl Work {
                 Event::Fold => "look whether it can be folded".into(),
                 Event::UndoneUnprotected => "the move is taken back".into(),
                 other => other.words().into(),
+            },
+            Work::Relocate { from, to } => format!("let {to} be home in place of {from}"),
+            Work::MakeDisks { at, datastore } => match datastore {
+                Some(datastore) => format!("make disks for {machine} on {datastore} of {}", site(*at)),
+                None => format!("make disks for {machine} at {}", site(*at)),
             },
             Work::PrepareReplica { at } => format!("make a replica at {}", site(*at)),
             Work::Replicate { from, sync, offline } => format!(

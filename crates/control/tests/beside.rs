@@ -70,6 +70,7 @@ async fn a_test_runs_under_its_own_name_while_replication_goes_on_and_cleanup_le
         to: "home".parse().unwrap(),
         interval_ms: 1000,
         policy: protocol::PolicyName::standard(),
+        networks: Default::default(),
     };
     let plan = world.control().plan(Request { item: "web01-test".parse().unwrap(), operation }).await.unwrap();
     assert!(plan.checks.iter().any(|check| check.fault.as_ref().is_some_and(|fault| fault.is(code::TEST_MACHINE))));

@@ -210,6 +210,7 @@ async fn a_failback_whose_way_back_was_given_up_leaves_damaged_disks_when_it_is_
         no_way_back,
         max_downtime_ms: 5000,
         complete_at: None,
+        landing: None,
     };
     let job = world.start_job(failback(true)).await.unwrap();
     world.reach(job.id, |job| job.steps.iter().any(|step| step.percent == Some(7))).await;

@@ -8,7 +8,7 @@ use component::{Duty, Heartbeat, Ticket};
 use protocol::epoch::{DiskSize, PointKind};
 use protocol::fault::code;
 use protocol::machine::Power;
-use protocol::order::{Grant, Order, Outcome, Wishes};
+use protocol::order::{Grant, NewDisks, Order, Outcome, Wishes};
 use protocol::{Attempt, Fault, ItemId, Lineage};
 use replica::{Content, DiskHome, DiskRecord, Replica, Spec};
 
@@ -23,7 +23,7 @@ use crate::shelf::{Shelf, blocking};
 use crate::standpoint::standpoint;
 use crate::take_over::{Takeover, take_over};
 use crate::verify::verify;
-use crate::{served, test_machine};
+use crate::{made, served, test_machine};
 
 pub(crate) struct MasterTarget {
     pub(crate) shelf: Arc<Shelf>,
@@ -37,6 +37,7 @@ impl MasterTarget {
         lineage: Lineage,
         disks: Vec<DiskSize>,
         grant: Grant,
+        own: Option<NewDisks>,
     ) -> Result<Outcome, Fault> {
         if let Some(item) = self.shelf.get(&id) {
             if item.record().lineage != lineage {
@@ -46,9 +47,14 @@ impl MasterTarget {
             item.change(|record| record.grant = Some(grant))?;
             return Ok(Outcome::Nothing);
         }
-        let disks =
-            disks.into_iter().map(|disk| DiskRecord { key: disk.disk, size: disk.size, home: DiskHome::Inside });
-        let spec = Spec { item: id.clone(), lineage, disks: disks.collect(), content: Content::Empty };
+        let disks = match own {
+            Some(own) => made::make(&self.shelf, &id, disks, &own).await?,
+            None => {
+                let inside = |disk: DiskSize| DiskRecord { key: disk.disk, size: disk.size, home: DiskHome::Inside };
+                disks.into_iter().map(inside).collect()
+            }
+        };
+        let spec = Spec { item: id.clone(), lineage, disks, content: Content::Empty };
         let record = Record::new(id, lineage, Some(grant));
         self.shelf.create(spec, record).await?;
         Ok(Outcome::Nothing)
@@ -124,6 +130,11 @@ impl MasterTarget {
 
     async fn drop_replica(&self, id: &ItemId) -> Result<Outcome, Fault> {
         let Some(item) = self.shelf.get(id) else {
+            match self.shelf.folded(id) {
+                // They are the machine's now.
+                Some(_) => made::keep(&self.shelf, id)?,
+                None => made::remove(&self.shelf, id)?,
+            }
             self.shelf.forget_folded(id)?;
             return Ok(Outcome::Nothing);
         };
@@ -146,6 +157,7 @@ impl MasterTarget {
             std::fs::remove_file(&file).map_err(failed)
         })
         .await?;
+        made::remove(&self.shelf, id)?;
         Ok(Outcome::Nothing)
     }
 }
@@ -195,8 +207,8 @@ impl Duty for MasterTarget {
             None => None,
         };
         match (order, item) {
-            (Order::PrepareReplica { item, lineage, disks, grant }, _) => {
-                self.prepare(item, lineage, disks, grant).await
+            (Order::PrepareReplica { item, lineage, disks, grant, own }, _) => {
+                self.prepare(item, lineage, disks, grant, own).await
             }
             (Order::TakeOver { item, lineage, machine, settled, authored, grant, no_way_back }, _) => {
                 ticket.step("keeping the present state as a recovery point", None);

@@ -23,6 +23,7 @@ use replica::DiskHome;
 
 use crate::export;
 use crate::item::Item;
+use crate::made;
 use crate::record::Folded;
 use crate::shelf::{Shelf, blocking};
 use crate::standpoint::standpoint;
@@ -46,6 +47,7 @@ pub(crate) async fn fold(
     shelf.end_programs(id, &folded.record.disks).await?;
     shelf.platform.fold(&folded.record.machine, folded.lineage).await?;
     shelf.delete_journal(id).await?;
+    made::keep(shelf, id)?;
     Ok(Outcome::Folded { position: folded.record.position, exported: folded.record.exported })
 }
 

@@ -27,6 +27,7 @@ mod fold;
 mod hashing;
 mod item;
 mod leaves;
+mod made;
 mod outside;
 mod raise;
 mod record;

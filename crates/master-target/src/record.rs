@@ -139,13 +139,18 @@ impl Record {
     }
 
     pub(crate) fn save(&self, file: &Path) -> std::io::Result<()> {
-        let fresh = file.with_extension("new");
-        let mut out = std::fs::File::create(&fresh)?;
-        out.write_all(&serde_json::to_vec_pretty(self)?)?;
-        out.sync_all()?;
-        std::fs::rename(&fresh, file)?;
-        sync_parent(file)
+        replace(file, &serde_json::to_vec_pretty(self)?)
     }
+}
+
+/// Replaces a small file as a whole.
+pub(crate) fn replace(file: &Path, bytes: &[u8]) -> std::io::Result<()> {
+    let fresh = file.with_extension("new");
+    let mut out = std::fs::File::create(&fresh)?;
+    out.write_all(bytes)?;
+    out.sync_all()?;
+    std::fs::rename(&fresh, file)?;
+    sync_parent(file)
 }
 
 /// Makes the names in `file`'s directory durable.

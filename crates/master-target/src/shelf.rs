@@ -159,7 +159,7 @@ impl Shelf {
         Ok(())
     }
 
-    fn record_file(&self, item: &ItemId) -> PathBuf {
+    pub(crate) fn record_file(&self, item: &ItemId) -> PathBuf {
         self.data_dir.join("items").join(format!("{item}.json"))
     }
 

@@ -25,7 +25,7 @@ use std::collections::BTreeMap;
 use std::time::Duration;
 
 use async_trait::async_trait;
-use protocol::machine::{DiskSpec, Machine, MachineSpec, Settled};
+use protocol::machine::{DiskSource, DiskSpec, Machine, MachineSpec, Settled, SiteFacts};
 use protocol::{Attempt, Changes, DiskKey, Fault, Lineage};
 
 /// How a machine is started.
@@ -63,6 +63,12 @@ pub trait Platform: Send + Sync {
     /// `PLT-001` when the endpoint cannot be asked; never an empty list instead.
     async fn inventory(&self) -> Result<Vec<Machine>, Fault>;
 
+    /// What the endpoint has beside machines.
+    ///
+    /// # Errors
+    /// `PLT-001` when the endpoint cannot be asked.
+    async fn site(&self) -> Result<SiteFacts, Fault>;
+
     /// One machine, none if there is no such machine.
     ///
     /// # Errors
@@ -83,6 +89,13 @@ pub trait Platform: Send + Sync {
     /// # Errors
     /// `PLT-007` when the machine is not off; `PLT-001`.
     async fn delete(&self, name: &str) -> Result<(), Fault>;
+
+    /// Makes an empty disk of the platform's own, `name` in a folder of the site, in a format that keeps change maps. One that
+    /// is there already is made anew.
+    ///
+    /// # Errors
+    /// `PLT-001`.
+    async fn make_disk(&self, folder: &str, name: &str, size: u64) -> Result<DiskSource, Fault>;
 
     /// Starts the machine.
     ///

@@ -7,7 +7,8 @@
 //!      ├────── life       what a machine does, holding     run       whether a run of it is one that we saw begin
 //!      ├────── start      tracked from the first write     settle    let go, and say what the disks hold
 //!      ├────── relay      what overlays stand on, and a view that may go away for a while
-//!      ├────── remarks    what does not come along          same      whether the disks are still those
+//!      ├────── remarks    what does not come along         same      whether the disks are still those
+//!      ├────── inventory  networks and storage pools
 //!      └────── fold       overlays into the disks beneath them
 //! ```
 //! # Always true
@@ -25,6 +26,7 @@ mod chain;
 mod document;
 mod domain;
 mod fold;
+mod inventory;
 mod life;
 mod relay;
 mod remarks;
@@ -41,7 +43,7 @@ use std::time::Duration;
 use async_trait::async_trait;
 use protocol::extent::BlockMap;
 use protocol::fault::code;
-use protocol::machine::{Boot, DiskSpec, Machine, MachineSpec, Power, Settled};
+use protocol::machine::{Boot, DiskSource, DiskSpec, Machine, MachineSpec, Power, Settled, SiteFacts};
 use protocol::{DiskKey, Fault, Lineage};
 use xmltree::Element;
 
@@ -52,7 +54,7 @@ use self::domain::{Base, Target};
 use self::virsh::{Virsh, VirshError};
 use crate::host::folder::Folder;
 use crate::host::marks::Carry;
-use crate::host::{nvram, overlays, rest};
+use crate::host::{image, nvram, overlays, rest};
 use crate::{Capture, Platform, Start, Stopped};
 
 /// How long another process may be at work on a machine.
@@ -223,6 +225,10 @@ impl Platform for Libvirt {
         Ok(machines)
     }
 
+    async fn site(&self) -> Result<SiteFacts, Fault> {
+        inventory::ask(&self.at_site().virsh).await
+    }
+
     async fn machine(&self, name: &str) -> Result<Option<Machine>, Fault> {
         let Ok(folder) = self.folder(name) else { return Ok(None) };
         if !self.names().await?.iter().any(|other| other == name) {
@@ -283,6 +289,10 @@ impl Platform for Libvirt {
         let gone = self.at_site().virsh.run(&lock, &words).await;
         gone.map_err(|why| folder.fault("cannot be deleted", why))?;
         std::fs::remove_dir_all(folder.path()).map_err(|why| folder.fault("cannot be rid of its folder", why))
+    }
+
+    async fn make_disk(&self, folder: &str, name: &str, size: u64) -> Result<DiskSource, Fault> {
+        image::make_own(&self.site.join(folder), name, size).await
     }
 
     async fn start(&self, name: &str, how: Start) -> Result<(), Fault> {

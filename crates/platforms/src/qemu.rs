@@ -39,7 +39,7 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use protocol::fault::code;
-use protocol::machine::{DiskSource, DiskSpec, Machine, MachineSpec, Power, Settled};
+use protocol::machine::{DiskSource, DiskSpec, Machine, MachineSpec, Power, Settled, SiteFacts};
 use protocol::{BlockMap, DiskKey, Fault, Lineage};
 
 use self::bitmap::Bitmaps;
@@ -47,7 +47,7 @@ use self::capture::QemuCapture;
 use self::fleece::Bounds;
 use crate::host::folder::Folder;
 use crate::host::marks::Carry;
-use crate::host::{overlays, rest};
+use crate::host::{image, overlays, places, rest};
 use crate::{Capture, Platform, Start, Stopped};
 
 /// How long another process may be at work on a machine.
@@ -174,6 +174,13 @@ impl Platform for Qemu {
         Ok(machines)
     }
 
+    async fn site(&self) -> Result<SiteFacts, Fault> {
+        let cannot =
+            |why: std::io::Error| Fault::new(code::HYPERVISOR, "the site cannot be looked at", why.to_string());
+        let networks = std::iter::once(network::USER.to_string()).chain(places::bridges()).collect();
+        Ok(SiteFacts { networks, pools: vec![places::pool("site", &self.site).map_err(cannot)?] })
+    }
+
     async fn machine(&self, name: &str) -> Result<Option<Machine>, Fault> {
         let Ok(folder) = self.folder(name) else { return Ok(None) };
         let Some(mut spec) = folder.spec()? else { return Ok(None) };
@@ -206,6 +213,10 @@ impl Platform for Qemu {
             folder.remove(note)?;
         }
         std::fs::remove_dir_all(folder.path()).map_err(|why| folder.fault("cannot be rid of its folder", why))
+    }
+
+    async fn make_disk(&self, folder: &str, name: &str, size: u64) -> Result<DiskSource, Fault> {
+        image::make_own(&self.site.join(folder), name, size).await
     }
 
     async fn start(&self, name: &str, how: Start) -> Result<(), Fault> {

@@ -27,7 +27,7 @@ use async_trait::async_trait;
 use nbd::{Address, Client, Options, Server, Uri};
 use protocol::extent::BLOCK;
 use protocol::fault::code;
-use protocol::machine::{DiskSource, DiskSpec, Machine, MachineSpec, Power, Settled};
+use protocol::machine::{DiskFormat, DiskSource, DiskSpec, Machine, MachineSpec, Power, Settled, SiteFacts};
 use protocol::{Attempt, Changes, DiskKey, Fault, Lineage};
 
 use self::capture::SimulatedCapture;
@@ -269,6 +269,10 @@ impl Platform for Simulated {
         Ok(self.world.site().guests.values().map(Guest::machine).collect())
     }
 
+    async fn site(&self) -> Result<SiteFacts, Fault> {
+        Ok(SiteFacts { networks: vec!["user".into()], pools: vec![] })
+    }
+
     async fn machine(&self, name: &str) -> Result<Option<Machine>, Fault> {
         Ok(self.world.site().guests.get(name).map(Guest::machine))
     }
@@ -291,6 +295,12 @@ impl Platform for Simulated {
             site.guests.remove(name);
         }
         Ok(())
+    }
+
+    async fn make_disk(&self, folder: &str, name: &str, size: u64) -> Result<DiskSource, Fault> {
+        let path = format!("{folder}/{name}");
+        self.put_disk(&path, vec![0; size as usize]);
+        Ok(DiskSource::Own { path, format: DiskFormat::Raw })
     }
 
     async fn start(&self, name: &str, how: Start) -> Result<(), Fault> {

@@ -2,14 +2,14 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::PoisonError;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use async_trait::async_trait;
 use component::clock::now_ms;
 use component::{Duty, Heartbeat, Ticket};
 use platforms::{Start, Stopped};
 use protocol::fault::code;
-use protocol::machine::Power;
+use protocol::machine::{Power, SiteFacts};
 use protocol::order::{Order, Outcome, Replication, Wishes};
 use protocol::{Attempt, Fault, ItemId, Lineage};
 use tokio::sync::Mutex;
@@ -24,18 +24,24 @@ const LIST_PATIENCE: Duration = Duration::from_secs(10);
 const START_TRIES: u32 = 3;
 const START_PAUSE: Duration = Duration::from_secs(1);
 
+/// How old what is known of the site's networks and pools may be.
+const LOOK_AGAIN: Duration = Duration::from_secs(10);
+
 pub(crate) struct ProcessServer {
     means: Means,
     running: Mutex<BTreeMap<ItemId, Running>>,
     /// Machines whose QEMU is about to end: no replication may have its hands in them. Changed only under `running`.
     aside: std::sync::Mutex<BTreeSet<String>>,
+    /// What the site has beside machines, and when that was looked at.
+    site: Mutex<Option<(Instant, SiteFacts)>>,
 }
 
 impl ProcessServer {
     /// Begins with the replications of its own list.
     pub(crate) async fn start(means: Means) -> ProcessServer {
         let replications = means.keep.replications();
-        let server = ProcessServer { means, running: Mutex::default(), aside: Default::default() };
+        let server =
+            ProcessServer { means, running: Mutex::default(), aside: Default::default(), site: Mutex::default() };
         server.adjust(replications).await;
         server
     }
@@ -46,6 +52,18 @@ impl ProcessServer {
         for (_, running) in running {
             running.stop().await;
         }
+    }
+
+    /// What the site has beside machines, looked at now and then. What cannot be told now is not told.
+    async fn site(&self) -> Option<SiteFacts> {
+        let mut known = self.site.lock().await;
+        if known.as_ref().is_none_or(|(when, _)| when.elapsed() >= LOOK_AGAIN) {
+            let now = self.means.platform.site().await;
+            let told =
+                now.inspect_err(|fault| tracing::warn!(%fault, cause = fault.cause, "the site is not described"));
+            *known = told.ok().map(|facts| (Instant::now(), facts));
+        }
+        known.as_ref().map(|(_, facts)| facts.clone())
     }
 
     async fn adjust(&self, replications: Vec<Replication>) {
@@ -228,6 +246,6 @@ impl Duty for ProcessServer {
             Err(fault) => (None, Some(fault)),
         };
         let replications = self.running.lock().await.values().map(Running::status).collect();
-        Heartbeat { machines, fault, replications, keepings: vec![] }
+        Heartbeat { machines, site: self.site().await, fault, replications, keepings: vec![] }
     }
 }

@@ -77,6 +77,9 @@ catalogue! {
     PROTOCOL = "MOV-005", "the other mover broke the protocol", "bring both components to the same version";
     TRACKED_REFUSED = "MOV-006", "the changes since the common point are not known, so nothing can be sent as tracked", "use --sync compare (or leave --sync away: compare is then chosen by itself)";
     PEER = "MOV-007", "one of two movers did not believe the other to be who it says", "both belong to the same control server? See both in: sockeye component list, and that the clocks of the two hosts agree within a day; a restart of a component has it certified anew";
+    NO_NETWORK = "CTL-030", "a network that the machine is to be connected with is not at the site", "make one of that name there, or say which takes its place: sockeye protect VM --network A=B";
+    NO_DATASTORE = "CTL-031", "the site has no place for the machine's disks (R14)", "choose another with --datastore, or make room; see: sockeye site show SITE";
+    NO_ORIGINAL = "CTL-032", "the original machine is not at home any more (H13)", "let it be created there: sockeye failback ITEM --create-vm; its disks are copied whole";
     NO_ADDRESS = "MOV-008", "two movers only dial out, so that neither can be dialled", "let one of the two be reached: start that site's master target without --outbound-only, or the other site's process server with --listen";
     // RPL: replicas
     REPLICA_ABSENT = "RPL-001", "the master target keeps no replica of the item", "protect the item again";
@@ -102,6 +105,7 @@ catalogue! {
     MACHINE_RUNNING = "PLT-007", "the machine is running", "shut it down first";
     MACHINE_FENCED = "PLT-008", "the machine may not start here: another site is authorised to run it", "fail over or fail back to this site";
     DISK_IN_USE = "PLT-009", "another program has the disk open", "end that program, then repeat";
+    DISK_EXISTS = "PLT-017", "there is a file where a disk is to be made", "move it away, or choose another datastore";
     CAPTURED = "PLT-010", "the machine's disks are being captured", "end its replication first, then repeat";
     // CPY: copying a disk that is no item's
     COPY_SOURCE = "CPY-001", "the source of a copy cannot be used", "look at its path or address; end the program that writes it, or copy from a snapshot or a view";

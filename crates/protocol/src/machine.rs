@@ -35,11 +35,47 @@ pub struct MachineSpec {
 }
 
 impl MachineSpec {
+    /// The same machine with its cards in the networks that take the place of theirs.
+    pub fn connected(mut self, networks: &BTreeMap<String, String>) -> MachineSpec {
+        for card in &mut self.cards {
+            if let Connection::Network(name) = &mut card.connection
+                && let Some(other) = networks.get(name)
+            {
+                name.clone_from(other);
+            }
+        }
+        self
+    }
+
     /// The same machine under another name and connected to nothing: what a test of it is.
     pub fn isolated(&self, name: &str) -> MachineSpec {
         let cards = self.cards.iter().map(|card| NetworkCard { connection: Connection::Nothing, ..card.clone() });
         MachineSpec { name: name.into(), cards: cards.collect(), ..self.clone() }
     }
+}
+
+/// What a site has beside its machines.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct SiteFacts {
+    /// Networks that a card can be connected with, by the names they have there.
+    pub networks: Vec<String>,
+    /// Where disks can be made.
+    pub pools: Vec<Pool>,
+}
+
+/// A storage pool: a *datastore*.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct Pool {
+    /// Its name there.
+    pub name: String,
+    /// The directory, where it is one: only in those can disks be made.
+    pub folder: Option<String>,
+    /// Its size in bytes.
+    pub size: u64,
+    /// What is free of it, in bytes.
+    pub free: u64,
+    /// Why nothing can be written there, if so.
+    pub refuses: Option<String>,
 }
 
 /// A network card of a machine.

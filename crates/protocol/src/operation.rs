@@ -5,6 +5,8 @@
 //! ```
 //! An operation says all that is wanted: the same one, planned twice on the same item, comes to the same steps.
 
+use std::collections::BTreeMap;
+
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
@@ -29,6 +31,9 @@ pub enum Operation {
         /// The limits that it is kept to.
         #[serde(default = "PolicyName::standard")]
         policy: PolicyName,
+        /// What the networks that it is connected with at its site are called at the other one; the same where nothing is said.
+        #[serde(default)]
+        networks: BTreeMap<String, String>,
     },
     /// Stop replicating and forget the item; its machine runs on.
     Unprotect {
@@ -93,6 +98,9 @@ pub enum Operation {
         /// half-way, they are damaged (H14).
         #[serde(default)]
         no_way_back: bool,
+        /// Where it is created, when nothing of it is there (H13).
+        #[serde(default)]
+        landing: Option<Landing>,
     },
     /// Bring the machine home: reprotect as far as that is not done yet (H16), wait for *Complete*, move.
     Failback {
@@ -117,6 +125,9 @@ pub enum Operation {
         /// When *Complete* comes by itself (H17).
         #[serde(default)]
         complete_at: Option<Window>,
+        /// Where it is created, as for `reprotect` (H13).
+        #[serde(default)]
+        landing: Option<Landing>,
     },
     /// *Complete failover* (H10): the answer that a waiting job waits for; a person's goes ahead whatever the downtime.
     Complete {
@@ -126,6 +137,17 @@ pub enum Operation {
     },
     /// Give up what is under way, as far as the stage allows.
     Cancel {},
+}
+
+/// Where a machine comes home to when nothing of it is there.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct Landing {
+    /// The site that becomes its home; the one that was if none is given.
+    #[serde(default)]
+    pub site: Option<SiteName>,
+    /// The datastore where its disks are made; the first that takes them if none is given.
+    #[serde(default)]
+    pub datastore: Option<String>,
 }
 
 /// How long a machine may be down where nobody says, in ms.

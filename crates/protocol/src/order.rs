@@ -24,7 +24,7 @@ use crate::epoch::{DiskSize, Point};
 use crate::fault::Fault;
 use crate::id::{Attempt, DiskKey, ItemId, Lineage, SiteName};
 use crate::keeping::{Keeping, KeepingStatus};
-use crate::machine::{Machine, MachineSpec, Settled};
+use crate::machine::{Machine, MachineSpec, Settled, SiteFacts};
 use crate::position::{Changes, Distrust, Position};
 pub use crate::replication::{Moved, Progress, Replication, ReplicationPhase, ReplicationStatus, Sync};
 use crate::verified::Verified;
@@ -72,6 +72,9 @@ pub struct ExchangeRequest {
     pub machines: Option<Vec<Machine>>,
     /// Why something about the site cannot be told.
     pub fault: Option<Fault>,
+    /// What else its site has; none where that was not looked at.
+    #[serde(default)]
+    pub site: Option<SiteFacts>,
     /// How each of its replications stands.
     pub replications: Vec<ReplicationStatus>,
     /// How the history of each item that it keeps stands.
@@ -203,6 +206,9 @@ pub enum Order {
         disks: Vec<DiskSize>,
         /// Who may send.
         grant: Grant,
+        /// Where its disks are made as the platform's own, for a machine that is to stay here (H13, R14).
+        #[serde(default)]
+        own: Option<NewDisks>,
     },
     /// Take over what this site has of the item (its own disks, or an overlay over its replica, or a replica at rest)
     /// as a replica with history, keep its present state as a point, and take epochs. Outcome: `Taken`.
@@ -369,6 +375,15 @@ impl Order {
             _ => Role::MasterTarget,
         }
     }
+}
+
+/// Where disks are made for a machine that comes where nothing of it is.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct NewDisks {
+    /// The folder.
+    pub folder: String,
+    /// The machine's name there, which the files get.
+    pub machine: String,
 }
 
 /// Who may send epochs to a replica.

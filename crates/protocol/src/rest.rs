@@ -41,7 +41,7 @@ use crate::epoch::Point;
 use crate::fault::Fault;
 use crate::id::{ItemId, PolicyName, SiteName};
 use crate::keeping::KeepingStatus;
-use crate::machine::Machine;
+use crate::machine::{Machine, SiteFacts};
 pub use crate::operation::{FailoverKind, MAX_DOWNTIME_MS, Operation, ShutDownFirst};
 use crate::order::{Moved, Registration, ReplicationStatus, Sync};
 use crate::quote::{Downtime, Moving, Quote, Window};
@@ -374,6 +374,23 @@ pub struct Registered {
     pub authority: String,
     /// In how many ms it should register again: its certificate lasts three times as long.
     pub renew_after_ms: u64,
+}
+
+/// A site, and what its process server told that it has.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct SiteView {
+    /// Its name.
+    pub name: SiteName,
+    /// Its kind of hypervisor.
+    pub platform: Option<String>,
+    /// Its components.
+    pub components: Vec<String>,
+    /// How many machines it has, as last told.
+    pub machines: u64,
+    /// Its networks and storage pools; none where that was never told, or not since the server started.
+    pub facts: Option<SiteFacts>,
+    /// Why something cannot be told.
+    pub fault: Option<Fault>,
 }
 
 /// A machine at a site.

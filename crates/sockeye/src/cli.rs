@@ -132,6 +132,9 @@ comes with --output json.")]
     /// The process servers and master targets at the sites
     #[command(subcommand)]
     Component(ComponentVerb),
+    /// The sites, their networks and their datastores
+    #[command(subcommand)]
+    Site(SiteVerb),
     /// Virtual machines: those a site has; and the qemu sites' own little machine definer
     #[command(subcommand)]
     Vm(VmVerb),
@@ -315,6 +318,17 @@ example that leaves most of the line to others in office hours:
       --bandwidth-offset +01:00
 The last changes of a machine that is shut down for a move are never held back.")]
     Set(SetComponent),
+}
+
+#[derive(Debug, Subcommand)]
+pub enum SiteVerb {
+    /// All sites
+    List,
+    /// One site: its networks, and its storage pools (datastores) with their room
+    Show {
+        /// Its name
+        name: SiteName,
+    },
 }
 
 #[derive(Debug, Subcommand)]

@@ -21,7 +21,7 @@ use protocol::keeping::{AddPoint, ApplyPolicy, KeptPoint, PinPoint, Policy, Poli
 use protocol::quote::Quoted;
 use protocol::rest::{
     AuditEntry, BandwidthEffect, ComponentView, Explanation, ItemView, Job, MachineView, Plan, Request, SetBandwidth,
-    Start,
+    SiteView, Start,
 };
 use reqwest::{Method, Response};
 use serde::Serialize;
@@ -206,6 +206,11 @@ impl Client {
     /// Says how fast a process server may send in all.
     pub async fn set_bandwidth(&self, name: &str, wanted: &SetBandwidth) -> Result<Answer<BandwidthEffect>, Trouble> {
         self.put(&format!("/api/v1/components/{name}/bandwidth"), wanted).await
+    }
+
+    /// The sites, and what they have.
+    pub async fn sites(&self) -> Result<Answer<Vec<SiteView>>, Trouble> {
+        self.get("/api/v1/sites", &[]).await
     }
 
     /// The machines of the sites.

@@ -66,6 +66,7 @@ pub async fn run(global: &Global, verb: Verb) -> Result<Ending, Trouble> {
         Verb::Audit => see::audit(&desk()?).await,
         Verb::Events => watch::events(&desk()?).await,
         Verb::Job(verb) => job::run(&desk()?, verb).await,
+        Verb::Site(verb) => see::site(&desk()?, verb).await,
         Verb::Vm(verb) => see::vm(global, verb).await,
         verb => {
             let desk = desk()?;

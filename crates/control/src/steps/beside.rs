@@ -14,7 +14,8 @@ impl Context<'_> {
     pub(super) async fn raise_test(&mut self, at: Side, point: Option<Attempt>) -> Result<Ending, Halt> {
         let item = self.load().await?;
         let machine = item.test_name();
-        let order = Order::RaiseTest { item: self.item.clone(), spec: item.spec.isolated(&machine), point };
+        let order =
+            Order::RaiseTest { item: self.item.clone(), spec: self.description(&item, at).isolated(&machine), point };
         match self.order(at, "raise-test", order, Patience::UntilReported).await? {
             Outcome::Raised { point } => {
                 let test = Test { side: at, machine, point: point.attempt, cut_at_ms: point.cut_at_ms };

@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use protocol::fault::{Fault, code};
 use protocol::id::Attempt;
+use protocol::machine::MachineSpec;
 use protocol::order::{Order, Outcome, Role, untouched};
 use protocol::quote::Downtime;
 use protocol::stage::Side;
@@ -14,7 +15,7 @@ use super::stopping::NO_CUT;
 use super::{Context, Ending, Halt};
 use crate::clock::now_ms;
 use crate::database::commit;
-use crate::item::{self, LastMove};
+use crate::item::{self, Item, LastMove};
 use crate::job::Notes;
 use crate::order_book;
 
@@ -35,7 +36,7 @@ impl Context<'_> {
     pub(super) async fn raise(&mut self, at: Side, generation: u64, point: Option<Attempt>) -> Result<Ending, Halt> {
         let item = self.load().await?;
         let point = self.notes.last.or(point);
-        let order = Order::Raise { item: self.item.clone(), spec: item.spec, point, generation };
+        let order = Order::Raise { item: self.item.clone(), spec: self.description(&item, at), point, generation };
         match self.order(at, "raise", order, Patience::UntilReported).await? {
             Outcome::Raised { point: stands } => {
                 if point.is_some_and(|wanted| wanted != stands.attempt) {
@@ -53,6 +54,13 @@ impl Context<'_> {
             }
             other => Err(unexpected("raise", &other)),
         }
+    }
+
+    /// The machine as it is to be brought up at a side.
+    pub(super) fn description(&self, item: &Item, at: Side) -> MachineSpec {
+        let fleet = self.control.fleet();
+        let told = fleet.machine(item.site(at.other()), &item.spec.name).map(|(machine, _)| &machine.spec);
+        item.description(at, told)
     }
 
     pub(super) async fn undo_raise(&mut self, at: Side) -> Result<Option<String>, Halt> {
@@ -83,7 +91,7 @@ impl Context<'_> {
             return Ok(None);
         }
         let item = self.load().await?;
-        let order = Order::Raise { item: self.item.clone(), spec: item.spec, point, generation };
+        let order = Order::Raise { item: self.item.clone(), spec: self.description(&item, at), point, generation };
         match self.undo_order(at, "raise-again", order).await? {
             Undoing::Ended(Ok(_)) => {}
             failed => return Ok(failed.words()),

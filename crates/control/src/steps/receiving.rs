@@ -2,14 +2,16 @@
 
 use protocol::epoch::DiskSize;
 use protocol::fault::{Fault, code};
+use protocol::id::SiteName;
 use protocol::machine::Settled;
-use protocol::order::{Grant, Order, Outcome, Role, Sync};
+use protocol::order::{Grant, NewDisks, Order, Outcome, Role, Sync};
 use protocol::position::{Changes, Distrust};
 use protocol::stage::Side;
 
 use super::ordering::{Patience, Undoing, unexpected};
 use super::{Context, Ending, Halt};
-use crate::item::{Item, Wish};
+use crate::item::{Copy, Item, Wish};
+use crate::landing;
 use crate::stage_table::Event;
 
 /// How long a machine that still runs at the receiving side may take to shut down, in ms.
@@ -46,10 +48,51 @@ impl Context<'_> {
 
     pub(super) async fn prepare_replica(&mut self, at: Side) -> Result<Ending, Halt> {
         let (item, grant) = self.new_grant(at).await?;
-        match self.order(at, "prepare", prepare(&item, grant), Patience::UntilReported).await? {
+        match self.order(at, "prepare", prepare(&item, grant, None), Patience::UntilReported).await? {
             Outcome::Nothing => Ok(Ending::Done(None)),
             other => Err(unexpected("prepare replica", &other)),
         }
+    }
+
+    /// Another site becomes home: nothing is known of a copy there.
+    pub(super) async fn relocate(&self, to: &SiteName) -> Result<Ending, Halt> {
+        self.change(|item| {
+            if item.home != *to {
+                item.home = to.clone();
+                item.home_copy = Copy::default();
+            }
+            Ok(())
+        })
+        .await?;
+        Ok(Ending::Done(None))
+    }
+
+    pub(super) async fn make_disks(&mut self, at: Side, datastore: Option<&str>) -> Result<Ending, Halt> {
+        let item = self.load().await?;
+        let size = item.spec.disks.iter().map(|disk| disk.size).sum();
+        let pool = landing::pool(&self.control.fleet(), item.site(at), datastore, size).cloned()?;
+        let folder = pool.folder.unwrap_or_default();
+        self.change(|item| {
+            *item.copy_mut(at) = Copy { at_rest: true, ..Copy::default() };
+            Ok(())
+        })
+        .await?;
+        let (item, grant) = self.new_grant(at).await?;
+        let own = NewDisks { folder, machine: item.spec.name.clone() };
+        match self.order(at, "prepare", prepare(&item, grant, Some(own)), Patience::UntilReported).await? {
+            Outcome::Nothing => Ok(Ending::Done(Some(format!("on {}", pool.name)))),
+            other => Err(unexpected("make disks", &other)),
+        }
+    }
+
+    pub(super) async fn undo_make_disks(&mut self, at: Side) -> Result<Option<String>, Halt> {
+        let words = self.undo_prepare(at).await?;
+        self.change(|item| {
+            *item.copy_mut(at) = Copy::default();
+            Ok(())
+        })
+        .await?;
+        Ok(words)
     }
 
     pub(super) async fn undo_prepare(&mut self, at: Side) -> Result<Option<String>, Halt> {
@@ -89,7 +132,7 @@ impl Context<'_> {
         }
         let item = self.load().await?;
         let grant = grant_of(&item)?;
-        Ok(self.undo_order(at, "reopen", prepare(&item, grant)).await?.words())
+        Ok(self.undo_order(at, "reopen", prepare(&item, grant, None)).await?.words())
     }
 
     pub(super) async fn settle(&mut self, at: Side, shut_down: bool) -> Result<Ending, Halt> {
@@ -184,9 +227,9 @@ impl Context<'_> {
     }
 }
 
-fn prepare(item: &Item, grant: Grant) -> Order {
+fn prepare(item: &Item, grant: Grant, own: Option<NewDisks>) -> Order {
     let disks = item.spec.disks.iter().map(|disk| DiskSize { disk: disk.key.clone(), size: disk.size }).collect();
-    Order::PrepareReplica { item: item.name.clone(), lineage: item.lineage, disks, grant }
+    Order::PrepareReplica { item: item.name.clone(), lineage: item.lineage, disks, grant, own }
 }
 
 fn grant_of(item: &Item) -> Result<Grant, Fault> {

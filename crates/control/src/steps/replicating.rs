@@ -1,5 +1,7 @@
 //! Steps that remember an item, turn its replication on and off, and wait for the first copy.
 
+use std::collections::BTreeMap;
+
 use protocol::bandwidth::Bandwidth;
 use protocol::fault::{Fault, code};
 use protocol::id::{Attempt, Lineage, PolicyName, SiteName};
@@ -22,6 +24,7 @@ impl Context<'_> {
         to: &SiteName,
         interval_ms: u64,
         policy: &PolicyName,
+        networks: &BTreeMap<String, String>,
     ) -> Result<Ending, Halt> {
         let spec = self.control.fleet().machine(from, machine).map(|(machine, _)| machine.spec.clone());
         let spec = spec.ok_or_else(|| {
@@ -36,6 +39,7 @@ impl Context<'_> {
             home: from.clone(),
             away: to.clone(),
             spec,
+            networks: networks.clone(),
             lineage: Lineage::fresh(),
             generation: 1,
             stage: Stage::Unprotected,

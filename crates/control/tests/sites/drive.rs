@@ -273,8 +273,16 @@ async fn component(
         let tells = role == Role::MasterTarget && site == "cloud";
         let keepings = if tells { model.lock().unwrap().keepings.clone() } else { vec![] };
         let reports_now = reports.clone();
-        let request =
-            ExchangeRequest { machines, replications, keepings, reports: reports_now, wait_ms: 15, seen, fault: None };
+        let request = ExchangeRequest {
+            machines,
+            replications,
+            keepings,
+            reports: reports_now,
+            wait_ms: 15,
+            seen,
+            fault: None,
+            site: None,
+        };
         let Ok(reply) = current.exchange(name, request).await else {
             tokio::time::sleep(Duration::from_millis(5)).await;
             continue;
@@ -309,6 +317,7 @@ pub fn protect() -> Operation {
         to: "cloud".parse().unwrap(),
         interval_ms: 1000,
         policy: protocol::PolicyName::standard(),
+        networks: Default::default(),
     }
 }
 
@@ -332,7 +341,7 @@ pub fn view() -> Operation {
 }
 
 pub fn reprotect(sync: protocol::order::Sync, shut_down: bool) -> Operation {
-    Operation::Reprotect { sync, shut_down, no_way_back: false }
+    Operation::Reprotect { sync, shut_down, no_way_back: false, landing: None }
 }
 
 pub fn failback(sync: protocol::order::Sync, offline: bool, complete: bool) -> Operation {
@@ -346,5 +355,6 @@ pub fn failback(sync: protocol::order::Sync, offline: bool, complete: bool) -> O
         no_way_back: false,
         max_downtime_ms: 5000,
         complete_at: None,
+        landing: None,
     }
 }

@@ -6,7 +6,9 @@ use std::os::unix::fs::{FileTypeExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
 
+use protocol::Fault;
 use protocol::extent::{BlockMap, Extent};
+use protocol::fault::code;
 use protocol::machine::{DiskFormat, DiskSource};
 use serde_json::{Value, json};
 use tokio::process::Command;
@@ -46,6 +48,17 @@ pub(crate) async fn create_overlay(path: &Path, backing: &str, size: u64) -> Res
 /// Creates an empty qcow2 of `size` bytes.
 pub(crate) async fn create_empty(path: &Path, size: u64) -> Result<(), String> {
     run("qemu-img", &["create", "-q", "-f", "qcow2", &path.to_string_lossy(), &size.to_string()]).await.map(|_| ())
+}
+
+/// Makes an empty disk of the platform's own, durably.
+pub(crate) async fn make_own(folder: &Path, name: &str, size: u64) -> Result<DiskSource, Fault> {
+    let path = folder.join(format!("{name}.qcow2"));
+    let cannot = |why: String| Fault::new(code::HYPERVISOR, format!("the disk {} cannot be made", path.display()), why);
+    super::folder::remove_file(&path).map_err(|why| cannot(why.to_string()))?;
+    create_empty(&path, size).await.map_err(cannot)?;
+    let synced = std::fs::File::open(&path).and_then(|file| file.sync_all());
+    synced.and_then(|()| super::folder::sync_parent(&path)).map_err(|why| cannot(why.to_string()))?;
+    Ok(DiskSource::Own { path: path.to_string_lossy().into_owned(), format: DiskFormat::Qcow2 })
 }
 
 /// A bitmap that a qcow2 keeps.

@@ -22,9 +22,9 @@ use crate::host::image;
 /// The platform's name, under which a description carries its XML.
 pub(crate) const NAME: &str = "libvirt";
 /// The network that every libvirt has: behind the host's own address.
-const USER: &str = "user";
+pub(crate) const USER: &str = "user";
 /// What a bridge of the host is called as a network.
-const BRIDGE: &str = "bridge:";
+pub(crate) const BRIDGE: &str = "bridge:";
 
 /// One disk as the XML names it.
 #[derive(Debug, Clone, PartialEq, Eq)]

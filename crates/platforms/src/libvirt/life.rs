@@ -29,6 +29,8 @@ use crate::host::folder::Folder;
 const LOOK_AGAIN: Duration = Duration::from_millis(100);
 /// How often the guest is asked again to shut down: some press the button away while they boot.
 const ASK_AGAIN: Duration = Duration::from_secs(3);
+/// For how long a machine may be ending.
+const ENDING_TAKES: Duration = Duration::from_secs(10);
 /// The note that a machine is held.
 const HELD: &str = "held.json";
 /// The note that a guest stands still for a moment, so that its disks are flushed.
@@ -151,6 +153,7 @@ pub(crate) async fn power_off(site: &Site, folder: &Folder, lock: &File) -> Resu
 pub(crate) async fn shut_down(site: &Site, folder: &Folder, lock: &File, timeout: Duration) -> Result<Stopped, Fault> {
     let start = tokio::time::Instant::now();
     let mut asked: Option<tokio::time::Instant> = None;
+    let mut refused: Option<tokio::time::Instant> = None;
     let ours = run::is_ours(site, folder).await?;
     loop {
         match (state(site, folder).await?, held(folder)?) {
@@ -168,10 +171,12 @@ pub(crate) async fn shut_down(site: &Site, folder: &Folder, lock: &File, timeout
             }
             (State::Running, _) if asked.is_none_or(|at| at.elapsed() > ASK_AGAIN) => {
                 match site.virsh.run(lock, &["shutdown", folder.name()]).await {
-                    Ok(_) => asked = Some(tokio::time::Instant::now()),
-                    // It may have ended while it was asked.
+                    Ok(_) => (asked, refused) = (Some(tokio::time::Instant::now()), None),
+                    // One that is ending is not heard any more, and for a moment is still said to run.
                     Err(why) if state(site, folder).await? == State::Running => {
-                        return Err(folder.fault("cannot be shut down", why));
+                        if refused.get_or_insert_with(tokio::time::Instant::now).elapsed() > ENDING_TAKES {
+                            return Err(folder.fault("cannot be shut down", why));
+                        }
                     }
                     Err(_) => {}
                 }

@@ -11,7 +11,7 @@
 use protocol::machine::{Connection, MachineSpec, NetworkCard};
 
 /// The network that every host has.
-const USER: &str = "user";
+pub(crate) const USER: &str = "user";
 /// The longest name of a bridge (`IFNAMSIZ` less its end).
 const LONGEST_BRIDGE: usize = 15;
 

@@ -205,7 +205,7 @@ impl Sites {
         sites.start_master_target().await;
         let grant = Grant { generation: GENERATION, token: TOKEN.into() };
         let item = NAME.parse().unwrap();
-        let prepare = Order::PrepareReplica { item, lineage: sites.lineage, disks: replica, grant };
+        let prepare = Order::PrepareReplica { item, lineage: sites.lineage, disks: replica, grant, own: None };
         sites.control.order(MASTER_TARGET, prepare).await.unwrap();
         sites
     }

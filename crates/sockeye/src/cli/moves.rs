@@ -4,12 +4,13 @@ use std::time::Duration;
 
 use clap::{Args, ValueEnum};
 use protocol::id::{Attempt, ItemId, PolicyName, SiteName};
+use protocol::operation::Landing;
 use protocol::order::Sync;
 use protocol::quote::Window;
 use protocol::rest::ShutDownFirst;
 
 use super::Change;
-use super::value::{duration, point, window};
+use super::value::{duration, networks, point, window};
 
 #[derive(Debug, Args)]
 pub struct Protect {
@@ -27,6 +28,9 @@ pub struct Protect {
     /// Which recovery points are kept, and how old the newest may be: one of `sockeye policy list`
     #[arg(long, value_name = "P", default_value = "standard")]
     pub policy: PolicyName,
+    /// Connect cards that are in network A with network B there, repeatable (default: the network of the same name)
+    #[arg(long = "network", value_name = "A=B", value_parser = networks)]
+    pub networks: Vec<(String, String)>,
     #[command(flatten)]
     pub change: Change,
 }
@@ -195,7 +199,30 @@ pub struct Reprotect {
     #[arg(long)]
     pub no_way_back: bool,
     #[command(flatten)]
+    pub create: Create,
+    #[command(flatten)]
     pub change: Change,
+}
+
+/// Where a machine is created when nothing of it is there.
+#[derive(Debug, Clone, Args)]
+pub struct Create {
+    /// The machine is not there any more: create it, and copy its disks whole
+    #[arg(long)]
+    pub create_vm: bool,
+    /// The datastore where its disks are made (default: the first that takes them; see `sockeye site show`)
+    #[arg(long, value_name = "D", requires = "create_vm")]
+    pub datastore: Option<String>,
+    /// Another site, which becomes its home (default: `original`, the one that is)
+    #[arg(long, value_name = "SITE", requires = "create_vm")]
+    pub to: Option<SiteName>,
+}
+
+impl From<Create> for Option<Landing> {
+    fn from(create: Create) -> Option<Landing> {
+        let site = create.to.filter(|site| site.as_str() != "original");
+        create.create_vm.then_some(Landing { site, datastore: create.datastore })
+    }
 }
 
 #[derive(Debug, Args)]
@@ -225,6 +252,8 @@ pub struct Failback {
     /// to another, like 22:00/04:00
     #[arg(long, value_name = "TIME", value_parser = window, conflicts_with_all = ["complete", "offline"])]
     pub complete_at: Option<Window>,
+    #[command(flatten)]
+    pub create: Create,
     #[command(flatten)]
     pub stopping: Stopping,
     #[command(flatten)]

@@ -20,6 +20,14 @@ pub(super) fn duration(text: &str) -> Result<Duration, String> {
     if given < Duration::from_millis(1) || given > Duration::from_secs(366 * 86_400) { Err(wrong()) } else { Ok(given) }
 }
 
+/// `A=B`: two names of networks.
+pub(super) fn networks(text: &str) -> Result<(String, String), String> {
+    match text.split_once('=') {
+        Some((here, there)) if !here.is_empty() && !there.is_empty() => Ok((here.into(), there.into())),
+        _ => Err(format!("{text:?} is not A=B: the network where the machine is, and the one there")),
+    }
+}
+
 /// `1m:24h`: one every minute until they are a day old. Whole seconds.
 pub(super) fn spacing(text: &str) -> Result<Spacing, String> {
     let wrong =

@@ -1,8 +1,8 @@
 //! The smaller tables: components, machines, the audit log.
 
-use protocol::machine::Power;
+use protocol::machine::{Power, SiteFacts};
 use protocol::order::Role;
-use protocol::rest::{AuditEntry, BandwidthEffect, ComponentView, MachineView};
+use protocol::rest::{AuditEntry, BandwidthEffect, ComponentView, MachineView, SiteView};
 
 use super::table::{facts, table};
 use super::words;
@@ -60,6 +60,51 @@ pub fn bandwidth(effect: &BandwidthEffect) -> String {
 /// The cap of a process server; nothing else sends.
 fn capped(component: &ComponentView) -> String {
     if component.role == Role::ProcessServer { component.bandwidth.to_string() } else { String::new() }
+}
+
+/// The table of sites.
+pub fn sites(sites: &[SiteView]) -> String {
+    let rows = sites.iter().map(|site| {
+        let told =
+            |count: fn(&SiteFacts) -> usize| site.facts.as_ref().map_or("?".into(), |facts| count(facts).to_string());
+        vec![
+            site.name.to_string(),
+            site.platform.clone().unwrap_or_default(),
+            site.components.join(", "),
+            site.machines.to_string(),
+            told(|facts| facts.networks.len()),
+            told(|facts| facts.pools.len()),
+        ]
+    });
+    let headings = ["SITE", "PLATFORM", "COMPONENTS", "MACHINES", "NETWORKS", "DATASTORES"];
+    table(&headings, rows.collect(), "no component has registered yet; see: sockeye component list")
+}
+
+/// One site.
+pub fn site(site: &SiteView) -> String {
+    let mut lines = vec![
+        ("site", site.name.to_string()),
+        ("platform", site.platform.clone().unwrap_or_else(|| "has no process server".into())),
+        ("components", site.components.join(", ")),
+        ("machines", site.machines.to_string()),
+    ];
+    lines.extend(site.fault.as_ref().map(|fault| ("fault", format!("{fault}: {}", fault.cause))));
+    let Some(told) = &site.facts else {
+        lines.push(("networks", "not told since the server started".into()));
+        return facts(&lines);
+    };
+    lines.push(("networks", told.networks.join(", ")));
+    let rows = told.pools.iter().map(|pool| {
+        vec![
+            pool.name.clone(),
+            pool.folder.clone().unwrap_or_default(),
+            words::bytes(pool.size),
+            words::bytes(pool.free),
+            pool.refuses.clone().unwrap_or_else(|| "yes".into()),
+        ]
+    });
+    let headings = ["DATASTORE", "FOLDER", "SIZE", "FREE", "TAKES DISKS"];
+    format!("{}\n{}", facts(&lines), table(&headings, rows.collect(), "no datastores"))
 }
 
 /// The table of machines.

@@ -14,6 +14,7 @@
 //!     undo       until it is committed: sockeye cancel web01
 //! ```
 
+use protocol::operation::Landing;
 use protocol::rest::{Check, FailoverKind, Operation, Plan};
 
 use super::table::facts;
@@ -74,13 +75,16 @@ fn options(operation: &Operation) -> String {
         format!("the guest may take {} to shut down, {then}", words::span(timeout_ms))
     };
     match operation {
-        Operation::Protect { interval_ms, policy, .. } => {
-            format!("an epoch every {}, policy {policy}", words::span(*interval_ms))
+        Operation::Protect { interval_ms, policy, networks, .. } => {
+            let mapped: String =
+                networks.iter().map(|(here, there)| format!("\nnetwork {here} is {there} there")).collect();
+            format!("an epoch every {}, policy {policy}{mapped}", words::span(*interval_ms))
         }
         Operation::Failover { kind: FailoverKind::Planned { shut_down_timeout_ms, then_power_off, .. }, .. } => {
             stopping(*shut_down_timeout_ms, *then_power_off)
         }
-        Operation::Reprotect { sync, shut_down, no_way_back } => {
+        Operation::Reprotect { landing: Some(landing), .. } => format!("first copy: {}", created(landing)),
+        Operation::Reprotect { sync, shut_down, no_way_back, landing: None } => {
             format!("first copy: {sync}{}{}", old_machine(*shut_down), way_back(*no_way_back))
         }
         Operation::Failback {
@@ -92,6 +96,7 @@ fn options(operation: &Operation) -> String {
             then_power_off,
             no_way_back,
             complete_at,
+            landing,
             ..
         } => {
             let when = if *offline { "with the machine off" } else { "while the machine runs" };
@@ -101,11 +106,18 @@ fn options(operation: &Operation) -> String {
                 None => "waits for: sockeye complete".into(),
             };
             let stopping = stopping(*shut_down_timeout_ms, *then_power_off);
-            format!("{sync}, {when}; {wait}\n{stopping}{}{}", old_machine(*shut_down), way_back(*no_way_back))
+            let how = landing.as_ref().map_or_else(|| sync.to_string(), created);
+            format!("{how}, {when}; {wait}\n{stopping}{}{}", old_machine(*shut_down), way_back(*no_way_back))
         }
         Operation::Complete { at: Some(window) } => format!("completes {}", quote::window(window)),
         _ => String::new(),
     }
+}
+
+/// What is made where nothing of the machine is (H13).
+fn created(landing: &Landing) -> String {
+    let place = landing.datastore.as_ref().map(|name| format!(" on {name}")).unwrap_or_default();
+    format!("the machine is created, with new disks{place}; all that its disks hold travels")
 }
 
 /// What happens to a machine that still runs at the side to replicate to (R26).

@@ -21,7 +21,8 @@ pub async fn of(client: &Client, verb: Verb) -> Result<(Request, Change), Troubl
             let machine = protect.vm.to_string();
             let interval_ms = millis(protect.interval);
             let (from, to, policy) = (protect.from, protect.to, protect.policy);
-            let operation = Operation::Protect { machine, from, to, interval_ms, policy };
+            let networks = protect.networks.into_iter().collect();
+            let operation = Operation::Protect { machine, from, to, interval_ms, policy, networks };
             (protect.vm, operation, protect.change)
         }
         Verb::Unprotect(unprotect) => {
@@ -72,6 +73,7 @@ pub async fn of(client: &Client, verb: Verb) -> Result<(Request, Change), Troubl
                 sync: reprotect.sync.into(),
                 shut_down: reprotect.shut_down,
                 no_way_back: reprotect.no_way_back,
+                landing: reprotect.create.into(),
             };
             (reprotect.item, operation, reprotect.change)
         }
@@ -86,6 +88,7 @@ pub async fn of(client: &Client, verb: Verb) -> Result<(Request, Change), Troubl
                 no_way_back: failback.no_way_back,
                 max_downtime_ms: millis(failback.max_downtime),
                 complete_at: failback.complete_at,
+                landing: failback.create.into(),
             };
             (failback.item, operation, failback.change)
         }
@@ -169,6 +172,7 @@ mod tests {
                 no_way_back: false,
                 max_downtime_ms: 5000,
                 complete_at: None,
+                landing: None,
             }
         );
         assert_eq!(operation("sockeye complete web01"), Operation::Complete { at: None });
@@ -179,7 +183,8 @@ mod tests {
             matches!(failback, Operation::Failback { max_downtime_ms: 500, complete_at, .. } if complete_at == at),
             "{failback:?}"
         );
-        let reprotect = Operation::Reprotect { sync: Sync::Tracked, shut_down: true, no_way_back: false };
+        let reprotect =
+            Operation::Reprotect { sync: Sync::Tracked, shut_down: true, no_way_back: false, landing: None };
         assert_eq!(operation("sockeye reverse web01 --shut-down"), reprotect);
         assert_eq!(operation("sockeye reprotect web01 --shut-down"), reprotect);
         assert_eq!(operation("sockeye failover web01 --test --point 1.42"), Operation::TestFailover { point });
@@ -193,7 +198,8 @@ mod tests {
         assert_eq!(operation("sockeye view web01 --end 7"), Operation::EndView { view: 7 });
         let site = Some("home".parse().unwrap());
         assert_eq!(operation("sockeye verify web01 --at home"), Operation::Verify { site });
-        let reprotect = Operation::Reprotect { sync: Sync::Tracked, shut_down: false, no_way_back: true };
+        let reprotect =
+            Operation::Reprotect { sync: Sync::Tracked, shut_down: false, no_way_back: true, landing: None };
         assert_eq!(operation("sockeye reprotect web01 --no-way-back"), reprotect);
         assert_eq!(operation("sockeye unprotect web01"), Operation::Unprotect { delete: false });
     }

@@ -1,11 +1,13 @@
 //! The verbs that only look: ask once, print, done.
 
+use protocol::Fault;
+use protocol::fault::code;
 use protocol::id::ItemId;
 use protocol::rest::{Health, SetBandwidth};
 
 use super::Desk;
 use super::history::agreed;
-use crate::cli::{ComponentVerb, Global, ItemVerb, Points, SetComponent, Status, VmVerb};
+use crate::cli::{ComponentVerb, Global, ItemVerb, Points, SetComponent, SiteVerb, Status, VmVerb};
 use crate::ending::{Ending, Trouble};
 use crate::fault;
 use crate::show::table::facts;
@@ -103,6 +105,29 @@ async fn cap(desk: &Desk, SetComponent { name, bandwidth, sure }: SetComponent) 
     } else if agreed(desk, "Do this?", &sure, &effect.document).await? {
         let done = desk.client.set_bandwidth(&name, &wanted(false)).await?;
         desk.screen.result(&done.document, &format!("{name} sends at most: {bandwidth}"));
+    }
+    Ok(Ending::Done)
+}
+
+/// `site list | show`.
+///
+/// # Errors
+/// The site is unknown, or the server was not reached.
+pub async fn site(desk: &Desk, verb: SiteVerb) -> Result<Ending, Trouble> {
+    let sites = desk.client.sites().await?;
+    match verb {
+        SiteVerb::List => desk.screen.result(&sites.document, &list::sites(&sites.read)),
+        SiteVerb::Show { name } => {
+            let place = sites.read.iter().position(|site| site.name == name);
+            let found = place.and_then(|n| Some((sites.read.get(n)?, sites.document.get(n)?)));
+            let Some((site, document)) = found else {
+                let known: Vec<_> = sites.read.iter().map(|site| site.name.to_string()).collect();
+                let what = format!("there is no site {name}");
+                let fault = Fault::new(code::UNKNOWN_SITE, what, format!("known sites: {}", known.join(", ")));
+                return Err(Trouble { ending: Ending::Refused, fault });
+            };
+            desk.screen.result(document, &list::site(site));
+        }
     }
     Ok(Ending::Done)
 }

@@ -20,7 +20,7 @@ use platforms::Platform;
 use platforms::libvirt::Libvirt;
 use platforms::qemu::Qemu;
 use protocol::epoch::Point;
-use protocol::machine::Power;
+use protocol::machine::{DiskSource, Machine, Power};
 use protocol::rest::{ItemView, Job, JobState};
 
 pub use witness::{Witness, now_ms};
@@ -216,8 +216,35 @@ impl Scene {
         Ok(found)
     }
 
-    /// The machine as the site's own hypervisor sees it.
+    /// What the machine does, as the site's own hypervisor sees it.
     pub fn power(&self, at: At) -> anyhow::Result<Option<Power>> {
+        Ok(self.machine(at)?.map(|machine| machine.power))
+    }
+
+    /// Runs virsh on a site's libvirt, as a person would.
+    pub fn virsh(&self, at: At, words: &[&str]) -> anyhow::Result<()> {
+        let uri = self.world.settings.libvirt.get(&at).context("the site has no libvirt")?;
+        let done = std::process::Command::new("virsh").args(["-q", "-c", uri]).args(words).output()?;
+        ensure!(done.status.success(), "virsh {words:?}: {}", String::from_utf8_lossy(&done.stderr));
+        Ok(())
+    }
+
+    /// A site's machine, which is off, is deleted there with its disks.
+    pub fn loses_its_machine(&self, at: At) -> anyhow::Result<()> {
+        let machine = self.machine(at)?.context("it has none")?;
+        match self.world.settings.libvirt.contains_key(&at) {
+            true => self.virsh(at, &["undefine", MACHINE, "--checkpoints-metadata"])?,
+            false => std::fs::remove_dir_all(self.world.machine_dir(at, MACHINE))?,
+        }
+        for disk in machine.spec.disks {
+            let DiskSource::Own { path, .. } = disk.source else { bail!("{} is not its own", disk.key) };
+            std::fs::remove_file(self.world.site_dir(at).join(path))?;
+        }
+        Ok(())
+    }
+
+    /// The machine as the site's own hypervisor sees it.
+    pub fn machine(&self, at: At) -> anyhow::Result<Option<Machine>> {
         let dir = self.world.site_dir(at);
         let found = self.runtime.block_on(async {
             match self.world.settings.libvirt.get(&at) {
@@ -225,7 +252,7 @@ impl Scene {
                 None => Qemu::open(&dir)?.machine(MACHINE).await,
             }
         });
-        Ok(found.map_err(|fault| anyhow::anyhow!("{fault}: {}", fault.cause))?.map(|machine| machine.power))
+        found.map_err(|fault| anyhow::anyhow!("{fault}: {}", fault.cause))
     }
 
     /// The processes of QEMU that belong to a site.
