@@ -132,7 +132,14 @@ const CONTROL_PORT: u16 = 7410;
 impl World {
     /// Makes directories, seeds the disks, defines the guest at home and starts all parts; the guest is not started yet.
     pub fn build(settings: Settings) -> anyhow::Result<World> {
-        let mut world = World::empty(settings)?;
+        let mut world = World::without_parts(settings)?;
+        world.start_parts()?;
+        Ok(world)
+    }
+
+    /// The same with nothing of Sockeye on either host.
+    pub fn without_parts(settings: Settings) -> anyhow::Result<World> {
+        let world = World::empty(settings)?;
         for at in [At::Home, At::Cloud] {
             let boot = world.site_dir(at).join("boot");
             std::fs::create_dir_all(&boot)?;
@@ -145,7 +152,6 @@ impl World {
         }
         world.seed()?;
         world.define()?;
-        world.start_parts()?;
         Ok(world)
     }
 
@@ -222,7 +228,8 @@ impl World {
         self.settings.root.join(format!("{}-{}.log", at.name(), part.verb()))
     }
 
-    fn command(&self, at: At) -> Command {
+    /// The program on a host, which sees nothing of the other one's directory.
+    pub fn command(&self, at: At) -> Command {
         let hidden = self.net.is_real().then(|| self.dir(at.other()));
         self.net.command(at.host(), &self.settings.sockeye, hidden.as_deref())
     }
