@@ -19,6 +19,7 @@ mod services;
 mod settings;
 
 use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
 
 use protocol::fault::{Fault, code};
 use protocol::token::{AddToken, AddedToken, Join, Joined};
@@ -36,6 +37,10 @@ use settings::Settings;
 
 /// For how long the token is good with which the first host joins itself: it is used at once.
 const OWN_TOKEN_MS: u64 = 10 * 60 * 1000;
+/// How long a role may take until it answers, or is connected.
+const PATIENCE: Duration = Duration::from_secs(60);
+/// How often that is asked.
+const AGAIN: Duration = Duration::from_millis(200);
 
 /// What `init` tells.
 #[derive(Debug, Serialize)]
@@ -126,6 +131,24 @@ async fn enroll_first(kept: &Kept, operator: &Client, settings: &Settings) -> Re
     }
 }
 
+/// Waits until control has heard of every component of this host, but not for ever: who is missing then is missing in the
+/// answer.
+async fn connected(kept: &Kept, control: &Client, settings: &Settings) -> Result<Joined, Trouble> {
+    let since = Instant::now();
+    loop {
+        let joined = enroll(kept, control, settings).await?;
+        if missing(settings, &joined.connected).is_empty() || since.elapsed() > PATIENCE {
+            return Ok(joined);
+        }
+        tokio::time::sleep(AGAIN).await;
+    }
+}
+
+/// The components of this host that control has not heard of.
+fn missing(settings: &Settings, connected: &[String]) -> Vec<String> {
+    settings.components().into_iter().filter(|name| !connected.contains(name)).collect()
+}
+
 /// Everything is up: makes a token for the next host and signs in whoever asked.
 async fn first(
     global: &Global,
@@ -189,7 +212,11 @@ impl Further {
             Some(id) => format!("joined {}; this host's credential is {id}", self.host.server),
             None => format!("joined {} before; it was not reached now and is asked again", self.host.server),
         };
+        let missing = match missing(&self.host, &self.connected) {
+            missing if missing.is_empty() || self.credential.is_none() => String::new(),
+            missing => format!("\n  NOT CONNECTED yet: {}", missing.join(", ")),
+        };
         let what = self.host.components().join(", ");
-        screen.result(self, &format!("site {}: {what}\n  {known}\n  {dialled}", self.host.site));
+        screen.result(self, &format!("site {}: {what}\n  {known}\n  {dialled}{missing}", self.host.site));
     }
 }

@@ -17,12 +17,13 @@ use protocol::Fault;
 use tokio::task::JoinSet;
 
 use super::super::mover::{self, Movers, directory};
-use super::super::server::Server;
+use super::super::server::{Door, Server};
 use super::super::signal::Stop;
 use super::kept::Kept;
 use super::settings::Settings;
-use super::{First, Further, client, enroll, enroll_first, first, ports};
+use super::{Further, client, connected, enroll, enroll_first, first, ports};
 use crate::cli::{self, Global, HostRole, PlatformName};
+use crate::client::Client;
 use crate::ending::{Ending, Trouble};
 use crate::show::Screen;
 
@@ -42,15 +43,14 @@ pub(super) async fn init(global: &Global, init: &cli::Init) -> Result<Ending, Tr
     };
     let mut server = Server::start(&data_dir.join("server"), listen).await?;
     let mut movers = Running::new();
-    let ended = match begin(global, init, &settings, &kept, &data_dir, &server, &mut movers, &stop).await {
-        Ok(told) => {
-            told.show(Screen::new(global.output));
-            tokio::select! {
-                () = stop.wait() => Ok(()),
-                ended = server.ended() => ended,
-                ended = mover::first(&mut movers) => ended,
-            }
-        }
+    let door = server.door.clone();
+    let ended = match begin(&settings, &kept, &data_dir, &door, &mut movers, &stop).await {
+        Ok(operator) => tokio::select! {
+            () = stop.wait() => Ok(()),
+            ended = server.ended() => ended,
+            ended = mover::first(&mut movers) => ended,
+            ended = tell_first(global, init, &settings, &kept, &door, &operator) => ended,
+        },
         Err(why) => Err(why),
     };
     stop.now();
@@ -69,22 +69,26 @@ pub(super) async fn join(global: &Global, join: &cli::Join) -> Result<Ending, Tr
     let kept = Kept::open(&data_dir)?;
     let before = kept.is_so(&settings)?;
     ports::are_free(&settings, &[HostRole::MasterTarget, HostRole::ProcessServer])?;
-    let joined = match enroll(&kept, &client(&settings.server, &token)?, &settings).await {
-        Ok(joined) => Some(joined),
-        // Replication goes on without control: a host that was in before does not wait for it.
-        Err(trouble) if before && trouble.ending == Ending::Unreached => None,
-        Err(trouble) => return Err(trouble),
+    let control = client(&settings.server, &token)?;
+    // Replication goes on without control: a host that was in before does not wait for it.
+    let unless_gone = |answer: Result<_, Trouble>| match answer {
+        Err(trouble) if before && trouble.ending == Ending::Unreached => Ok(None),
+        answer => answer.map(Some),
     };
+    unless_gone(enroll(&kept, &control, &settings).await)?;
     kept.remember(&settings)?;
     let mut movers = Running::new();
+    let tell = async {
+        let joined = unless_gone(connected(&kept, &control, &settings).await)?;
+        Further::new(settings.clone(), joined).show(Screen::new(global.output));
+        std::future::pending().await
+    };
     let ended = match start(&mut movers, &settings, &settings.server, &kept, &data_dir, &stop).await {
-        Ok(()) => {
-            Further::new(settings, joined).show(Screen::new(global.output));
-            tokio::select! {
-                () = stop.wait() => Ok(()),
-                ended = mover::first(&mut movers) => ended,
-            }
-        }
+        Ok(()) => tokio::select! {
+            () = stop.wait() => Ok(()),
+            ended = mover::first(&mut movers) => ended,
+            ended = tell => ended,
+        },
         Err(why) => Err(why),
     };
     stop.now();
@@ -92,28 +96,40 @@ pub(super) async fn join(global: &Global, join: &cli::Join) -> Result<Ending, Tr
     ended.map(|()| Ending::Done)
 }
 
-/// Joins this host to its own control server, starts its movers, and makes the next host's token.
-#[allow(clippy::too_many_arguments, reason = "everything that a host is made of, once")]
+/// Joins this host to its own control server and starts its movers; gives an operator's way in.
 async fn begin(
-    global: &Global,
-    init: &cli::Init,
     settings: &Settings,
     kept: &Kept,
     data_dir: &Path,
-    server: &Server,
+    door: &Door,
     movers: &mut Running,
     stop: &Stop,
-) -> Result<First, Trouble> {
-    let door = &server.door;
-    let admin = mover::secret(None, Some(&door.admin_token_file))?;
-    let operator = client(&door.url, &admin)?;
+) -> Result<Client, Trouble> {
+    let operator = client(&door.url, &mover::secret(None, Some(&door.admin_token_file))?)?;
     if !settings.components().is_empty() {
         enroll_first(kept, &operator, settings).await?;
     }
     kept.remember(settings)?;
     start(movers, settings, &door.url, kept, data_dir, stop).await?;
+    Ok(operator)
+}
+
+/// Tells what was made once all of it is there, and goes on without an end.
+async fn tell_first(
+    global: &Global,
+    init: &cli::Init,
+    settings: &Settings,
+    kept: &Kept,
+    door: &Door,
+    operator: &Client,
+) -> Result<(), Trouble> {
+    if !settings.components().is_empty() {
+        connected(kept, operator, settings).await?;
+    }
     let dialled = settings.dialled(door.port).map_or_else(|| door.url.clone(), |at| format!("http://{at}"));
-    first(global, init, &operator, settings, (dialled, &door.admin_token_file)).await
+    let told = first(global, init, operator, settings, (dialled, &door.admin_token_file)).await?;
+    told.show(Screen::new(global.output));
+    std::future::pending().await
 }
 
 async fn start(

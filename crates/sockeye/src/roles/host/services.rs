@@ -12,15 +12,16 @@
 mod environment;
 
 use std::path::Path;
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
-use protocol::token::Joined;
 use tokio::process::Command;
 
 use super::super::mover;
 use super::kept::Kept;
 use super::settings::Settings;
-use super::{First, Further, client, enroll, enroll_first, first, ports, unfit};
+use super::{
+    AGAIN, First, Further, PATIENCE, client, connected, enroll, enroll_first, first, missing, ports, unfit,
+};
 use crate::cli::{self, Global, HostRole, PlatformName};
 use crate::client::Client;
 use crate::ending::{Ending, Trouble};
@@ -32,10 +33,6 @@ use environment::Change;
 const ETC: &str = "/etc/sockeye";
 /// Where its control server has the token of operators.
 const ADMIN_TOKEN: &str = "/var/lib/sockeye/server/admin.token";
-/// How long a role may take until it answers, or is connected.
-const PATIENCE: Duration = Duration::from_secs(60);
-/// How often that is asked.
-const AGAIN: Duration = Duration::from_millis(200);
 
 /// Has the control server and the movers of this host run as services.
 pub(super) async fn init(global: &Global, init: &cli::Init) -> Result<Ending, Trouble> {
@@ -63,7 +60,9 @@ pub(super) async fn init(global: &Global, init: &cli::Init) -> Result<Ending, Tr
     kept.remember(&settings)?;
     let movers = movers(&settings);
     begin(&movers, &changes).await?;
-    connected(&kept, &operator, &settings).await?;
+    if !movers.is_empty() {
+        are_connected(&settings, &connected(&kept, &operator, &settings).await?.connected)?;
+    }
     let dialled = settings.dialled(settings.port).map_or_else(|| settings.server.clone(), |at| format!("http://{at}"));
     let told: First = first(global, init, &operator, &settings, (dialled, Path::new(ADMIN_TOKEN))).await?;
     told.show(screen);
@@ -87,7 +86,8 @@ pub(super) async fn join(global: &Global, join: &cli::Join) -> Result<Ending, Tr
     kept.remember(&settings)?;
     begin(&movers(&settings), &changes).await?;
     let joined = connected(&kept, &control, &settings).await?;
-    Further::new(settings.clone(), joined).show(screen);
+    are_connected(&settings, &joined.connected)?;
+    Further::new(settings.clone(), Some(joined)).show(screen);
     of_libvirt(screen, &settings);
     Ok(Ending::Done)
 }
@@ -206,24 +206,14 @@ fn silent(service: &str, cause: &str) -> Trouble {
     Trouble { fault: trouble.fault.with_remedy(remedy), ..trouble }
 }
 
-/// Waits until control hears of all components of this host.
-async fn connected(kept: &Kept, control: &Client, settings: &Settings) -> Result<Option<Joined>, Trouble> {
-    let wanted = settings.components();
-    if wanted.is_empty() {
-        return Ok(None);
-    }
-    let since = Instant::now();
-    loop {
-        let joined = enroll(kept, control, settings).await?;
-        let missing: Vec<_> = wanted.iter().filter(|name| !joined.connected.contains(name)).cloned().collect();
-        if missing.is_empty() {
-            return Ok(Some(joined));
+/// A mover that does not come is a failure of this command, and not a surprise later.
+fn are_connected(settings: &Settings, connected: &[String]) -> Result<(), Trouble> {
+    match missing(settings, connected).as_slice() {
+        [] => Ok(()),
+        missing => {
+            let cause = format!("the control server has not heard of {}", missing.join(", "));
+            Err(silent("sockeye-process-server --unit sockeye-master-target", &cause))
         }
-        if since.elapsed() > PATIENCE {
-            let cause = format!("{} did not come to the control server", missing.join(", "));
-            return Err(silent("sockeye-process-server --unit sockeye-master-target", &cause));
-        }
-        tokio::time::sleep(AGAIN).await;
     }
 }
 
