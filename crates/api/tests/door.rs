@@ -120,7 +120,10 @@ async fn each_token_opens_its_own_routes_and_no_others() {
     }
     problem(server.post(exchange, &secret, &words).await, StatusCode::UNAUTHORIZED, "CTL-014").await;
     let tokens = server.get("/api/v1/tokens", &admin).await.text().await.unwrap();
-    assert!(tokens.contains("paris-process-server") && !tokens.contains(&secret) && !tokens.contains(&join), "{tokens}");
+    assert!(
+        tokens.contains("paris-process-server") && !tokens.contains(&secret) && !tokens.contains(&join),
+        "{tokens}"
+    );
     // And is put out.
     let one = format!("{}/api/v1/tokens/{}?reason=sold", server.url, joined.id);
     let removed = server.client.delete(&one).bearer_auth(&secret).send().await.unwrap();

@@ -121,10 +121,8 @@ impl Control {
 
     /// Join tokens and the credentials of hosts, oldest first.
     pub async fn tokens(&self) -> Result<Vec<TokenView>, Fault> {
-        let rows = rows!("removed_at_ms is null order by id")
-            .fetch_all(self.database().readers())
-            .await
-            .map_err(failed)?;
+        let rows =
+            rows!("removed_at_ms is null order by id").fetch_all(self.database().readers()).await.map_err(failed)?;
         let fleet = self.fleet();
         let view = |row: &SqliteRow| {
             let mut view = Kept::of(row).view;

@@ -47,7 +47,7 @@ pub const HOST_DIFFERS: &Entry = &Entry {
 };
 
 /// Every code of this room.
-pub const CATALOGUE: &[&Entry] = 
+pub const CATALOGUE: &[&Entry] =
     &[UNREACHED, NOT_UNDERSTOOD, NOT_CONFIRMED, PROFILE, LOCAL, USAGE, HOST_UNFIT, HOST_DIFFERS];
 
 /// Explains a code, whichever room gives it (upper or lower case).

@@ -42,7 +42,10 @@ fn a_home_that_nobody_can_dial_sends_and_receives() {
     play_on(Hosts::HomeBehindFirewall, |scene| {
         match scene.world.why_loopback.clone() {
             None => {
-                ensure!(reaches_home(&scene.world.net, HOME)?, "home does not reach itself: that proves nothing of a firewall");
+                ensure!(
+                    reaches_home(&scene.world.net, HOME)?,
+                    "home does not reach itself: that proves nothing of a firewall"
+                );
                 ensure!(!reaches_home(&scene.world.net, CLOUD)?, "the firewall lets the cloud in");
             }
             Some(why) => scene.say(&format!("no firewall: both sites share the loopback ({why})")),

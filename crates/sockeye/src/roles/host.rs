@@ -103,7 +103,8 @@ fn client(server: &str, token: &str) -> Result<Client, Trouble> {
 async fn enroll(kept: &Kept, client: &Client, settings: &Settings) -> Result<Joined, Trouble> {
     let host = rustix::system::uname().nodename().to_string_lossy().into_owned();
     let ask = async |secret| {
-        let wanted = Join { secret, site: settings.site.clone(), host: host.clone(), components: settings.components() };
+        let wanted =
+            Join { secret, site: settings.site.clone(), host: host.clone(), components: settings.components() };
         client.join(&wanted).await.map(|answer| answer.read)
     };
     match ask(kept.secret()?).await {

@@ -45,8 +45,12 @@ pub(super) fn are_free(settings: &Settings, roles: &[HostRole]) -> Result<(), Tr
 fn is_free(address: SocketAddr) -> Result<(), Trouble> {
     let Err(why) = TcpListener::bind(address) else { return Ok(()) };
     let remedy = match why.kind() {
-        ErrorKind::AddrInUse => format!("see who listens there (ss -ltnp), or choose other ports with --port ({address})"),
-        ErrorKind::AddrNotAvailable => "give an address of this host with --address (ip address); --advertise says by what others reach it".into(),
+        ErrorKind::AddrInUse => {
+            format!("see who listens there (ss -ltnp), or choose other ports with --port ({address})")
+        }
+        ErrorKind::AddrNotAvailable => {
+            "give an address of this host with --address (ip address); --advertise says by what others reach it".into()
+        }
         _ => "choose another --address or --port".into(),
     };
     Err(unfit(format!("{address} cannot be listened on"), why, remedy))

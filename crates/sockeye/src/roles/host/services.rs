@@ -19,9 +19,7 @@ use tokio::process::Command;
 use super::super::mover;
 use super::kept::Kept;
 use super::settings::Settings;
-use super::{
-    AGAIN, First, Further, PATIENCE, client, connected, enroll, enroll_first, first, missing, ports, unfit,
-};
+use super::{AGAIN, First, Further, PATIENCE, client, connected, enroll, enroll_first, first, missing, ports, unfit};
 use crate::cli::{self, Global, HostRole, PlatformName};
 use crate::client::Client;
 use crate::ending::{Ending, Trouble};
@@ -110,7 +108,11 @@ async fn are_there() -> Result<(), Trouble> {
     }
     if !systemctl(&["cat", "sockeye-process-server.service"]).await? {
         let cause = "the units of the package are not installed";
-        return Err(unfit("this host has no services to be set up", cause, format!("install the package, or {foreground}")));
+        return Err(unfit(
+            "this host has no services to be set up",
+            cause,
+            format!("install the package, or {foreground}"),
+        ));
     }
     if !rustix::process::geteuid().is_root() {
         let cause = "settings are written below /etc/sockeye, and services are enabled";

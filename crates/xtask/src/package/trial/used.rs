@@ -16,18 +16,21 @@ const DISK_MIB: u32 = 64;
 
 /// The control server and the movers of one machine, and those of the other, which joins it.
 pub(super) fn services(home: &Booted, cloud: &Booted) -> Result<()> {
-    claim("a mover that has not joined does not start, and one without a site says so and is not started again", || {
-        ensure!(home.run(&format!("systemctl start {PROCESS_SERVER}")).is_err(), "it starts without a token");
-        home.run(&format!("systemctl is-failed {PROCESS_SERVER}"))?;
-        home.run("echo nobodys > /etc/sockeye/join.token; chmod 600 /etc/sockeye/join.token")?;
-        home.run(&format!("systemctl reset-failed {PROCESS_SERVER}; systemctl start {PROCESS_SERVER} || true"))?;
-        home.until(&format!("systemctl is-failed {PROCESS_SERVER}"))?;
-        same(&home.run(&format!("systemctl show -P ExecMainStatus {PROCESS_SERVER}"))?, "2")?;
-        same(&home.run(&format!("systemctl show -P NRestarts {PROCESS_SERVER}"))?, "0")?;
-        let said = home.run(&format!("journalctl --unit {PROCESS_SERVER}"))?;
-        ensure!(said.contains("--site"), "it does not say what is missing");
-        home.run("rm /etc/sockeye/join.token").map(drop)
-    })?;
+    claim(
+        "a mover that has not joined does not start, and one without a site says so and is not started again",
+        || {
+            ensure!(home.run(&format!("systemctl start {PROCESS_SERVER}")).is_err(), "it starts without a token");
+            home.run(&format!("systemctl is-failed {PROCESS_SERVER}"))?;
+            home.run("echo nobodys > /etc/sockeye/join.token; chmod 600 /etc/sockeye/join.token")?;
+            home.run(&format!("systemctl reset-failed {PROCESS_SERVER}; systemctl start {PROCESS_SERVER} || true"))?;
+            home.until(&format!("systemctl is-failed {PROCESS_SERVER}"))?;
+            same(&home.run(&format!("systemctl show -P ExecMainStatus {PROCESS_SERVER}"))?, "2")?;
+            same(&home.run(&format!("systemctl show -P NRestarts {PROCESS_SERVER}"))?, "0")?;
+            let said = home.run(&format!("journalctl --unit {PROCESS_SERVER}"))?;
+            ensure!(said.contains("--site"), "it does not say what is missing");
+            home.run("rm /etc/sockeye/join.token").map(drop)
+        },
+    )?;
     let mut token = String::new();
     claim("init makes the first machine: control server and movers, with no capability and under a filter", || {
         token = first(home)?;

@@ -38,7 +38,8 @@ impl Change {
     pub(super) fn set(&mut self, name: &str, value: &str, shipped: Option<&str>) -> Result<(), Trouble> {
         let line = format!("{name}={value}");
         let is_it = |line: &&str| line.trim_start().starts_with(&format!("{name}="));
-        let there = self.after.lines().rfind(is_it).and_then(|line| line.split_once('=')).map(|(_, value)| value.trim());
+        let there =
+            self.after.lines().rfind(is_it).and_then(|line| line.split_once('=')).map(|(_, value)| value.trim());
         match there {
             Some(there) if there == value => {}
             Some(there) if Some(there) != shipped => {
