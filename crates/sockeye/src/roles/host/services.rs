@@ -42,7 +42,7 @@ pub(super) async fn init(global: &Global, init: &cli::Init) -> Result<Ending, Tr
     let changes = if before { vec![] } else { changes(&settings)? };
     ports::are_free(&settings, &idle(&settings).await)?;
     Change::all(&changes)?;
-    begin(&[HostRole::Control], &changes).await?;
+    begin(&[HostRole::Control], &changes, false).await?;
     let admin = Client::new(crate::profile::Access { server: settings.server.clone(), token: None })?;
     let since = Instant::now();
     while admin.healthz().await.is_err() {
@@ -52,12 +52,13 @@ pub(super) async fn init(global: &Global, init: &cli::Init) -> Result<Ending, Tr
         tokio::time::sleep(AGAIN).await;
     }
     let operator = client(&settings.server, &mover::secret(None, Some(Path::new(ADMIN_TOKEN)))?)?;
-    if !settings.components().is_empty() {
-        enroll_first(&kept, &operator, &settings).await?;
+    let movers = movers(&settings);
+    let mut heard = vec![];
+    if !movers.is_empty() {
+        heard = enroll_first(&kept, &operator, &settings).await?.connected;
     }
     kept.remember(&settings)?;
-    let movers = movers(&settings);
-    begin(&movers, &changes).await?;
+    begin(&movers, &changes, !missing(&settings, &heard).is_empty()).await?;
     if !movers.is_empty() {
         are_connected(&settings, &connected(&kept, &operator, &settings).await?.connected)?;
     }
@@ -79,10 +80,10 @@ pub(super) async fn join(global: &Global, join: &cli::Join) -> Result<Ending, Tr
     let changes = if before { vec![] } else { changes(&settings)? };
     ports::are_free(&settings, &idle(&settings).await)?;
     let control = client(&settings.server, &token)?;
-    enroll(&kept, &control, &settings).await?;
+    let heard = enroll(&kept, &control, &settings).await?.connected;
     Change::all(&changes)?;
     kept.remember(&settings)?;
-    begin(&movers(&settings), &changes).await?;
+    begin(&movers(&settings), &changes, !missing(&settings, &heard).is_empty()).await?;
     let joined = connected(&kept, &control, &settings).await?;
     are_connected(&settings, &joined.connected)?;
     Further::new(settings.clone(), Some(joined)).show(screen);
@@ -185,12 +186,13 @@ fn options(settings: &Settings, role: HostRole) -> String {
     options
 }
 
-/// Enables services and starts them; those that run with settings that were changed are started again.
-async fn begin(roles: &[HostRole], changes: &[Change]) -> Result<(), Trouble> {
+/// Enables services and starts them; those that run with settings that were changed are started again, and so are those that
+/// control does not hear (`unheard`): they may run with a credential that this host has no longer.
+async fn begin(roles: &[HostRole], changes: &[Change], unheard: bool) -> Result<(), Trouble> {
     for role in roles {
         let service = service(*role);
         let changed = changes.iter().any(|change| change.is_of(&service.replacen("sockeye-", "", 1)));
-        let way = if changed { "restart" } else { "start" };
+        let way = if changed || unheard { "restart" } else { "start" };
         // A service that failed before its settings were there is given another chance.
         systemctl(&["reset-failed", service]).await?;
         for words in [["enable", "--quiet", service].as_slice(), &[way, service]] {

@@ -52,6 +52,18 @@ pub(super) fn services(home: &Booted, cloud: &Booted) -> Result<()> {
         ensure!(third.contains("CTL-024") && third.ends_with("code 3"), "{third}");
         home.run(ALL_CONNECTED).map(drop)
     })?;
+    claim("a host that is put out is out, and comes again with a new token", || {
+        let credential = r#"$(sockeye token list | awk '$2 == "host" && $3 == "cloud" { print $1 }')"#;
+        home.run(&format!("sockeye token remove {credential} --yes --reason trial"))?;
+        home.until(r#"test 2 = $(sockeye component list --output json | grep -c "connected.: true")"#)?;
+        let join = "sockeye join http://127.0.0.1:7410 --site cloud --token";
+        let put_out = cloud.run(&format!("{join} {token} 2>&1 || echo code $?"))?;
+        ensure!(put_out.contains("CTL-026") && put_out.ends_with("code 3"), "{put_out}");
+        let again = home.run("sockeye token add --site cloud --yes --output json")?;
+        let again: serde_json::Value = serde_json::from_str(&again).with_context(|| again.clone())?;
+        cloud.run(&format!("{join} {}", again["token"].as_str().unwrap_or_default()))?;
+        home.run(ALL_CONNECTED).map(drop)
+    })?;
     claim("movers have no capability either", || {
         for (machine, unit) in
             [(home, PROCESS_SERVER), (home, MASTER_TARGET), (cloud, PROCESS_SERVER), (cloud, MASTER_TARGET)]
