@@ -158,15 +158,20 @@ impl Control {
     pub async fn join(&self, token: &str, join: Join) -> Result<Joined, Fault> {
         check(&join)?;
         let Join { secret, site, host, components } = join;
+        let refused = |why: String| Fault::new(code::JOIN_REFUSED, format!("{host} cannot join"), why);
+        let unknown = || refused("the control server knows no such token".into());
+        // A stranger does not get as far as the only writer.
+        let mut on = self.database().readers().acquire().await.map_err(failed)?;
+        if find(&mut on, &secret).await?.is_none() && find(&mut on, token).await?.is_none() {
+            return Err(unknown());
+        }
+        drop(on);
         let mut change = self.database().change().await?;
         let id = match find(&mut change, &secret).await? {
             Some(known) => is_the_same(&known, &site)?,
             None => {
-                let refused = |why| Fault::new(code::JOIN_REFUSED, format!("{host} cannot join"), why);
-                let Some(found) = find(&mut change, token).await?.filter(|found| found.view.kind == TokenKind::Join)
-                else {
-                    return Err(refused("the control server knows no such token".into()));
-                };
+                let found = find(&mut change, token).await?.filter(|found| found.view.kind == TokenKind::Join);
+                let found = found.ok_or_else(unknown)?;
                 if let Some(why) = found.unusable(&site) {
                     return Err(refused(why));
                 }
