@@ -1,8 +1,8 @@
 //! The six lines of `docs/install.md`, as they stand there: two hosts that have nothing of ours, each with a libvirtd of its
 //! own and one of them behind a firewall that lets nobody in, until a real guest is protected.
 //!
-//! What is put in the place of what the page cannot know: the address, the token that `init` printed, and, as there is
-//! neither systemd nor QEMU's own platform here, `--foreground` and where libvirt is.
+//! What is put in the place of what the page cannot know: the address, the token that `init` printed, `--yes` where a person
+//! would be asked, and, as there is neither systemd nor QEMU's own platform here, `--foreground` and where libvirt is.
 #![allow(clippy::unwrap_used)]
 
 use std::collections::BTreeMap;

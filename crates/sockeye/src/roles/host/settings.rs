@@ -86,6 +86,12 @@ impl Settings {
         if !cause.is_empty() {
             return Err(Trouble::usage("it is not known where others reach this host", cause));
         }
+        if host.port == 0 && !host.foreground {
+            return Err(Trouble::usage(
+                "services need ports that stay",
+                "--port 0 (any that are free) is for --foreground",
+            ));
+        }
         let libvirt_uri = (host.platform == PlatformName::Libvirt).then(|| host.libvirt_uri.clone());
         if libvirt_uri.as_ref().is_some_and(|uri| uri.contains(char::is_whitespace)) {
             return Err(Trouble::usage("that is no place of libvirt's", "--libvirt-uri has no spaces in it"));
@@ -187,6 +193,7 @@ mod tests {
             "sockeye join http://a:1 --token t --site home --roles control",
             "sockeye join https://a:1 --token t --site home",
             "sockeye join http://a:1 --token t --site home --advertise h.example",
+            "sockeye join http://a:1 --token t --site home --address 192.0.2.7 --port 0",
         ] {
             assert_eq!(typed(line).unwrap_err().ending, crate::ending::Ending::Usage, "{line}");
         }
