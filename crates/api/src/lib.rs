@@ -1,9 +1,10 @@
 //! The only door: REST under `/api/v1`, OpenAPI, bearer tokens, server-sent events.
 //!
 //! ```text
-//!   CLI, portal ── admin token ──────► items, plans, jobs, sites, events ──┐
-//!   component ──── join token ───────► register                           ├──► control
-//!   component ──── its own token ────► exchange                          ──┘
+//!   CLI, portal ── admin token ────────► items, plans, jobs, sites, tokens, events ──┐
+//!   host ───────── join token ─────────► join                                       │
+//!   component ──── host's credential ──► register                                   ├──► control
+//!   component ──── its own token ──────► exchange                                  ──┘
 //! ```
 //!
 //! # Always true
@@ -19,6 +20,7 @@ mod metrics;
 mod policies;
 mod problem;
 mod sign_in;
+mod tokens;
 
 use axum::Router;
 use axum::extract::DefaultBodyLimit;
@@ -93,6 +95,9 @@ fn described() -> OpenApiRouter<Control> {
         .routes(routes!(fleet::machines))
         .routes(routes!(fleet::audit))
         .routes(routes!(events::events))
+        .routes(routes!(tokens::list, tokens::add))
+        .routes(routes!(tokens::remove))
+        .routes(routes!(components::join))
         .routes(routes!(components::register))
         .layer(DefaultBodyLimit::max(BODY_LIMIT))
         .merge(exchange)

@@ -43,7 +43,7 @@ pub async fn set(
 #[into_params(parameter_in = Query)]
 pub struct Why {
     /// Why, as the user gave it.
-    reason: Option<String>,
+    pub(crate) reason: Option<String>,
 }
 
 /// Removes a policy that no item has.

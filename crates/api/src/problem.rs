@@ -39,6 +39,7 @@ fn status(fault: &Fault) -> StatusCode {
         code::UNKNOWN_SITE,
         code::UNKNOWN_VM,
         code::UNKNOWN_POLICY,
+        code::UNKNOWN_TOKEN,
     ]) {
         StatusCode::NOT_FOUND
     } else if is(&[code::BAD_REQUEST]) {

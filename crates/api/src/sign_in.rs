@@ -11,15 +11,26 @@ use crate::problem::Refusal;
 #[derive(Debug)]
 pub struct Admin;
 
-/// The request came with the join token (or the admin token).
+/// The request came with the credential of the host of this number, or with the admin token.
 #[derive(Debug)]
-pub struct Join;
+pub struct Registrar(pub Option<i64>);
+
+/// The request came with this token, whatever it is good for.
+#[derive(Debug)]
+pub struct Bearer(pub String);
 
 /// The request came with the token of the component of this name.
 #[derive(Debug)]
 pub struct Component(pub String);
 
 async fn principal(parts: &Parts, control: &Control) -> Result<Principal, Refusal> {
+    match control.principal(bearer(parts)?).await? {
+        Some(principal) => Ok(principal),
+        None => Err(refused("the token is not known")),
+    }
+}
+
+fn bearer(parts: &Parts) -> Result<&str, Refusal> {
     let token = parts
         .headers
         .get(header::AUTHORIZATION)
@@ -27,11 +38,7 @@ async fn principal(parts: &Parts, control: &Control) -> Result<Principal, Refusa
         .and_then(|value| value.split_once(' '))
         .filter(|(scheme, token)| scheme.eq_ignore_ascii_case("bearer") && token.len() <= 512)
         .map(|(_, token)| token);
-    let Some(token) = token else { return Err(refused("there is no bearer token in the Authorization header")) };
-    match control.principal(token).await? {
-        Some(principal) => Ok(principal),
-        None => Err(refused("the token is not known")),
-    }
+    token.ok_or_else(|| refused("there is no bearer token in the Authorization header"))
 }
 
 fn refused(cause: &str) -> Refusal {
@@ -49,12 +56,21 @@ impl FromRequestParts<Control> for Admin {
     }
 }
 
-impl FromRequestParts<Control> for Join {
+impl<S: Send + Sync> FromRequestParts<S> for Bearer {
     type Rejection = Refusal;
 
-    async fn from_request_parts(parts: &mut Parts, control: &Control) -> Result<Join, Refusal> {
+    async fn from_request_parts(parts: &mut Parts, _: &S) -> Result<Bearer, Refusal> {
+        bearer(parts).map(|token| Bearer(token.to_string()))
+    }
+}
+
+impl FromRequestParts<Control> for Registrar {
+    type Rejection = Refusal;
+
+    async fn from_request_parts(parts: &mut Parts, control: &Control) -> Result<Registrar, Refusal> {
         match principal(parts, control).await? {
-            Principal::Admin | Principal::Join => Ok(Join),
+            Principal::Admin => Ok(Registrar(None)),
+            Principal::Host(host) => Ok(Registrar(Some(host))),
             Principal::Component(_) => Err(refused("a component's own token does not register others")),
         }
     }

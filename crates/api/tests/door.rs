@@ -5,6 +5,7 @@
 use control::Control;
 use protocol::order::{ExchangeReply, ExchangeRequest, Registration, Role};
 use protocol::rest::{ComponentView, Register, Registered, SiteView};
+use protocol::token::{AddedToken, Joined};
 use reqwest::{Client, StatusCode};
 
 struct Server {
@@ -25,8 +26,8 @@ impl Server {
         Server { folder, control, url, client: Client::builder().no_proxy().build().unwrap(), served }
     }
 
-    fn token(&self, kind: &str) -> String {
-        std::fs::read_to_string(self.folder.path().join(format!("{kind}.token"))).unwrap().trim().to_string()
+    fn admin(&self) -> String {
+        std::fs::read_to_string(self.folder.path().join("admin.token")).unwrap().trim().to_string()
     }
 
     async fn get(&self, path: &str, token: &str) -> reqwest::Response {
@@ -50,7 +51,7 @@ impl Server {
         };
         let certificate_request = identity::Request::make().unwrap().pem;
         let register = Register { registration, certificate_request };
-        let answer = self.post("/api/v1/components/register", &self.token("join"), &register).await;
+        let answer = self.post("/api/v1/components/register", &self.admin(), &register).await;
         assert_eq!(answer.status(), StatusCode::OK);
         answer.json().await.unwrap()
     }
@@ -76,7 +77,9 @@ async fn problem(answer: reqwest::Response, status: StatusCode, code: &str) -> s
 #[tokio::test]
 async fn each_token_opens_its_own_routes_and_no_others() {
     let server = Server::start().await;
-    let (admin, join) = (server.token("admin"), server.token("join"));
+    let admin = server.admin();
+    let added = server.post("/api/v1/tokens", &admin, &serde_json::json!({"lasts_ms": 60_000})).await;
+    let join = added.json::<AddedToken>().await.unwrap().token;
     let component = server.register("home-process-server").await.token;
     let ok = server.client.get(format!("{}/healthz", server.url)).send().await.unwrap();
     assert_eq!(ok.text().await.unwrap(), "ok");
@@ -99,13 +102,45 @@ async fn each_token_opens_its_own_routes_and_no_others() {
         "CTL-014",
     )
     .await;
+    // A host joins, and registers with the secret that it made and with nothing else.
+    let secret = "5".repeat(64);
+    let host = serde_json::json!({"secret": secret, "site": "paris", "host": "h1", "components": []});
+    for wrong in [admin.as_str(), component.as_str(), "nonsense"] {
+        problem(server.post("/api/v1/join", wrong, &host).await, StatusCode::CONFLICT, "CTL-024").await;
+    }
+    let joined: Joined = server.post("/api/v1/join", &join, &host).await.json().await.unwrap();
+    let request = identity::Request::make().unwrap().pem;
+    let paris = serde_json::json!({"name": "paris-process-server", "site": "paris", "role": "process-server",
+        "address": null, "version": "0", "platform": "simulated", "certificate_request": request});
+    let register = "/api/v1/components/register";
+    problem(server.post(register, &join, &paris).await, StatusCode::UNAUTHORIZED, "CTL-014").await;
+    assert_eq!(server.post(register, &secret, &paris).await.status(), StatusCode::OK);
+    for path in ["/api/v1/items", "/api/v1/tokens"] {
+        problem(server.get(path, &secret).await, StatusCode::UNAUTHORIZED, "CTL-014").await;
+    }
+    problem(server.post(exchange, &secret, &words).await, StatusCode::UNAUTHORIZED, "CTL-014").await;
+    let tokens = server.get("/api/v1/tokens", &admin).await.text().await.unwrap();
+    assert!(
+        tokens.contains("paris-process-server") && !tokens.contains(&secret) && !tokens.contains(&join),
+        "{tokens}"
+    );
+    // And is put out.
+    let one = format!("{}/api/v1/tokens/{}?reason=sold", server.url, joined.id);
+    let removed = server.client.delete(&one).bearer_auth(&secret).send().await.unwrap();
+    problem(removed, StatusCode::UNAUTHORIZED, "CTL-014").await;
+    let removed = server.client.delete(&one).bearer_auth(&admin).send().await.unwrap();
+    assert_eq!(removed.status(), StatusCode::NO_CONTENT);
+    problem(server.post(register, &secret, &paris).await, StatusCode::UNAUTHORIZED, "CTL-014").await;
+    problem(server.post("/api/v1/join", &join, &host).await, StatusCode::CONFLICT, "CTL-026").await;
+    let absent = server.client.delete(format!("{}/api/v1/tokens/99", server.url)).bearer_auth(&admin);
+    problem(absent.send().await.unwrap(), StatusCode::NOT_FOUND, "CTL-027").await;
     server.stop().await;
 }
 
 #[tokio::test]
 async fn errors_are_problems_with_code_cause_and_remedy() {
     let server = Server::start().await;
-    let admin = server.token("admin");
+    let admin = server.admin();
     problem(server.get("/api/v1/items/nobody", &admin).await, StatusCode::NOT_FOUND, "CTL-001").await;
     problem(server.get("/api/v1/items/nobody/points", &admin).await, StatusCode::NOT_FOUND, "CTL-001").await;
     problem(server.get("/api/v1/jobs/7", &admin).await, StatusCode::NOT_FOUND, "CTL-004").await;
@@ -125,7 +160,7 @@ async fn errors_are_problems_with_code_cause_and_remedy() {
 #[tokio::test]
 async fn an_exchange_makes_a_component_connected_and_is_held_while_there_is_nothing_to_do() {
     let server = Server::start().await;
-    let admin = server.token("admin");
+    let admin = server.admin();
     let token = server.register("home-process-server").await.token;
     let before: Vec<ComponentView> = server.get("/api/v1/components", &admin).await.json().await.unwrap();
     assert!(!before[0].connected, "registered is not heard of");
@@ -151,7 +186,7 @@ async fn an_exchange_makes_a_component_connected_and_is_held_while_there_is_noth
 #[tokio::test]
 async fn the_document_describes_the_routes_and_events_open_a_stream() {
     let server = Server::start().await;
-    let admin = server.token("admin");
+    let admin = server.admin();
     let document: serde_json::Value = server.get("/api/v1/openapi.json", &admin).await.json().await.unwrap();
     assert!(document["paths"]["/api/v1/components/{name}/exchange"]["post"].is_object());
     let events = server.get("/api/v1/events", &admin).await;
@@ -164,7 +199,7 @@ async fn the_document_describes_the_routes_and_events_open_a_stream() {
 #[tokio::test]
 async fn an_operation_is_planned_started_followed_by_events_and_cancelled() {
     let server = Server::start().await;
-    let admin = server.token("admin");
+    let admin = server.admin();
     let machine = serde_json::json!({
         "spec": {"name": "web01", "memory_mib": 64, "vcpus": 1, "boot": "firmware", "disks": [
             {"key": "disk0", "size": 65536, "source": {"own": {"path": "disk0.raw", "format": "raw"}}}]},
@@ -236,7 +271,7 @@ async fn an_operation_is_planned_started_followed_by_events_and_cancelled() {
 #[tokio::test]
 async fn an_administrator_caps_a_process_server_and_nothing_else() {
     let server = Server::start().await;
-    let (admin, registered) = (server.token("admin"), server.register("home-process-server").await);
+    let (admin, registered) = (server.admin(), server.register("home-process-server").await);
     server.register("home-master-target").await;
     let put = async |name: &str, token: &str, body: serde_json::Value| {
         let url = format!("{}/api/v1/components/{name}/bandwidth", server.url);

@@ -43,7 +43,7 @@ const RENEW_AGAIN: Duration = Duration::from_secs(60 * 60);
 pub struct Membership {
     /// Base URL of the control server.
     pub server: String,
-    /// Lets the component register.
+    /// The credential of its host: lets the component register.
     pub join_token: String,
     /// What it says about itself.
     pub registration: Registration,
@@ -278,7 +278,13 @@ async fn register(client: &reqwest::Client, membership: &Membership) -> Option<R
     let reply = match sent {
         Ok(reply) if reply.status().is_success() => reply,
         Ok(reply) => {
-            tracing::error!(status = %reply.status(), "control refuses to register this component: is the join token right?");
+            let status = reply.status();
+            match reply.json::<Fault>().await {
+                Ok(fault) => {
+                    tracing::error!(%fault, cause = fault.cause, next = fault.remedy, "control refuses to register this component");
+                }
+                Err(_) => tracing::error!(%status, "control refuses to register this component"),
+            }
             return None;
         }
         Err(error) => {

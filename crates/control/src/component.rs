@@ -1,7 +1,7 @@
 //! Components: who they are, when they were last heard of and what they told.
 //!
 //! ```text
-//!   register (join token) ──► component token ──► exchange, exchange, exchange …
+//!   register (host's credential) ──► component token ──► exchange, exchange, exchange …
 //!                                                  │ machines, statuses, reports
 //!                                                  ▼
 //!                                    memory now, database every few seconds
@@ -29,6 +29,8 @@ use crate::database::{Database, failed, from_text, to_text};
 pub struct Component {
     /// What it told about itself.
     pub registration: Registration,
+    /// The number of the credential with which it registered; none for an operator's token.
+    pub host: Option<i64>,
     /// When its last exchange began, in this server's life.
     pub heard: Option<Instant>,
     /// The same as a time of day.
@@ -74,6 +76,7 @@ impl Component {
     fn new(registration: Registration) -> Component {
         Component {
             registration,
+            host: None,
             heard: None,
             seen_at_ms: 0,
             machines: vec![],
@@ -97,7 +100,7 @@ impl Fleet {
     /// What the database remembers.
     pub async fn load(database: &Database, connected_within: Duration) -> Result<Fleet, Fault> {
         let rows = sqlx::query(
-            "select name, registration, seen_at_ms, list_number, list_digest, statuses, machines, bandwidth
+            "select name, registration, seen_at_ms, list_number, list_digest, statuses, machines, bandwidth, host
              from component",
         )
         .fetch_all(database.readers())
@@ -112,6 +115,7 @@ impl Fleet {
             component.statuses = from_text(&row.get::<String, _>(5))?;
             component.machines = from_text(&row.get::<String, _>(6))?;
             component.bandwidth = from_text(&row.get::<String, _>(7))?;
+            component.host = row.get(8);
             components.insert(row.get(0), component);
         }
         Ok(Fleet { components, connected_within })
@@ -220,6 +224,12 @@ impl Fleet {
     pub fn platform(&self, site: &SiteName) -> Option<&str> {
         let component = self.components.get(&self.at(site, Role::ProcessServer)?)?;
         Some(&component.registration.platform)
+    }
+
+    /// The components that registered with the credential of that number, in order.
+    pub fn of_host(&self, host: i64) -> Vec<String> {
+        let of_it = self.components.iter().filter(|(_, component)| component.host == Some(host));
+        of_it.map(|(name, _)| name.clone()).collect()
     }
 
     /// Every site that has a component, in order.

@@ -24,7 +24,7 @@ use protocol::stage::Side;
 
 use crate::clock::now_ms;
 use crate::component::{Fleet, Saved, save_text};
-use crate::database::{commit, to_text};
+use crate::database::{commit, failed, to_text};
 use crate::item::Item;
 use crate::{Control, audit, item, order_book, token};
 
@@ -40,23 +40,42 @@ const ANNOUNCE_EVERY: Duration = Duration::from_secs(1);
 const SAVE_EVERY: Duration = Duration::from_secs(2);
 
 impl Control {
-    /// Registers a component (the caller has checked the join token) and gives it its own token.
+    /// Registers a component for an operator (the caller has checked who it is) and gives it its own token.
     pub async fn register(&self, register: Register) -> Result<Registered, Fault> {
+        self.enlist(register, None).await
+    }
+
+    /// The same for the host whose credential has that number.
+    pub async fn register_of(&self, host: i64, register: Register) -> Result<Registered, Fault> {
+        self.enlist(register, Some(host)).await
+    }
+
+    async fn enlist(&self, register: Register, host: Option<i64>) -> Result<Registered, Fault> {
         let Register { registration, certificate_request } = register;
         let name = registration.name.clone();
         let certified =
             self.inner.authority.certify(&name, &certificate_request).map_err(|error| {
                 Fault::new(code::BAD_REQUEST, format!("{name} cannot be certified"), error.to_string())
             })?;
+        let mut change = self.database().change().await?;
+        self.may_register(&mut change, &name, &registration.site, host).await?;
         let saved = {
             let mut fleet = self.fleet();
             fleet.register(registration)?;
-            fleet.components.get(&name).map(Saved::of).transpose()?
+            fleet.components.get_mut(&name).map(|component| {
+                component.host = host;
+                Saved::of(component)
+            })
         };
-        let mut change = self.database().change().await?;
         if let Some(saved) = saved {
-            save_text(&mut change, &saved).await?;
+            save_text(&mut change, &saved?).await?;
         }
+        sqlx::query("update component set host = $1 where name = $2")
+            .bind(host)
+            .bind(&name)
+            .execute(&mut *change)
+            .await
+            .map_err(failed)?;
         let token = token::for_component(&mut change, &name).await?;
         audit::note(&mut change, None, &format!("component {name} registered"), None).await?;
         commit(change).await?;

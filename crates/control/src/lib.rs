@@ -32,6 +32,7 @@ mod engine;
 mod events;
 mod exchange;
 mod fault_page;
+mod host;
 mod item;
 mod job;
 mod landing;
@@ -102,7 +103,7 @@ struct Inner {
 
 impl Control {
     /// Opens the control server's memory in `data_dir` (made if absent) and goes on with every job that has not ended.
-    /// At first start the files `admin.token` and `join.token` are written there.
+    /// At first start the file `admin.token` is written there.
     pub async fn open(data_dir: impl AsRef<Path>) -> Result<Control, Fault> {
         Control::open_with(data_dir, Settings::default()).await
     }

@@ -1,6 +1,7 @@
 //! Tokens: 256 random bits, given to people and components once, kept here only as hashes.
 //!
-//! The admin token and the join token are written to files that only their owner can read, when the server first starts.
+//! The admin token is written to a file that only its owner can read, when the server first starts. Those of hosts are in
+//! [`crate::host`].
 //! A token is recognised by looking up the BLAKE3 hash of what was presented: what an attacker could time is the
 //! comparison of hashes, which tells nothing about the token.
 
@@ -18,8 +19,8 @@ use crate::database::{Change, Database, failed};
 pub enum Principal {
     /// May do everything.
     Admin,
-    /// May register a component.
-    Join,
+    /// A host that joined, by the number of its credential: may register components of its own.
+    Host(i64),
     /// May exchange under this name.
     Component(String),
 }
@@ -34,36 +35,30 @@ pub fn fresh() -> String {
     hasher.finalize().to_hex().to_string()
 }
 
-fn hash(token: &str) -> String {
+pub(crate) fn hash(token: &str) -> String {
     blake3::hash(token.as_bytes()).to_hex().to_string()
 }
 
-/// Makes the admin and join tokens if there are none yet.
+/// Makes the admin token if there is none yet.
 pub async fn first_start(database: &Database, data_dir: &Path) -> Result<(), Fault> {
-    for kind in ["admin", "join"] {
-        let mut change = database.change().await?;
-        let known: i64 = sqlx::query_scalar("select count(*) from token where kind = $1")
-            .bind(kind)
-            .fetch_one(&mut *change)
-            .await
-            .map_err(failed)?;
-        if known > 0 {
-            continue;
-        }
-        // The file first: a token that is only in the database could never be used.
-        let token = fresh();
-        write_secret(&data_dir.join(format!("{kind}.token")), &token).map_err(|error| {
-            Fault::new(code::INTERNAL, format!("{kind}.token could not be written"), error.to_string())
-        })?;
-        sqlx::query("insert into token (hash, kind) values ($1, $2)")
-            .bind(hash(&token))
-            .bind(kind)
-            .execute(&mut *change)
-            .await
-            .map_err(failed)?;
-        crate::database::commit(change).await?;
+    let mut change = database.change().await?;
+    let known: i64 = sqlx::query_scalar("select count(*) from token where kind = 'admin'")
+        .fetch_one(&mut *change)
+        .await
+        .map_err(failed)?;
+    if known > 0 {
+        return Ok(());
     }
-    Ok(())
+    // The file first: a token that is only in the database could never be used.
+    let token = fresh();
+    write_secret(&data_dir.join("admin.token"), &token)
+        .map_err(|error| Fault::new(code::INTERNAL, "admin.token could not be written", error.to_string()))?;
+    sqlx::query("insert into token (hash, kind) values ($1, 'admin')")
+        .bind(hash(&token))
+        .execute(&mut *change)
+        .await
+        .map_err(failed)?;
+    crate::database::commit(change).await
 }
 
 fn write_secret(path: &Path, token: &str) -> std::io::Result<()> {
@@ -99,17 +94,22 @@ pub async fn for_component(change: &mut Change, component: &str) -> Result<Strin
 
 /// Who owns `token`, if anybody does.
 pub async fn principal(database: &Database, token: &str) -> Result<Option<Principal>, Fault> {
+    let hash = hash(token.trim());
     let row = sqlx::query("select kind, component from token where hash = $1")
-        .bind(hash(token.trim()))
+        .bind(&hash)
         .fetch_optional(database.readers())
         .await
         .map_err(failed)?;
-    Ok(row.and_then(|row| match row.get::<String, _>(0).as_str() {
-        "admin" => Some(Principal::Admin),
-        "join" => Some(Principal::Join),
-        "component" => row.get::<Option<String>, _>(1).map(Principal::Component),
-        _ => None,
-    }))
+    if let Some(row) = row {
+        return Ok(match row.get::<String, _>(0).as_str() {
+            "admin" => Some(Principal::Admin),
+            "component" => row.get::<Option<String>, _>(1).map(Principal::Component),
+            _ => None,
+        });
+    }
+    let host = "select id from host_token where hash = $1 and kind = 'host' and removed_at_ms is null";
+    let host = sqlx::query_scalar(host).bind(hash).fetch_optional(database.readers()).await.map_err(failed)?;
+    Ok(host.map(Principal::Host))
 }
 
 #[cfg(test)]

@@ -4,6 +4,7 @@ mod beside;
 mod caps;
 mod circle;
 mod cut_over;
+mod hosts;
 mod jobs;
 mod meeting;
 mod pages;

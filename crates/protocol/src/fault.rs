@@ -69,6 +69,10 @@ catalogue! {
     UNKNOWN_POLICY = "CTL-021", "there is no policy of that name", "list them: sockeye policy list";
     POLICY_IN_USE = "CTL-022", "the policy is in use, or is the one that is always there", "give its items another one first: sockeye policy apply NAME ITEM";
     POLICY_EXISTS = "CTL-023", "there is another policy of that name", "choose another name, or change it for all its items with --replace";
+    JOIN_REFUSED = "CTL-024", "the join token does not let this host join", "have another one made where the control server is: sockeye token add, and join with that";
+    HOST_REFUSED = "CTL-025", "a component does not belong to the host that wants to register it", "see whose it is: sockeye token list; when that host is gone, remove its credential: sockeye token remove ID";
+    HOST_REMOVED = "CTL-026", "the host's credential was removed", "join again with a new token: sockeye token add";
+    UNKNOWN_TOKEN = "CTL-027", "there is no token of that number", "list them: sockeye token list";
     // MOV: movement between sites
     LINK = "MOV-001", "the connection between the movers failed", "none needed: it is repeated by itself; if it stays, see whether both sides are connected (sockeye component list) and whether a firewall closes the master target's port";
     BASE_MISMATCH = "MOV-002", "an epoch does not build on the newest point of the replica", "none needed: the sender compares and repeats";

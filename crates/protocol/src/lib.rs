@@ -36,6 +36,7 @@ pub mod retention;
 pub mod sabotage;
 pub mod session;
 pub mod stage;
+pub mod token;
 pub mod uefi;
 pub mod verified;
 

@@ -25,6 +25,10 @@
 //!   GET  /api/v1/audit                               [AuditEntry], oldest first
 //!   GET  /metrics                                    Prometheus text
 //!   GET  /api/v1/events                              server-sent events: a Job or an ItemView that changed
+//!   GET  /api/v1/tokens                              [TokenView]                 (see `token`)
+//!   POST /api/v1/tokens                              AddToken → AddedToken
+//!   DELETE /api/v1/tokens/{id}
+//!   POST /api/v1/join                                Join → Joined               (with a join token)
 //!   POST /api/v1/components/register                 Register → Registered
 //!   POST /api/v1/components/{name}/exchange          ExchangeRequest → ExchangeReply
 //! ```
@@ -419,7 +423,7 @@ pub struct AuditEntry {
     pub reason: Option<String>,
 }
 
-/// What `POST /components/register` takes beside the join token in the `Authorization` header.
+/// What `POST /components/register` takes beside the host's credential in the `Authorization` header.
 #[derive(Debug, Clone, Serialize, Deserialize, ToSchema)]
 pub struct Register {
     /// What it says about itself.

@@ -2,10 +2,12 @@
 //!
 //! ```text
 //!   sockeye [--output json|table] [--server URL | --profile P]  VERB …
-//!            see:   status · item · points · point · policy · quote · verify · job · component · vm list · explain · events · audit
+//!            see:   status · item · points · point · policy · quote · verify · job · component · token · vm list · explain
+//!                   · events · audit
 //!            move:  protect · failover · cleanup · view · change-point · commit · fold · reprotect · failback · complete · cancel
 //!                   · reverse · unprotect
 //!            copy:  copy · receive · send    a disk onto a disk, without a server
+//!            start: init · join · login
 //!            roles: server · process-server · master-target · up
 //! ```
 //!
@@ -15,9 +17,11 @@
 mod bandwidth;
 mod copy;
 mod history;
+mod host;
 mod machine;
 mod moves;
 mod role;
+mod token;
 mod value;
 
 use std::path::PathBuf;
@@ -29,9 +33,11 @@ use protocol::id::{Attempt, ItemId, SiteName};
 pub use bandwidth::SetComponent;
 pub use copy::{Copy, CopySync, Place, Receive, Send, Waiting};
 pub use history::{AddPolicy, OnPoint, PointVerb, PolicyVerb, Sure};
+pub use host::{Host, HostRole, Init, Join};
 pub use machine::{Disk, VmDefine, VmLocal, VmStop};
 pub use moves::{ChangePoint, Commit, Complete, Failback, Failover, Protect, Reprotect, Then, Unprotect, View, Which};
 pub use role::{Demo, MasterTarget, Mover, PlatformName, ProcessServer, Server, Up};
+pub use token::{AddToken, TokenVerb};
 
 use value::duration;
 
@@ -135,6 +141,9 @@ comes with --output json.")]
     /// The sites, their networks and their datastores
     #[command(subcommand)]
     Site(SiteVerb),
+    /// Let hosts join, see which did, and put them out
+    #[command(subcommand)]
+    Token(TokenVerb),
     /// Virtual machines: those a site has; and the qemu sites' own little machine definer
     #[command(subcommand)]
     Vm(VmVerb),
@@ -207,6 +216,17 @@ what had arrived is not copied again.")]
     Send(Send),
 
     // ---- start
+    /// Make this host the first of a system: control server and movers; says how others join
+    #[command(after_help = "\
+It can be repeated: what is so already stays, and another join token is made. REST is plain HTTP: tokens travel in it, so let
+only a network that you trust reach the address. The control server listens at the first port, the master target at the second,
+the process server (for sites that nobody can dial) at the third.")]
+    Init(Init),
+    /// Make this host part of a system: the movers of a site, with outbound connections only
+    #[command(after_help = "\
+It can be repeated, also when an answer was lost: a token lets one host in, and this host is known again. With --address others
+dial this host, too (needed where two hosts that joined replicate to each other).")]
+    Join(Join),
     /// Sign in to a control server and remember it
     Login(Login),
     /// Every role in one process, for one machine or for trying it out

@@ -23,6 +23,7 @@ use protocol::rest::{
     AuditEntry, BandwidthEffect, ComponentView, Explanation, ItemView, Job, MachineView, Plan, Request, SetBandwidth,
     SiteView, Start,
 };
+use protocol::token::{AddToken, AddedToken, Join, Joined, TokenView};
 use reqwest::{Method, Response};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
@@ -211,6 +212,27 @@ impl Client {
     /// The sites, and what they have.
     pub async fn sites(&self) -> Result<Answer<Vec<SiteView>>, Trouble> {
         self.get("/api/v1/sites", &[]).await
+    }
+
+    /// Join tokens and the credentials of hosts.
+    pub async fn tokens(&self) -> Result<Answer<Vec<TokenView>>, Trouble> {
+        self.get("/api/v1/tokens", &[]).await
+    }
+
+    /// Makes a token that lets one host join.
+    pub async fn add_token(&self, wanted: &AddToken) -> Result<Answer<AddedToken>, Trouble> {
+        self.post("/api/v1/tokens", Some(wanted)).await
+    }
+
+    /// Takes a token back.
+    pub async fn remove_token(&self, id: i64, reason: Option<&str>) -> Result<(), Trouble> {
+        let query: Vec<_> = reason.iter().map(|reason| ("reason", *reason)).collect();
+        self.exchange(Method::DELETE, &format!("/api/v1/tokens/{id}"), &query, None::<&()>).await.map(drop)
+    }
+
+    /// This host joins; the join token is what this client signs in with.
+    pub async fn join(&self, wanted: &Join) -> Result<Answer<Joined>, Trouble> {
+        self.post("/api/v1/join", Some(wanted)).await
     }
 
     /// The machines of the sites.

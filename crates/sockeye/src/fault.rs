@@ -33,8 +33,22 @@ pub const LOCAL: &Entry = &Entry {
 pub const USAGE: &Entry =
     &Entry { code: "CLI-006", title: "the command cannot be understood", remedy: "see: sockeye --help" };
 
+/// This host cannot be made what is wanted.
+pub const HOST_UNFIT: &Entry = &Entry {
+    code: "CLI-007",
+    title: "this host cannot be set up as wanted; nothing was changed",
+    remedy: "correct what the message names, then repeat",
+};
+/// This host is something else already.
+pub const HOST_DIFFERS: &Entry = &Entry {
+    code: "CLI-008",
+    title: "this host is set up differently already; nothing was changed",
+    remedy: "repeat the command as it was given then; to change the host, stop its roles, change or remove the file that the message names, and repeat",
+};
+
 /// Every code of this room.
-pub const CATALOGUE: &[&Entry] = &[UNREACHED, NOT_UNDERSTOOD, NOT_CONFIRMED, PROFILE, LOCAL, USAGE];
+pub const CATALOGUE: &[&Entry] =
+    &[UNREACHED, NOT_UNDERSTOOD, NOT_CONFIRMED, PROFILE, LOCAL, USAGE, HOST_UNFIT, HOST_DIFFERS];
 
 /// Explains a code, whichever room gives it (upper or lower case).
 pub fn explain(code: &str) -> Option<&'static Entry> {

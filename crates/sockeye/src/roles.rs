@@ -3,11 +3,13 @@
 //! ```text
 //!   server ─► control + api          process-server, master-target ─► ask the server for work
 //!   up     ─► all of them in one process, two sites on this host
+//!   init, join ─► those of this host, as services or in one process
 //! ```
 //!
 //! A role ends on SIGTERM or Ctrl-C and leaves everything so that it goes on at the next start; it may as well be killed.
 
 pub mod demo;
+mod host;
 mod mover;
 mod server;
 mod signal;
@@ -33,6 +35,8 @@ pub async fn run(global: &Global, verb: &Verb) -> Option<Result<Ending, Trouble>
         Verb::Copy(copy) => Some(copying::copy(screen, copy).await),
         Verb::Receive(receive) => Some(copying::receive(screen, receive).await),
         Verb::Send(send) => Some(copying::send_to(screen, send).await),
+        Verb::Init(init) => Some(host::init(global, init).await),
+        Verb::Join(join) => Some(host::join(global, join).await),
         Verb::Up(up) => Some(up::run(screen, up).await),
         Verb::Pages { dir } => Some(pages::write(dir)),
         _ => None,

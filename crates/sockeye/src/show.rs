@@ -21,6 +21,7 @@ pub mod quote;
 #[cfg(test)]
 pub mod sample;
 pub mod table;
+pub mod token;
 pub mod words;
 
 use std::io::{IsTerminal, Write};

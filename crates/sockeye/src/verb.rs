@@ -14,6 +14,7 @@ pub mod login;
 pub mod machine;
 pub mod request;
 pub mod see;
+pub mod token;
 pub mod watch;
 
 use std::time::Duration;
@@ -61,6 +62,7 @@ pub async fn run(global: &Global, verb: Verb) -> Result<Ending, Trouble> {
         Verb::Point(verb) => history::point(&desk()?, verb).await,
         Verb::Policy(verb) => history::policy(&desk()?, verb).await,
         Verb::Component(verb) => see::component(&desk()?, verb).await,
+        Verb::Token(verb) => token::run(&desk()?, verb).await,
         Verb::Explain { what } => see::explain(global, &what).await,
         Verb::Quote { item } => see::quote(&desk()?, &item).await,
         Verb::Audit => see::audit(&desk()?).await,

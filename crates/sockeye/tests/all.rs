@@ -7,6 +7,8 @@ mod circle;
 mod contract;
 mod copying;
 mod freeze;
+mod install;
+mod joining;
 mod kill;
 mod libvirt;
 mod outbound;

@@ -68,6 +68,10 @@ async fn what_is_not_understood_ends_with_2() {
         "failback web01 --sync magic",
         "protect web01 --from a --to b --interval 0s",
         "status --server ftp://nowhere",
+        "token add --expires soon",
+        "init --site cloud --data-dir here",
+        "join http://127.0.0.1:7410 --site home",
+        "join ftp://nowhere --token t --site home --foreground",
     ] {
         let ran = run(line, &[], "").await;
         assert_eq!(ran.code, 2, "{line}: {ran:?}");
@@ -100,6 +104,10 @@ async fn help_is_given_for_every_verb_without_a_server() {
         "failback",
         "complete",
         "cancel",
+        "token",
+        "token add",
+        "init",
+        "join",
         "login",
         "up",
         "server",

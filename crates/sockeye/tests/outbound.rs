@@ -6,9 +6,9 @@ use std::io::{BufRead, BufReader};
 use std::path::Path;
 use std::process::Stdio;
 
-use crate::scene::{Scene, now_ms, play_on};
+use crate::scene::{now_ms, play_on};
 use anyhow::ensure;
-use demo::net::Hosts;
+use demo::net::{Hosts, Net};
 use demo::world::{At, MACHINE};
 use protocol::rest::JobState;
 
@@ -16,8 +16,7 @@ const HOME: usize = 0;
 const CLOUD: usize = 1;
 
 /// Whether a connection from a host to one that listens at home comes about.
-fn reaches_home(scene: &Scene, from: usize) -> anyhow::Result<bool> {
-    let net = &scene.world.net;
+pub fn reaches_home(net: &Net, from: usize) -> anyhow::Result<bool> {
     let address = net.address(HOME);
     let listen =
         format!("import socket; s = socket.create_server(('{address}', 7999)); print('up', flush=True); s.accept()");
@@ -43,8 +42,11 @@ fn a_home_that_nobody_can_dial_sends_and_receives() {
     play_on(Hosts::HomeBehindFirewall, |scene| {
         match scene.world.why_loopback.clone() {
             None => {
-                ensure!(reaches_home(scene, HOME)?, "home does not reach itself: that proves nothing of a firewall");
-                ensure!(!reaches_home(scene, CLOUD)?, "the firewall lets the cloud in");
+                ensure!(
+                    reaches_home(&scene.world.net, HOME)?,
+                    "home does not reach itself: that proves nothing of a firewall"
+                );
+                ensure!(!reaches_home(&scene.world.net, CLOUD)?, "the firewall lets the cloud in");
             }
             Some(why) => scene.say(&format!("no firewall: both sites share the loopback ({why})")),
         }
@@ -72,7 +74,7 @@ fn a_home_that_nobody_can_dial_sends_and_receives() {
         scene.done(&["reverse", MACHINE, "--yes"])?;
         scene.flows("protected")?;
         if scene.world.why_loopback.is_none() {
-            ensure!(!reaches_home(scene, CLOUD)?, "something opened the firewall meanwhile");
+            ensure!(!reaches_home(&scene.world.net, CLOUD)?, "something opened the firewall meanwhile");
         }
         Ok(())
     });

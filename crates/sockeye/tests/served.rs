@@ -9,7 +9,6 @@ use std::time::Duration;
 use crate::typed;
 use crate::typed::Ran;
 use serde_json::{Value, json};
-use tokio::io::{AsyncBufReadExt, BufReader};
 use tokio::process::Child;
 
 fn attempt(point: &Value) -> String {
@@ -31,15 +30,7 @@ impl Role {
         let line = format!("{verb} --data-dir {} --listen 127.0.0.1:0 --output json", dir.path().display());
         let mut command = typed::command(&line, &[("SOCKEYE_LOG", "warn")]);
         let mut child = command.stdin(Stdio::null()).stdout(Stdio::piped()).spawn().unwrap();
-        let mut lines = BufReader::new(child.stdout.take().unwrap()).lines();
-        let mut text = String::new();
-        let told = loop {
-            let line = tokio::time::timeout(Duration::from_secs(60), lines.next_line()).await.unwrap().unwrap();
-            text.push_str(&line.unwrap_or_else(|| panic!("`{verb}` ended: {text}")));
-            if let Ok(told) = serde_json::from_str::<Value>(&text) {
-                break told;
-            }
-        };
+        let told = typed::told(verb, &mut child).await;
         let token = std::fs::read_to_string(told["admin_token_file"].as_str().unwrap()).unwrap().trim().to_string();
         Role { child, dir, told, token }
     }

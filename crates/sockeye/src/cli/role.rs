@@ -5,6 +5,7 @@ use std::path::PathBuf;
 
 use clap::{Args, ValueEnum};
 use protocol::id::SiteName;
+use serde::{Deserialize, Serialize};
 
 use super::value::site;
 
@@ -21,7 +22,7 @@ pub struct Server {
 #[derive(Debug, Args)]
 #[command(group = clap::ArgGroup::new("secret").required(true).args(["join_token", "join_token_file"]))]
 pub struct Mover {
-    /// The token with which components join
+    /// The credential of this host (sockeye join makes it), or an operator's token
     #[arg(long, value_name = "T")]
     pub join_token: Option<String>,
     /// A file that holds it (keeps it out of the process list)
@@ -47,7 +48,8 @@ pub struct Mover {
     pub libvirt_uri: String,
 }
 
-#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
 pub enum PlatformName {
     /// QEMU machines in a directory of this host
     Qemu,

@@ -113,7 +113,6 @@ pub struct World {
     parts: BTreeMap<(At, Part), Child>,
     port: u16,
     token: String,
-    join_token: String,
 }
 
 /// What a run of the command line came to.
@@ -133,7 +132,14 @@ const CONTROL_PORT: u16 = 7410;
 impl World {
     /// Makes directories, seeds the disks, defines the guest at home and starts all parts; the guest is not started yet.
     pub fn build(settings: Settings) -> anyhow::Result<World> {
-        let mut world = World::empty(settings)?;
+        let mut world = World::without_parts(settings)?;
+        world.start_parts()?;
+        Ok(world)
+    }
+
+    /// The same with nothing of Sockeye on either host.
+    pub fn without_parts(settings: Settings) -> anyhow::Result<World> {
+        let world = World::empty(settings)?;
         for at in [At::Home, At::Cloud] {
             let boot = world.site_dir(at).join("boot");
             std::fs::create_dir_all(&boot)?;
@@ -146,7 +152,6 @@ impl World {
         }
         world.seed()?;
         world.define()?;
-        world.start_parts()?;
         Ok(world)
     }
 
@@ -164,14 +169,13 @@ impl World {
     fn empty(settings: Settings) -> anyhow::Result<World> {
         let (net, why_loopback) = Net::new(settings.hosts);
         let port = if net.is_real() { CONTROL_PORT } else { free_port()? };
-        let (parts, token, join_token) = (BTreeMap::new(), String::new(), String::new());
-        Ok(World { settings, net, why_loopback, parts, port, token, join_token })
+        let (parts, token) = (BTreeMap::new(), String::new());
+        Ok(World { settings, net, why_loopback, parts, port, token })
     }
 
     fn start_parts(&mut self) -> anyhow::Result<()> {
         self.start(At::Cloud, Part::Control)?;
-        self.token = self.token_of("admin")?;
-        self.join_token = self.token_of("join")?;
+        self.token = self.admin_token()?;
         for at in [At::Home, At::Cloud] {
             self.start(at, Part::MasterTarget)?;
             self.start(at, Part::ProcessServer)?;
@@ -224,7 +228,8 @@ impl World {
         self.settings.root.join(format!("{}-{}.log", at.name(), part.verb()))
     }
 
-    fn command(&self, at: At) -> Command {
+    /// The program on a host, which sees nothing of the other one's directory.
+    pub fn command(&self, at: At) -> Command {
         let hidden = self.net.is_real().then(|| self.dir(at.other()));
         self.net.command(at.host(), &self.settings.sockeye, hidden.as_deref())
     }
@@ -233,10 +238,10 @@ impl World {
         format!("http://{}:{}", self.net.address(At::Cloud.host()), self.port)
     }
 
-    /// A token that the control server makes at its first start, as soon as it is there.
-    fn token_of(&self, whose: &str) -> anyhow::Result<String> {
-        let file = self.data_dir(At::Cloud, Part::Control).join(format!("{whose}.token"));
-        wait_for(&format!("{whose} token of the control server"), Duration::from_secs(30), || {
+    /// The token that the control server makes at its first start, as soon as it is there.
+    fn admin_token(&self) -> anyhow::Result<String> {
+        let file = self.data_dir(At::Cloud, Part::Control).join("admin.token");
+        wait_for("admin token of the control server", Duration::from_secs(30), || {
             let token = std::fs::read_to_string(&file).ok()?.trim().to_string();
             (!token.is_empty()).then_some(token)
         })
@@ -254,7 +259,8 @@ impl World {
                 command.arg("--listen").arg(format!("{}:{}", self.net.address(at.host()), self.port));
             }
             Part::ProcessServer | Part::MasterTarget => {
-                command.arg("--join-token").arg(&self.join_token).args(["--site", at.name()]);
+                // Started by hand, by an operator; how hosts join by themselves is tested where that is the point.
+                command.arg("--join-token").arg(&self.token).args(["--site", at.name()]);
                 match self.settings.libvirt.get(&at) {
                     Some(uri) => command.args(["--platform", "libvirt", "--libvirt-uri", uri]),
                     None => command.args(["--platform", "qemu"]),

@@ -1,4 +1,5 @@
-//! `process-server` and `master-target`: the two movers of a site, as processes of their own.
+//! `process-server` and `master-target`: the two movers of a site, as processes of their own, or together in one that has other
+//! roles, too.
 
 use std::net::SocketAddr;
 use std::path::Path;
@@ -8,6 +9,9 @@ use component::Listen;
 use platforms::Platform;
 use platforms::libvirt::Libvirt;
 use platforms::qemu::Qemu;
+use protocol::Fault;
+use protocol::id::SiteName;
+use tokio::task::JoinSet;
 
 use super::signal::Stop;
 use crate::cli::{Global, MasterTarget, Mover, PlatformName, ProcessServer};
@@ -25,7 +29,7 @@ pub async fn process_server(global: &Global, server: &ProcessServer) -> Result<E
         name: name(mover, "process-server"),
         site: mover.site.clone(),
         server: control(global)?,
-        join_token: join_token(mover)?,
+        join_token: secret(mover.join_token.as_ref(), mover.join_token_file.as_deref())?,
         data_dir: directory(&mover.data_dir)?,
         connections: server.connections,
         listen: server.listen.map(|address| listen(address, server.advertise.as_ref())).transpose()?,
@@ -49,7 +53,7 @@ pub async fn master_target(global: &Global, target: &MasterTarget) -> Result<End
         name: name(mover, "master-target"),
         site: mover.site.clone(),
         server: control(global)?,
-        join_token: join_token(mover)?,
+        join_token: secret(mover.join_token.as_ref(), mover.join_token_file.as_deref())?,
         data_dir,
         retention,
         connections: target.connections,
@@ -84,16 +88,86 @@ fn control(global: &Global) -> Result<String, Trouble> {
     profile::tidy(&given)
 }
 
-fn join_token(mover: &Mover) -> Result<String, Trouble> {
-    let token = match (&mover.join_token, &mover.join_token_file) {
+/// A token that was given, or is in a file.
+///
+/// # Errors
+/// The file cannot be read, or there is no token.
+pub fn secret(given: Option<&String>, file: Option<&Path>) -> Result<String, Trouble> {
+    let token = match (given, file) {
         (Some(token), _) => token.clone(),
         (None, Some(file)) => std::fs::read_to_string(file)
-            .map_err(|why| Trouble::local(format!("the join token {} cannot be read", file.display()), why))?,
+            .map_err(|why| Trouble::local(format!("the token in {} cannot be read", file.display()), why))?,
         (None, None) => String::new(),
     };
+    // It is sent as a header, which holds visible characters only.
     match token.trim() {
-        "" => Err(Trouble::usage("the join token is empty", "give --join-token T or --join-token-file F")),
+        token if token.is_empty() || !token.bytes().all(|byte| byte.is_ascii_graphic()) => {
+            Err(Trouble::usage("that is no token", "a token is one word of visible characters"))
+        }
         token => Ok(token.to_string()),
+    }
+}
+
+/// The movers of a site that run in this process, with what they have in common.
+pub struct Movers<'a> {
+    /// The site.
+    pub site: &'a SiteName,
+    /// The control server.
+    pub server: &'a str,
+    /// What they register with.
+    pub join_token: &'a str,
+    /// Each keeps what it must remember in a directory of its own below.
+    pub dir: &'a Path,
+    /// The site's hypervisor.
+    pub platform: Arc<dyn Platform>,
+}
+
+impl Movers<'_> {
+    /// The master target.
+    ///
+    /// # Errors
+    /// A directory cannot be used.
+    pub fn master_target(&self, retention: &Path, listen: Option<Listen>) -> Result<master_target::Config, Trouble> {
+        Ok(master_target::Config {
+            name: format!("{}-master-target", self.site),
+            site: self.site.clone(),
+            server: self.server.into(),
+            join_token: self.join_token.into(),
+            data_dir: directory(&self.dir.join("master-target"))?,
+            retention: directory(retention)?,
+            listen,
+            connections: component::CONNECTIONS,
+            platform: self.platform.clone(),
+        })
+    }
+
+    /// The process server.
+    ///
+    /// # Errors
+    /// A directory cannot be used.
+    pub fn process_server(&self, listen: Option<Listen>) -> Result<process_server::Config, Trouble> {
+        Ok(process_server::Config {
+            name: format!("{}-process-server", self.site),
+            site: self.site.clone(),
+            server: self.server.into(),
+            join_token: self.join_token.into(),
+            data_dir: directory(&self.dir.join("process-server"))?,
+            connections: component::CONNECTIONS,
+            listen,
+            platform: self.platform.clone(),
+        })
+    }
+}
+
+/// The first mover that ends, which none should before it is told to.
+///
+/// # Errors
+/// Why it ended.
+pub async fn first(movers: &mut JoinSet<Result<(), Fault>>) -> Result<(), Trouble> {
+    match movers.join_next().await {
+        Some(Ok(ended)) => Ok(ended?),
+        Some(Err(why)) => Err(Trouble::local("a mover died", why)),
+        None => std::future::pending().await,
     }
 }
 

@@ -30,10 +30,11 @@ pub struct Server {
 pub struct Door {
     /// Base URL.
     pub url: String,
+    /// The port at its end.
+    #[serde(skip)]
+    pub port: u16,
     /// The file that holds the token of operators.
     pub admin_token_file: PathBuf,
-    /// The file that holds the token with which components join.
-    pub join_token_file: PathBuf,
 }
 
 /// Runs it until it is told to stop.
@@ -46,12 +47,10 @@ pub async fn run(screen: Screen, server: &cli::Server) -> Result<Ending, Trouble
     let mut running = Server::start(&server.data_dir, server.listen).await?;
     let door = &running.door;
     let text = format!(
-        "control server at {}\n  operators sign in:  sockeye login {} < {}\n  components join:    --server {} --join-token-file {}",
+        "control server at {}\n  operators sign in:  sockeye login {} < {}\n  hosts join:         with a token (sockeye token add)",
         door.url,
         door.url,
         door.admin_token_file.display(),
-        door.url,
-        door.join_token_file.display()
     );
     screen.result(door, &text);
     tokio::select! {
@@ -77,8 +76,8 @@ impl Server {
         let data_dir = std::fs::canonicalize(data_dir).unwrap_or_else(|_| data_dir.to_path_buf());
         let door = Door {
             url: format!("http://{}", reachable(address)),
+            port: address.port(),
             admin_token_file: data_dir.join("admin.token"),
-            join_token_file: data_dir.join("join.token"),
         };
         Ok(Server { control, api, door })
     }

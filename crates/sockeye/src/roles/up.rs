@@ -1,7 +1,7 @@
 //! `up`: every role in one process, for one machine or for trying it out.
 //!
 //! ```text
-//!   D/               control server: database, admin.token, join.token
+//!   D/               control server: database, admin.token
 //!   D/home, D/cloud  a qemu site each (--site NAME=DIR): machines/, and beside them
 //!                    process-server/   master-target/   retention/
 //! ```
@@ -18,7 +18,7 @@ use protocol::{Fault, SiteName};
 use serde::Serialize;
 use tokio::task::JoinSet;
 
-use super::mover::directory;
+use super::mover::{self, Movers, directory};
 use super::server::{Door, Server};
 use super::signal::Stop;
 use crate::cli;
@@ -52,7 +52,7 @@ pub async fn run(screen: Screen, up: &cli::Up) -> Result<Ending, Trouble> {
             tokio::select! {
                 () = stop.wait() => Ok(()),
                 ended = server.ended() => ended,
-                ended = first(&mut movers) => ended,
+                ended = mover::first(&mut movers) => ended,
             }
         }
         Err(why) => Err(why),
@@ -93,36 +93,16 @@ fn start(
     port: u16,
     stop: &Stop,
 ) -> Result<(), Trouble> {
-    let token = std::fs::read_to_string(&door.join_token_file);
-    let token =
-        token.map_err(|why| Trouble::local(format!("{} cannot be read", door.join_token_file.display()), why))?;
-    let (server, join_token) = (door.url.clone(), token.trim().to_string());
+    // They share the process with the control server, which knows everything: an operator's token is none too many.
+    let join_token = mover::secret(None, Some(&door.admin_token_file))?;
     for ((site, dir), number) in sites.iter().zip(1u16..) {
         let platform = Arc::new(Qemu::open(dir)?);
-        let listen = mover_address(port, number);
-        let target = master_target::Config {
-            name: format!("{site}-master-target"),
-            site: site.clone(),
-            server: server.clone(),
-            join_token: join_token.clone(),
-            data_dir: directory(&dir.join("master-target"))?,
-            retention: directory(&dir.join("retention"))?,
-            listen: Some(Listen { address: listen, advertise: listen.to_string() }),
-            connections: component::CONNECTIONS,
-            platform: platform.clone(),
-        };
+        let of_site = Movers { site, server: &door.url, join_token: &join_token, dir, platform };
+        let address = mover_address(port, number);
+        let listen = Listen { address, advertise: address.to_string() };
+        let target = of_site.master_target(&dir.join("retention"), Some(listen))?;
         movers.spawn(master_target::run(target, stop.wait()));
-        let source = process_server::Config {
-            name: format!("{site}-process-server"),
-            site: site.clone(),
-            server: server.clone(),
-            join_token: join_token.clone(),
-            data_dir: directory(&dir.join("process-server"))?,
-            connections: component::CONNECTIONS,
-            listen: None,
-            platform,
-        };
-        movers.spawn(process_server::run(source, stop.wait()));
+        movers.spawn(process_server::run(of_site.process_server(None)?, stop.wait()));
     }
     Ok(())
 }
@@ -134,15 +114,6 @@ fn mover_address(port: u16, number: u16) -> SocketAddr {
     match TcpListener::bind(address) {
         Ok(_) => address,
         Err(_) => SocketAddr::from((Ipv4Addr::LOCALHOST, 0)),
-    }
-}
-
-/// The first mover that ends, which none should before it is told to.
-async fn first(movers: &mut JoinSet<Result<(), Fault>>) -> Result<(), Trouble> {
-    match movers.join_next().await {
-        Some(Ok(ended)) => Ok(ended?),
-        Some(Err(why)) => Err(Trouble::local("a mover died", why)),
-        None => Ok(()),
     }
 }
 

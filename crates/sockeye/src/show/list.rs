@@ -23,7 +23,7 @@ pub fn components(components: &[ComponentView], now_ms: i64) -> String {
         ]
     });
     let headings = ["COMPONENT", "ROLE", "SITE", "CONNECTED", "SEEN", "ADDRESS", "PLATFORM", "VERSION", "BANDWIDTH"];
-    table(&headings, rows.collect(), "no component has joined yet; see: sockeye process-server --help")
+    table(&headings, rows.collect(), "no component has joined yet; see: sockeye join --help")
 }
 
 /// One component's page.

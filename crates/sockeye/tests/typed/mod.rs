@@ -4,7 +4,7 @@
 use std::process::Stdio;
 
 use serde_json::Value;
-use tokio::io::AsyncWriteExt;
+use tokio::io::{AsyncBufReadExt, AsyncWriteExt, BufReader};
 use tokio::process::{Child, Command};
 
 /// What a command did.
@@ -41,6 +41,19 @@ pub fn command(line: &str, environment: &[(&str, &str)]) -> Command {
     command.env("SOCKEYE_CONFIG", "/nonexistent/profiles.toml");
     command.envs(environment.iter().copied()).kill_on_drop(true);
     command
+}
+
+/// The document that a program tells which goes on afterwards.
+pub async fn told(line: &str, child: &mut Child) -> Value {
+    let mut lines = BufReader::new(child.stdout.take().unwrap()).lines();
+    let mut text = String::new();
+    loop {
+        let next = tokio::time::timeout(std::time::Duration::from_secs(60), lines.next_line()).await.unwrap().unwrap();
+        text.push_str(&next.unwrap_or_else(|| panic!("`{line}` ended: {text}")));
+        if let Ok(told) = serde_json::from_str(&text) {
+            return told;
+        }
+    }
 }
 
 /// Waits for a program that was started with pipes.

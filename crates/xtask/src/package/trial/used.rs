@@ -1,9 +1,8 @@
 //! The services as they run: who they are, what they may do, and that this is enough for a machine to go over.
 
 use std::fs;
-use std::os::unix::fs::PermissionsExt;
 
-use anyhow::{Result, ensure};
+use anyhow::{Context, Result, ensure};
 
 use super::super::booted::Booted;
 use super::{claim, same};
@@ -15,48 +14,72 @@ const ALL_CONNECTED: &str = r#"test 4 = $(sockeye component list --output json |
 /// A machine's disk, in MiB; half of it is written.
 const DISK_MIB: u32 = 64;
 
-/// The control server, and the movers of both machines, which join it.
+/// The control server and the movers of one machine, and those of the other, which joins it.
 pub(super) fn services(home: &Booted, cloud: &Booted) -> Result<()> {
-    claim("the control server runs as sockeye, with no capability and under a filter of system calls", || {
-        home.run("systemctl enable --quiet --now sockeye-server")?;
-        home.until("sockeye login http://127.0.0.1:7410 < /var/lib/sockeye/server/admin.token")?;
-        restricted(home, "$(systemctl show -P MainPID sockeye-server)", "sockeye")
-    })?;
     claim(
-        "a mover without a join token does not start, and one without a site says so and is not started again",
+        "a mover that has not joined does not start, and one without a site says so and is not started again",
         || {
             ensure!(home.run(&format!("systemctl start {PROCESS_SERVER}")).is_err(), "it starts without a token");
             home.run(&format!("systemctl is-failed {PROCESS_SERVER}"))?;
-            let token = fs::read(home.folder.join("var/lib/sockeye/server/join.token"))?;
-            for machine in [home, cloud] {
-                let file = machine.folder.join("etc/sockeye/join.token");
-                fs::write(&file, &token)?;
-                fs::set_permissions(&file, fs::Permissions::from_mode(0o600))?;
-            }
+            home.run("echo nobodys > /etc/sockeye/join.token; chmod 600 /etc/sockeye/join.token")?;
             home.run(&format!("systemctl reset-failed {PROCESS_SERVER}; systemctl start {PROCESS_SERVER} || true"))?;
             home.until(&format!("systemctl is-failed {PROCESS_SERVER}"))?;
             same(&home.run(&format!("systemctl show -P ExecMainStatus {PROCESS_SERVER}"))?, "2")?;
             same(&home.run(&format!("systemctl show -P NRestarts {PROCESS_SERVER}"))?, "0")?;
-            ensure!(
-                home.run(&format!("journalctl --unit {PROCESS_SERVER}"))?.contains("--site"),
-                "it does not say what is missing"
-            );
-            Ok(())
+            let said = home.run(&format!("journalctl --unit {PROCESS_SERVER}"))?;
+            ensure!(said.contains("--site"), "it does not say what is missing");
+            home.run("rm /etc/sockeye/join.token").map(drop)
         },
     )?;
-    claim("movers join with the token and are connected; they have no capability either", || {
-        for (machine, unit, options) in [
-            (home, PROCESS_SERVER, "--site home"),
-            (home, MASTER_TARGET, "--site home --listen 127.0.0.1:7421"),
-            (cloud, PROCESS_SERVER, "--site cloud"),
-            (cloud, MASTER_TARGET, "--site cloud --listen 127.0.0.1:7411"),
-        ] {
-            let file = format!("/etc/sockeye/{}.env", unit.trim_start_matches("sockeye-"));
-            machine.run(&format!("echo 'OPTIONS={options}' >> {file}; systemctl enable --quiet --now {unit}"))?;
+    let mut token = String::new();
+    claim("init makes the first machine: control server and movers, with no capability and under a filter", || {
+        token = first(home)?;
+        restricted(home, "$(systemctl show -P MainPID sockeye-server)", "sockeye")
+    })?;
+    claim("init can be repeated, and overwrites nothing that differs", || {
+        first(home)?;
+        let other = home.run("sockeye init --site paris --address 127.0.0.1 2>&1 || echo code $?")?;
+        ensure!(other.contains("CLI-008") && other.ends_with("code 3"), "{other}");
+        home.run("grep -q '^OPTIONS=--site home' /etc/sockeye/process-server.env").map(drop)
+    })?;
+    claim("join makes the other, and can be repeated; the token is good for no third", || {
+        let join = format!("sockeye join http://127.0.0.1:7410 --token {token} --site cloud");
+        cloud.run(&join)?;
+        cloud.run(&join)?;
+        same(&cloud.run("stat --format '%a %U' /etc/sockeye/join.token")?, "600 root")?;
+        let third = format!("{join} --foreground --data-dir /tmp/third 2>&1 || echo code $?");
+        let third = cloud.run(&third)?;
+        ensure!(third.contains("CTL-024") && third.ends_with("code 3"), "{third}");
+        home.run(ALL_CONNECTED).map(drop)
+    })?;
+    claim("a host that is put out is out, and comes again with a new token", || {
+        let credential = r#"$(sockeye token list | awk '$2 == "host" && $3 == "cloud" { print $1 }')"#;
+        home.run(&format!("sockeye token remove {credential} --yes --reason trial"))?;
+        home.until(r#"test 2 = $(sockeye component list --output json | grep -c "connected.: true")"#)?;
+        let join = "sockeye join http://127.0.0.1:7410 --site cloud --token";
+        let put_out = cloud.run(&format!("{join} {token} 2>&1 || echo code $?"))?;
+        ensure!(put_out.contains("CTL-026") && put_out.ends_with("code 3"), "{put_out}");
+        let again = home.run("sockeye token add --site cloud --yes --output json")?;
+        let again: serde_json::Value = serde_json::from_str(&again).with_context(|| again.clone())?;
+        cloud.run(&format!("{join} {}", again["token"].as_str().unwrap_or_default()))?;
+        home.run(ALL_CONNECTED).map(drop)
+    })?;
+    claim("movers have no capability either", || {
+        for (machine, unit) in
+            [(home, PROCESS_SERVER), (home, MASTER_TARGET), (cloud, PROCESS_SERVER), (cloud, MASTER_TARGET)]
+        {
             restricted(machine, &format!("$(systemctl show -P MainPID {unit})"), "sockeye-site")?;
+            machine.run(&format!("systemctl is-enabled {unit}"))?;
         }
-        home.until(ALL_CONNECTED)
+        Ok(())
     })
+}
+
+/// The first machine; gives the token with which another joins.
+fn first(home: &Booted) -> Result<String> {
+    let told = home.run("sockeye init --site home --address 127.0.0.1 --output json")?;
+    let told: serde_json::Value = serde_json::from_str(&told).with_context(|| told.clone())?;
+    Ok(told["token"]["token"].as_str().context("it prints no token")?.to_string())
 }
 
 /// A machine is protected, tried, and moved; services come and go under it.
