@@ -1,11 +1,17 @@
 //! The circle with libvirt at one side, at the other, and at both: real guests under a real libvirtd, the ledger read back.
 #![allow(clippy::unwrap_used)]
 
+use std::path::Path;
+use std::process::Child;
 use std::time::Duration;
 
 use anyhow::{Context, ensure};
+use demo::console::Console;
 use demo::net::Hosts;
-use demo::world::{At, FORMATS, MACHINE, wait_for};
+use demo::world::{At, FORMATS, MACHINE, Part, wait_for};
+use platforms::Platform;
+use platforms::qemu::Qemu;
+use protocol::machine::DiskFormat::Qcow2;
 use protocol::machine::{DiskSource, DiskSpec};
 use protocol::rest::JobState;
 
@@ -64,30 +70,18 @@ fn both_are_libvirt() {
     goes_round(&[At::Home, At::Cloud], ["qcow2"; 2]);
 }
 
-/// Home burned down: the machine and its disks are gone there. It is created where its owner says, and is an ordinary machine
-/// there afterwards, which the circle goes on with.
-fn comes_home_where_nothing_of_it_is(libvirt: &[At]) {
-    play_with(Hosts::Own, libvirt, ["qcow2"; 2], |scene| {
-        let (pool, folder) = match libvirt.is_empty() {
-            true => ("site", scene.world.site_dir(At::Home)),
-            false => ("vms", scene.world.dir(At::Home).join("vms")),
-        };
-        if !libvirt.is_empty() {
-            std::fs::create_dir_all(&folder)?;
-            let target = folder.display().to_string();
-            scene.virsh(At::Home, &["pool-create-as", pool, "dir", "--target", &target])?;
-        }
-        let made = || -> anyhow::Result<usize> {
-            let names = std::fs::read_dir(&folder)?.map(|entry| Ok(entry?.file_name().to_string_lossy().into_owned()));
-            let names: Vec<String> = names.collect::<std::io::Result<_>>()?;
-            Ok(names.iter().filter(|name| name.starts_with(&format!("{MACHINE}-disk"))).count())
-        };
+/// Home burned down: the machine and its disks are gone there. It is created on the pool that its owner names, and is an ordinary
+/// machine there afterwards, with which the circle goes on.
+#[test]
+fn a_machine_comes_home_to_a_pool_where_nothing_of_it_is() {
+    play_with(Hosts::Own, &[At::Home], ["qcow2"; 2], |scene| {
+        let folder = scene.world.dir(At::Home).join("vms");
+        std::fs::create_dir_all(&folder)?;
+        let target = folder.display().to_string();
+        scene.virsh(At::Home, &["pool-create-as", "vms", "dir", "--target", &target])?;
+        let made = || -> anyhow::Result<usize> { Ok(std::fs::read_dir(&folder)?.count()) };
         scene.protect()?;
-        scene.world.kill_guest(At::Home)?;
-        let fresh = scene.world.console(At::Cloud);
-        scene.done(&["failover", MACHINE, "--unplanned", "--shut-down", "skip", "--yes"])?;
-        let found = fresh.found()?;
-        ensure!(found.consistent, "{found:?}");
+        moves(scene, &["failover", MACHINE, "--planned", "--yes"], At::Cloud)?;
         scene.done(&["commit", MACHINE, "--yes"])?;
         scene.loses_its_machine(At::Home)?;
         let told = || scene.world.sockeye(&["failback", MACHINE, "--yes", "--sync", "compare"]);
@@ -96,7 +90,7 @@ fn comes_home_where_nothing_of_it_is(libvirt: &[At]) {
         })?;
         let refused = scene.world.sockeye(&["failback", MACHINE, "--create-vm", "--datastore", "none", "--yes"])?;
         ensure!(refused.code == 3 && refused.stderr.contains("CTL-031"), "{refused:?}");
-        let words = ["failback", MACHINE, "--create-vm", "--datastore", pool, "--yes"];
+        let words = ["failback", MACHINE, "--create-vm", "--datastore", "vms", "--yes"];
         // Given up, nothing of it is left; then all the way.
         let job = scene.begin(&words)?;
         scene.world.sockeye(&["cancel", MACHINE, "--yes"])?;
@@ -106,8 +100,8 @@ fn comes_home_where_nothing_of_it_is(libvirt: &[At]) {
         moves(scene, &words, At::Home)?;
         scene.done(&["commit", MACHINE, "--yes"])?;
         let home = scene.machine(At::Home)?.context("it is not at home")?;
-        let is_own = |disk: &DiskSpec| matches!(&disk.source, DiskSource::Own { path, .. } if path.ends_with(".qcow2"));
-        ensure!(home.spec.disks.iter().all(is_own) && made()? == home.spec.disks.len(), "{:?}", home.spec.disks);
+        let is_there = |disk: &DiskSpec| matches!(&disk.source, DiskSource::Own { path, format: Qcow2 } if Path::new(path).starts_with(&folder));
+        ensure!(home.spec.disks.iter().all(is_there) && made()? == home.spec.disks.len(), "{:?}", home.spec.disks);
         ensure!(scene.machine(At::Cloud)?.is_none(), "it is still in the cloud");
         scene.done(&["reverse", MACHINE, "--yes"])?;
         scene.flows("protected")?;
@@ -115,12 +109,62 @@ fn comes_home_where_nothing_of_it_is(libvirt: &[At]) {
     });
 }
 
-#[test]
-fn a_machine_comes_home_to_a_pool_of_libvirt_where_nothing_of_it_is() {
-    comes_home_where_nothing_of_it_is(&[At::Home]);
+/// A process that ends with the test.
+struct Mover(Child);
+
+impl Drop for Mover {
+    fn drop(&mut self) {
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
 }
 
+/// Another site becomes the machine's home: a new host, which has never seen it.
 #[test]
-fn a_machine_comes_home_to_a_qemu_site_where_nothing_of_it_is() {
-    comes_home_where_nothing_of_it_is(&[]);
+fn a_machine_comes_home_to_another_site() {
+    play_with(Hosts::Own, &[], ["qcow2"; 2], |scene| {
+        let barn = scene.world.dir(At::Home).join("barn");
+        let token = std::fs::read_to_string(scene.world.data_dir(At::Cloud, Part::Control).join("admin.token"))?;
+        let mut movers = Vec::new();
+        for role in ["master-target", "process-server"] {
+            let mut command = scene.world.command(At::Home);
+            let data = barn.join(role);
+            std::fs::create_dir_all(&data)?;
+            command.arg(role).arg("--data-dir").arg(&data).args(["--join-token", token.trim(), "--site", "barn"]);
+            command
+                .args(["--platform", "qemu"])
+                .arg("--site-dir")
+                .arg(barn.join("qemu"))
+                .arg("--server")
+                .arg(scene.world.url());
+            if role == "master-target" {
+                command.args(["--listen", "0.0.0.0:0", "--advertise"]);
+                command.arg(format!("{}:0", scene.world.net.address(At::Home.host())));
+            }
+            let log = std::fs::File::create(barn.join(format!("{role}.log")))?;
+            movers.push(Mover(command.stdout(log.try_clone()?).stderr(log).spawn()?));
+        }
+        scene.world.wait_connected(6)?;
+        scene.protect()?;
+        moves(scene, &["failover", MACHINE, "--planned", "--yes"], At::Cloud)?;
+        scene.done(&["commit", MACHINE, "--yes"])?;
+        let console = Console::from_now(barn.join("qemu").join("machines").join(MACHINE).join("console.log"));
+        let job = scene.begin(&["failback", MACHINE, "--create-vm", "--to", "barn", "--complete", "--yes"])?;
+        let job = scene.follow(job.id)?;
+        ensure!(job.state == JobState::Done, "{job:?}");
+        let found = console.found()?;
+        ensure!(found.consistent && found.highest == scene.highest(), "{found:?}, {} were written", scene.highest());
+        scene.done(&["commit", MACHINE, "--yes"])?;
+        let item = scene.world.status()?;
+        ensure!(item.home.as_str() == "barn" && item.runs_at.as_str() == "barn", "{item:?}");
+        let platform = Qemu::open(&barn.join("qemu")).map_err(|fault| anyhow::anyhow!("{fault}"))?;
+        let machine = tokio::runtime::Runtime::new()?
+            .block_on(platform.machine(MACHINE))
+            .map_err(|fault| anyhow::anyhow!("{fault}"))?;
+        let disks = machine.context("it is not there")?.spec.disks;
+        ensure!(disks.iter().all(|disk| matches!(disk.source, DiskSource::Own { .. })), "{disks:?}");
+        scene.done(&["reverse", MACHINE, "--yes"])?;
+        scene.flows("protected")?;
+        moves(scene, &["failover", MACHINE, "--planned", "--yes"], At::Cloud)
+    });
 }

@@ -50,7 +50,8 @@ impl At {
         }
     }
 
-    fn host(self) -> usize {
+    /// Its place among the hosts.
+    pub fn host(self) -> usize {
         match self {
             At::Home => 0,
             At::Cloud => 1,
@@ -234,7 +235,8 @@ impl World {
         self.net.command(at.host(), &self.settings.sockeye, hidden.as_deref())
     }
 
-    fn url(&self) -> String {
+    /// Where the control server is reached.
+    pub fn url(&self) -> String {
         format!("http://{}:{}", self.net.address(At::Cloud.host()), self.port)
     }
 
