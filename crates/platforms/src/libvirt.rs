@@ -6,7 +6,8 @@
 //!      ├────── domain     descriptions ◄─► XML             capture   cut, acknowledge, fail
 //!      ├────── life       what a machine does, holding     run       whether a run of it is one that we saw begin
 //!      ├────── start      tracked from the first write     settle    let go, and say what the disks hold
-//!      └────── relay      a view that may go away for a while
+//!      ├────── relay      a view that may go away for a while
+//!      └────── agent      freezes the guest for a cut
 //! ```
 //! # Always true
 //! - What a machine is and does is libvirt's to say; our notes about it lie in a folder of the site, as for
@@ -17,6 +18,7 @@
 //! # If power fails
 //! QEMU and libvirt are gone; what the images keep is inconsistent and not believed, and overlays say what they hold.
 
+mod agent;
 mod backup;
 mod capture;
 mod chain;

@@ -103,6 +103,8 @@ catalogue! {
     MACHINE_FENCED = "PLT-008", "the machine may not start here: another site is authorised to run it", "fail over or fail back to this site";
     DISK_IN_USE = "PLT-009", "another program has the disk open", "end that program, then repeat";
     CAPTURED = "PLT-010", "the machine's disks are being captured", "end its replication first, then repeat";
+    NO_GUEST_AGENT = "PLT-015", "no agent of the guest answers", "install qemu-guest-agent in the guest, give the machine its channel (org.qemu.guest_agent.0) and start it anew; without it: sockeye point add ITEM";
+    GUEST_NOT_FROZEN = "PLT-016", "the guest's agent did not freeze its file systems", "look at the agent's log and at the freeze hook in the guest; then repeat";
     // CPY: copying a disk that is no item's
     COPY_SOURCE = "CPY-001", "the source of a copy cannot be used", "look at its path or address; end the program that writes it, or copy from a snapshot or a view";
     COPY_TARGET = "CPY-002", "the target of a copy cannot be used", "look at its path or address, its size and its free space; end the program that uses it; then run the same command again";
