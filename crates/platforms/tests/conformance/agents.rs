@@ -156,8 +156,10 @@ impl Guest<'_> {
         }
     }
 
-    /// Its file systems are not frozen: it goes on writing.
+    /// Its file systems are not frozen, and the platform knows: it goes on writing.
     async fn writes_on(&self) {
+        let note = self.dir.join("machines").join(NAME).join("frozen.json");
+        self.until("it is taken for frozen", |_| !note.exists()).await;
         let before = self.newest();
         self.until("it does not write on", |guest| guest.newest() > before + 3).await;
     }
@@ -245,8 +247,8 @@ async fn claims<B: Bench>(bench: &B, spoil: impl AsyncFnOnce(&B)) {
     gone.await;
     drop(capture);
     guest.until("it is left frozen", |guest| guest.count("HOOK thaw") > thaws).await;
-    guest.writes_on().await;
     let mut capture = guest.platform.capture(NAME, Lineage::fresh()).await.unwrap();
+    guest.writes_on().await;
 
     // The cut itself fails.
     spoil(bench).await;
