@@ -70,7 +70,8 @@ impl Control {
             return Err(senseless("no recovery point can be younger than 0 ms".into()));
         }
         if (1..LEAST_APP_INTERVAL_MS).contains(&policy.app_interval_ms) {
-            let why = format!("an app-consistent point every {} ms; every 10 s or less often, or 0", policy.app_interval_ms);
+            let why =
+                format!("an app-consistent point every {} ms; every 10 s or less often, or 0", policy.app_interval_ms);
             return Err(senseless(why));
         }
         let before = {

@@ -18,7 +18,13 @@ use crate::sites::drive::{World, item, protect};
 
 fn short() -> Policy {
     let retention = Retention { all_for_seconds: 60, then: vec![], app_consistent: None, budget: None };
-    Policy { name: "short".parse().unwrap(), rpo_limit_ms: 5000, retention, bandwidth: Bandwidth::default(), app_interval_ms: 0 }
+    Policy {
+        name: "short".parse().unwrap(),
+        rpo_limit_ms: 5000,
+        retention,
+        bandwidth: Bandwidth::default(),
+        app_interval_ms: 0,
+    }
 }
 
 fn set(policy: Policy, preview: bool) -> SetPolicy {

@@ -51,7 +51,6 @@ pub(crate) enum Ask {
     App(Waiting),
 }
 
-
 /// Somebody waits for the last epoch, and a machine with him: until then no cap holds the replication up (decision 0018).
 pub(crate) struct Final {
     /// Dropped if nobody waits any more.

@@ -52,7 +52,7 @@ async fn the_policy_s_interval_makes_them_also_while_control_is_away_and_says_wh
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn one_on_demand_is_made_whatever_the_policy_says_or_refused_with_the_reason() {
-    let mut sites = Sites::replicating(72).await;
+    let sites = Sites::replicating(72).await;
     sites.must_become_equal("before").await;
     assert!(on_demand(&sites).await.unwrap_err().is(code::NO_GUEST_AGENT));
     sites.home.set_agent(NAME, SimulatedAgent::Hung).unwrap();

@@ -26,7 +26,9 @@ use crate::id::{Attempt, DiskKey, ItemId, Lineage, SiteName};
 use crate::keeping::{Keeping, KeepingStatus};
 use crate::machine::{Machine, MachineSpec, Settled};
 use crate::position::{Changes, Distrust, Position};
-pub use crate::replication::{AppStatus, Grant, Moved, Progress, Replication, ReplicationPhase, ReplicationStatus, Sync};
+pub use crate::replication::{
+    AppStatus, Grant, Moved, Progress, Replication, ReplicationPhase, ReplicationStatus, Sync,
+};
 use crate::verified::Verified;
 
 /// The part that a process plays at its site.

@@ -10,11 +10,11 @@ use demo::net::Hosts;
 use demo::world::{At, FORMATS, MACHINE, Settings, World, wait_for};
 use platforms::qemu::Qemu;
 use platforms::{Platform, Start};
+use protocol::Freeze;
 use protocol::epoch::{Point, PointKind};
 use protocol::keeping::KeptPoint;
 use protocol::machine::{Boot, DiskFormat, DiskSource, DiskSpec, MachineSpec};
 use protocol::rest::{Job, Operation, Plan};
-use protocol::Freeze;
 use serde_json::{Value, json};
 
 use crate::canned::{Canned, problem};

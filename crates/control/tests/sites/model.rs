@@ -298,7 +298,8 @@ impl Model {
             self.breaches.push(format!("attempt {attempt} is used twice"));
         }
         let changed = copied.bytes();
-        let point = Point { attempt, cut_at_ms: now_ms(), sealed_at_ms: now, kind, changed_bytes: changed, freeze: None };
+        let point =
+            Point { attempt, cut_at_ms: now_ms(), sealed_at_ms: now, kind, changed_bytes: changed, freeze: None };
         replica.points.push((point.clone(), replica.cells));
         replica.position =
             Some(Position { lineage: wish.lineage, base: attempt, authored: None, changes: Changes::none() });

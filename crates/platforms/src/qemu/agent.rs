@@ -190,7 +190,8 @@ pub(crate) async fn freeze(folder: &Folder, qmp: &mut Qmp, wish: Quiesce) -> Res
     let mut agent = Agent::open(folder).map_err(|why| not_frozen(folder, AgentError::Io(why)))?;
     agent.sync().await.map_err(|why| not_frozen(folder, format!("its agent does not answer: {why}")))?;
     let switch = Switch::arm(&folder.file("agent.in"), wish.within + CUT_TAKES);
-    let switch = switch.map_err(|why| not_frozen(folder, format!("nobody could thaw it if this process died: {why}")))?;
+    let switch =
+        switch.map_err(|why| not_frozen(folder, format!("nobody could thaw it if this process died: {why}")))?;
     folder.write(FROZEN, &true)?;
     let begun = Instant::now();
     let answer = match agent.say(b"{\"execute\":\"guest-fsfreeze-freeze\"}\n").await {
@@ -228,7 +229,9 @@ impl Frozen {
                 return Freeze::Done { file_systems, freeze_ms, frozen_ms };
             }
             Some(Ok(_)) if !in_time => "the cut took so long that it was thawed before".into(),
-            Some(Ok(thawed)) => format!("somebody else thawed it meanwhile: {thawed} of {file_systems} were frozen yet"),
+            Some(Ok(thawed)) => {
+                format!("somebody else thawed it meanwhile: {thawed} of {file_systems} were frozen yet")
+            }
             Some(Err(why)) => format!("it is not known to have stood still until it was thawed: {why}"),
             None => "it could not be told to thaw".into(),
         };

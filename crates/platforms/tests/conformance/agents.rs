@@ -27,7 +27,9 @@ const LITTLE: Quiesce = Quiesce { within: Duration::from_secs(1) };
 
 fn failed_with(freeze: &Option<Freeze>, entry: &protocol::fault::Entry, words: &str) {
     match freeze {
-        Some(Freeze::Failed { code, cause }) => assert!(*code == entry.code && cause.contains(words), "{code}: {cause}"),
+        Some(Freeze::Failed { code, cause }) => {
+            assert!(*code == entry.code && cause.contains(words), "{code}: {cause}")
+        }
         other => panic!("{other:?}"),
     }
 }
@@ -109,7 +111,8 @@ struct Guest<'a> {
 impl Guest<'_> {
     async fn start(bench: &dyn Bench) -> Guest<'_> {
         let (dir, built) = (bench.dir(), built_guest());
-        let (plain, image) = (dir.join("files.raw").display().to_string(), dir.join("files.qcow2").display().to_string());
+        let (plain, image) =
+            (dir.join("files.raw").display().to_string(), dir.join("files.qcow2").display().to_string());
         let size = 32 << 20;
         std::fs::File::create(&plain).unwrap().set_len(size).unwrap();
         run("mkfs.ext4", &["-q", &plain]).await;

@@ -14,7 +14,11 @@ pub fn policies(policies: &[Policy]) -> String {
         let app = app_every(policy);
         vec![policy.name.to_string(), limit, app, retention_points(retention), budget(retention), bandwidth]
     });
-    table(&["POLICY", "RPO LIMIT", "APP-CONSISTENT", "KEEPS", "BUDGET", "BANDWIDTH"], rows.collect(), "there is no policy")
+    table(
+        &["POLICY", "RPO LIMIT", "APP-CONSISTENT", "KEEPS", "BUDGET", "BANDWIDTH"],
+        rows.collect(),
+        "there is no policy",
+    )
 }
 
 /// One policy in one line.

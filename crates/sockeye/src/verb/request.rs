@@ -131,7 +131,8 @@ async fn latest_app(client: &Client, item: &ItemId, site: Option<&SiteName>) -> 
     let found = points.iter().rfind(|kept| kept.point.kind == PointKind::AppConsistent);
     found.map(|kept| kept.point.attempt).ok_or_else(|| {
         let cause = format!("{} points of it are kept, and none of them is app-consistent", points.len());
-        let remedy = format!("choose another one of: sockeye points {item}; or take one: sockeye point add {item} --app");
+        let remedy =
+            format!("choose another one of: sockeye points {item}; or take one: sockeye point add {item} --app");
         let fault = Fault::new(code::UNKNOWN_POINT, format!("{item} has no app-consistent recovery point"), cause);
         Trouble::new(Ending::Refused, fault.with_remedy(remedy))
     })
