@@ -21,15 +21,15 @@ fn wish(sites: &Sites, app_interval_ms: u64) -> Vec<Replication> {
 async fn the_policy_s_interval_makes_them_also_while_control_is_away_and_says_when_it_cannot() {
     let mut sites = Sites::prepared(71).await;
     sites.home.set_agent(NAME, SimulatedAgent::HookFails).unwrap();
-    sites.control.replicate(PROCESS_SERVER, wish(&sites, 300));
+    sites.control.replicate(PROCESS_SERVER, wish(&sites, 1500));
     sites.start_process_server().await;
-    let failing = sites.status("the hook's failure", |status| status.app.fault.is_some() && status.epochs > 0).await;
+    let failing = sites.status("the hook's failure", |status| status.app.fault.is_some() && status.epochs > 2).await;
     assert!(failing.app.fault.unwrap().is(code::GUEST_NOT_FROZEN) && failing.fault.is_none(), "replication goes on");
     let kept = sites.points().await;
     let first = kept.iter().find(|point| point.freeze.is_some()).unwrap();
     let Some(Freeze::Failed { code, cause }) = &first.freeze else { panic!("{first:?}") };
     assert!(code == "PLT-016" && cause.contains("hook") && first.kind == PointKind::CrashConsistent, "{first:?}");
-    assert!(kept.iter().any(|point| point.freeze.is_none()), "not every epoch asks: {kept:?}");
+    assert!(kept.iter().any(|point| point.freeze.is_none()), "every epoch asks: {kept:?}");
 
     sites.home.set_agent(NAME, SimulatedAgent::Ready).unwrap();
     let one = sites.status("one by the interval", |status| status.app.newest.is_some()).await.app;
@@ -43,7 +43,7 @@ async fn the_policy_s_interval_makes_them_also_while_control_is_away_and_says_wh
     sites.launch_process_server();
     let before = sites.home.freezes(NAME).unwrap();
     let deadline = tokio::time::Instant::now() + std::time::Duration::from_secs(30);
-    while sites.home.freezes(NAME).unwrap() < before + 3 {
+    while sites.home.freezes(NAME).unwrap() < before + 2 {
         assert!(tokio::time::Instant::now() < deadline, "none is made while control is away");
         tokio::time::sleep(std::time::Duration::from_millis(30)).await;
     }
