@@ -274,3 +274,35 @@ pub(crate) async fn goes_on(folder: &Folder) -> Result<(), Fault> {
 pub(crate) fn forget(folder: &Folder) -> std::io::Result<()> {
     crate::host::folder::remove_file(&folder.file(FROZEN))
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const LATE: Duration = Duration::from_secs(20);
+
+    #[tokio::test]
+    async fn the_switch_thaws_when_its_holder_is_gone_or_late_and_not_when_it_was_told() {
+        let folder = tempfile::tempdir().unwrap();
+        let fifo = folder.path().join("agent.in");
+        let mode = rustix::fs::Mode::RUSR | rustix::fs::Mode::WUSR;
+        rustix::fs::mknodat(rustix::fs::CWD, &fifo, rustix::fs::FileType::Fifo, mode, 0).unwrap();
+        // As QEMU has it: open at both ends.
+        let mut guest = BufReader::new(pipe::OpenOptions::new().read_write(true).open_receiver(&fifo).unwrap());
+        let mut line = String::new();
+
+        Switch::arm(&fifo, LATE).unwrap().disarm().await;
+        let nothing = guest.get_mut().try_read(&mut [0; 1]).unwrap_err();
+        assert_eq!(nothing.kind(), std::io::ErrorKind::WouldBlock, "it was told that the guest is thawed");
+
+        drop(Switch::arm(&fifo, Duration::from_secs(3600)).unwrap());
+        tokio::time::timeout(LATE, guest.read_line(&mut line)).await.unwrap().unwrap();
+        assert_eq!(line, THAW, "its holder is gone");
+
+        line.clear();
+        let late = Switch::arm(&fifo, Duration::from_secs(1)).unwrap();
+        tokio::time::timeout(LATE, guest.read_line(&mut line)).await.unwrap().unwrap();
+        assert_eq!(line, THAW, "its holder stands still");
+        drop(late);
+    }
+}
