@@ -7,7 +7,7 @@ use std::process::Command;
 use std::time::Duration;
 
 use demo::net::Hosts;
-use demo::world::{At, FORMATS, MACHINE, Settings, World, wait_for};
+use demo::world::{At, FORMATS, MACHINE, Part, Settings, World, wait_for};
 use platforms::qemu::Qemu;
 use platforms::{Platform, Start};
 use protocol::Freeze;
@@ -104,7 +104,7 @@ impl Sites {
         ran("qemu-img", &["convert", "-O", "qcow2", &plain.to_string_lossy(), &image.to_string_lossy()]);
         let built = |name: &str| self.world.settings.guest.join(name).to_string_lossy().into_owned();
         let (kernel, initrd) = (built("vmlinuz"), built("initrd-agent.img"));
-        let command_line = guest::kernel_command_line(0, guest::Pattern::Mixed);
+        let command_line = guest::kernel_command_line(0, guest::Pattern::Mixed) + " hooks=ok,ok,slow";
         let source = DiskSource::Own { path: image.to_string_lossy().into_owned(), format: DiskFormat::Qcow2 };
         let spec = MachineSpec {
             name: FILES.into(),
@@ -123,10 +123,14 @@ impl Sites {
         });
     }
 
+    fn said(&self) -> String {
+        let file = self.world.machine_dir(At::Home, FILES).join("console.log");
+        String::from_utf8_lossy(&std::fs::read(file).unwrap_or_default()).into_owned()
+    }
+
     /// The number of the newest file that the guest wrote.
     fn newest(&self) -> u64 {
-        let file = self.world.machine_dir(At::Home, FILES).join("console.log");
-        let said = String::from_utf8_lossy(&std::fs::read(file).unwrap_or_default()).into_owned();
+        let said = self.said();
         said.lines().filter_map(|line| line.trim().strip_prefix("FILE ")?.parse().ok()).max().unwrap_or(0)
     }
 
@@ -149,7 +153,7 @@ fn ran(program: &str, arguments: &[&str]) -> String {
 
 #[test]
 fn a_point_made_with_the_guests_agent_needs_no_repair_and_has_all_that_was_written() {
-    let sites = Sites::start();
+    let mut sites = Sites::start();
     let world = &sites.world;
     let patience = Duration::from_secs(120);
     wait_for("files of the guest", patience, || (sites.newest() > 10).then_some(())).unwrap();
@@ -182,6 +186,15 @@ fn a_point_made_with_the_guests_agent_needs_no_repair_and_has_all_that_was_writt
 
     let plan: Plan = world.ask(&["failover", FILES, "--test", "--point", "latest-app", "--dry-run"], 0).unwrap();
     assert_eq!(plan.request.operation, Operation::TestFailover { point: Some(point.attempt) });
+    // A process server that is started again makes one at once. It is killed between freeze and thaw: the hook is slow, and the
+    // guest freezes when nobody is left who asked for it.
+    sites.world.kill(At::Home, Part::ProcessServer);
+    sites.world.start(At::Home, Part::ProcessServer).unwrap();
+    wait_for("the third freeze", patience, || sites.said().contains("HOOK freeze 3").then_some(())).unwrap();
+    sites.world.kill(At::Home, Part::ProcessServer);
+    let thaws = |sites: &Sites| sites.said().matches("HOOK thaw").count();
+    assert_eq!(thaws(&sites), 2, "the hook ended before the kill");
+    wait_for("the guest to be thawed", patience, || (thaws(&sites) > 2).then_some(())).unwrap();
     let after = sites.newest();
     wait_for("the guest to write on", patience, || (sites.newest() > after + 3).then_some(())).unwrap();
 }
