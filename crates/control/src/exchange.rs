@@ -261,6 +261,7 @@ fn keeping(fleet: &Fleet, item: &Item, site: &SiteName, component: &str) -> Opti
         rpo_limit_ms: item.rpo_limit_ms,
         interval_ms: item.interval_ms,
         bandwidth: item.bandwidth.clone(),
+        app_interval_ms: item.app_interval_ms,
     };
     (item.home == *site || item.away == *site).then(|| Keeping {
         item: item.name.clone(),
@@ -323,5 +324,6 @@ pub(crate) fn replication(fleet: &Fleet, item: &Item, component: &str) -> Option
         offline: wish.offline,
         quiesced: wish.quiesced,
         bandwidth: item.bandwidth.clone(),
+        app_interval_ms: item.app_interval_ms,
     })
 }

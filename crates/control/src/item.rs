@@ -121,6 +121,9 @@ pub struct Item {
     /// How fast it may be replicated.
     #[serde(default)]
     pub bandwidth: Bandwidth,
+    /// How often a point is to be application-consistent, in ms; 0: never by itself.
+    #[serde(default = "protocol::keeping::app_interval_ms")]
+    pub app_interval_ms: u64,
     /// The copy at home.
     pub home_copy: Copy,
     /// The copy away.

@@ -117,7 +117,8 @@ pub(crate) fn original(checks: &mut Checks<'_>, item: &Item) {
     let copy = item.copy(Side::Home);
     // Only who is there can say that it has no such machine.
     let is_known = checks.fleet.at(home, Role::ProcessServer).is_some_and(|name| checks.fleet.connected(&name));
-    if copy.at_rest || copy.raised || !is_known || checks.fleet.machine(home, machine).is_some() {
+    let has_replica = copy.at_rest || copy.raised || copy.master_target.is_some();
+    if has_replica || !is_known || checks.fleet.machine(home, machine).is_some() {
         return;
     }
     let fault = Fault::new(

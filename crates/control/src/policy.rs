@@ -13,7 +13,7 @@
 use protocol::epoch::Point;
 use protocol::fault::{Fault, code};
 use protocol::id::{Attempt, ItemId, PolicyName};
-use protocol::keeping::{ApplyPolicy, ItemEffect, Policy, PolicyEffect, SetPolicy};
+use protocol::keeping::{ApplyPolicy, ItemEffect, LEAST_APP_INTERVAL_MS, Policy, PolicyEffect, SetPolicy};
 use protocol::retention::choose;
 use sqlx::{Row, SqliteConnection};
 
@@ -68,6 +68,11 @@ impl Control {
         policy.bandwidth.check().map_err(|why| senseless(why.to_string()))?;
         if policy.rpo_limit_ms == 0 {
             return Err(senseless("no recovery point can be younger than 0 ms".into()));
+        }
+        if (1..LEAST_APP_INTERVAL_MS).contains(&policy.app_interval_ms) {
+            let why =
+                format!("an app-consistent point every {} ms; every 10 s or less often, or 0", policy.app_interval_ms);
+            return Err(senseless(why));
         }
         let before = {
             let mut on = self.database().readers().acquire().await.map_err(failed)?;
@@ -170,4 +175,5 @@ pub(crate) fn limit(item: &mut Item, policy: &Policy) {
     item.rpo_limit_ms = policy.rpo_limit_ms;
     item.retention = policy.retention.clone();
     item.bandwidth = policy.bandwidth.clone();
+    item.app_interval_ms = policy.app_interval_ms;
 }

@@ -74,11 +74,17 @@ impl Control {
                 .with_remedy(format!("look at it: sockeye status {name}")));
         }
         let within_ms = item.interval_ms.saturating_mul(3).max(LEAST_POINT_PATIENCE.as_millis() as u64);
-        let order = Order::AddPoint { item: item.name.clone(), within_ms };
         // The master target gives up first: what it does when nobody listens any more would be a pin that nobody knows of.
         let patience = Duration::from_millis(within_ms) + PATIENCE;
         let side = item.stage.runs_at().other();
-        match self.ask_keeper(&item, side, order, patience).await? {
+        let added = match wanted.app {
+            true => self.add_app_point(&item, patience).await?,
+            false => {
+                let order = Order::AddPoint { item: item.name.clone(), within_ms };
+                self.ask_keeper(&item, side, order, patience).await?
+            }
+        };
+        match added {
             Outcome::Added { point } => {
                 let what = format!("point {} added at {}", point.attempt, item.site(side));
                 self.audited(&item.name, &what, wanted.reason.as_deref()).await?;
@@ -86,6 +92,18 @@ impl Control {
             }
             other => Err(unasked(&other)),
         }
+    }
+
+    /// Has the process server make an application-consistent point, and the master target pin it.
+    async fn add_app_point(&self, item: &Item, patience: Duration) -> Result<Outcome, Fault> {
+        let from = item.stage.runs_at();
+        let sender = self.fleet().need(item.site(from), Role::ProcessServer)?;
+        let added = self.ask(&sender, item, Order::AppPoint { item: item.name.clone() }, patience).await?;
+        if let Outcome::Added { point } = &added {
+            let order = Order::PinPoint { item: item.name.clone(), point: point.attempt, pinned: true };
+            self.ask_keeper(item, from.other(), order, PATIENCE).await?;
+        }
+        Ok(added)
     }
 
     async fn audited(&self, item: &ItemId, what: &str, reason: Option<&str>) -> Result<(), Fault> {

@@ -3,7 +3,7 @@
 use protocol::fault::{Fault, code};
 use protocol::id::{ItemId, SiteName};
 use protocol::machine::Power;
-use protocol::order::{ReplicationPhase, ReplicationStatus, Role};
+use protocol::order::{AppStatus, ReplicationPhase, ReplicationStatus, Role};
 use protocol::rest::{
     Allowed, AuditEntry, ComponentView, Explanation, Health, ItemView, Job, JobState, MachineView, SiteView,
 };
@@ -243,7 +243,22 @@ fn health(
             (Health::Critical, Some(format!("replication is paused: {fault}")))
         }
         (Some(fault), ReplicationPhase::Waiting) => (Health::Warning, Some(fault.to_string())),
-        _ => history(fleet, item),
+        _ => match history(fleet, item) {
+            (Health::Ok, _) => applications(item, &status.app),
+            other => other,
+        },
+    }
+}
+
+/// What is to be said of application-consistent points. That a guest never had an agent is no reason to warn of each one that
+/// was protected without; that it is gone, or fails, is.
+fn applications(item: &Item, app: &AppStatus) -> (Health, Option<String>) {
+    match &app.fault {
+        Some(fault) if item.app_interval_ms > 0 && (app.newest.is_some() || !fault.is(code::NO_GUEST_AGENT)) => {
+            let words = format!("the last point that was to be app-consistent is not: {fault} ({})", fault.cause);
+            (Health::Warning, Some(words))
+        }
+        _ => (Health::Ok, None),
     }
 }
 

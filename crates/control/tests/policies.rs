@@ -18,7 +18,13 @@ use crate::sites::drive::{World, item, protect};
 
 fn short() -> Policy {
     let retention = Retention { all_for_seconds: 60, then: vec![], app_consistent: None, budget: None };
-    Policy { name: "short".parse().unwrap(), rpo_limit_ms: 5000, retention, bandwidth: Bandwidth::default() }
+    Policy {
+        name: "short".parse().unwrap(),
+        rpo_limit_ms: 5000,
+        retention,
+        bandwidth: Bandwidth::default(),
+        app_interval_ms: 0,
+    }
 }
 
 fn set(policy: Policy, preview: bool) -> SetPolicy {
@@ -96,6 +102,8 @@ async fn a_policy_without_sense_or_of_an_unknown_name_or_in_use_is_refused_and_n
     assert!(control.set_policy(set(senseless, false)).await.unwrap_err().is(code::BAD_REQUEST));
     let instant = Policy { rpo_limit_ms: 0, ..short() };
     assert!(control.set_policy(set(instant, false)).await.unwrap_err().is(code::BAD_REQUEST));
+    let restless = Policy { app_interval_ms: 9999, ..short() };
+    assert!(control.set_policy(set(restless, false)).await.unwrap_err().is(code::BAD_REQUEST));
     assert_eq!(control.policies().await.unwrap(), [Policy::standard()]);
 
     let Operation::Protect { machine, from, to, interval_ms, networks, .. } = protect() else { unreachable!() };
@@ -134,6 +142,13 @@ async fn a_point_is_pinned_listed_as_pinned_and_unpinned() {
     assert_eq!(pinned(control.points(&item(), None).await.unwrap()), [first, added.attempt]);
     control.pin(&item(), first, wanted(false), None).await.unwrap();
     assert_eq!(pinned(control.points(&item(), None).await.unwrap()), [added.attempt]);
+    // One that must be app-consistent comes from the process server, and is pinned like any other; or from nobody.
+    let app = || AddPoint { app: true, reason: None };
+    let added = control.add_point(&item(), app()).await.unwrap();
+    assert_eq!(added.kind, protocol::PointKind::AppConsistent);
+    assert!(pinned(control.points(&item(), None).await.unwrap()).contains(&added.attempt));
+    world.with(|model| model.no_agent = true);
+    assert!(control.add_point(&item(), app()).await.unwrap_err().is(code::NO_GUEST_AGENT));
     let nowhere = protocol::Attempt { generation: 9, number: 9 };
     assert!(control.pin(&item(), nowhere, wanted(true), None).await.unwrap_err().is(code::POINT_GONE));
     let audit = control.audit().await.unwrap();

@@ -51,6 +51,7 @@ pub(crate) async fn absorb(
         cut_at_ms,
         disks: item.disks(),
         kind,
+        freeze: None,
         expected_bytes: 0,
     };
     let (replica, of) = (item.replica.clone(), item.clone());

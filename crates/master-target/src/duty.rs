@@ -7,8 +7,8 @@ use async_trait::async_trait;
 use component::{Duty, Heartbeat, Ticket};
 use protocol::epoch::{DiskSize, PointKind};
 use protocol::fault::code;
-use protocol::machine::Power;
-use protocol::order::{Grant, NewDisks, Order, Outcome, Wishes};
+use protocol::machine::{NewDisks, Power};
+use protocol::order::{Grant, Order, Outcome, Wishes};
 use protocol::{Attempt, Fault, ItemId, Lineage};
 use replica::{Content, DiskHome, DiskRecord, Replica, Spec};
 

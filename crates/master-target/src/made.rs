@@ -14,8 +14,7 @@ use std::path::PathBuf;
 
 use protocol::epoch::DiskSize;
 use protocol::fault::code;
-use protocol::machine::DiskSource;
-use protocol::order::NewDisks;
+use protocol::machine::{DiskSource, NewDisks};
 use protocol::{Fault, ItemId};
 use replica::{DiskHome, DiskRecord};
 

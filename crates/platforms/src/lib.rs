@@ -26,7 +26,7 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use protocol::machine::{DiskSource, DiskSpec, Machine, MachineSpec, Settled, SiteFacts};
-use protocol::{Attempt, Changes, DiskKey, Fault, Lineage};
+use protocol::{Attempt, Changes, DiskKey, Fault, Freeze, Lineage, Quiesce};
 
 /// How a machine is started.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -160,7 +160,7 @@ pub trait Platform: Send + Sync {
     async fn stamps(&self, name: &str) -> Result<BTreeMap<DiskKey, String>, Fault>;
 
     /// Opens the machine for capture and cleans up what a dead predecessor left open (its exports, filters and scratch;
-    /// a guest that it had paused goes on). Change maps stay as they are.
+    /// a guest that it had paused goes on, one that it had frozen is thawed). Change maps stay as they are.
     ///
     /// # Errors
     /// `PLT-002`; `PLT-001`, among others when the machine is [`protocol::machine::Power::Off`].
@@ -186,12 +186,24 @@ pub trait Capture: Send {
     /// `PLT-001`.
     async fn held(&mut self) -> Result<Vec<Held>, Fault>;
 
+    /// [`Capture::cut_as`] without asking the guest.
+    ///
+    /// # Errors
+    /// As for that.
+    async fn cut(&mut self, attempt: Attempt) -> Result<Cut, Fault> {
+        self.cut_as(attempt, None).await
+    }
+
     /// Cuts all disks at one instant. From then on a new map counts from `attempt`; the one before it stands still until
     /// [`Capture::acknowledged`] or [`Capture::failed`].
     ///
+    /// With `quiesce` the guest's agent is asked to freeze its file systems for it; [`Cut::freeze`] says what came of that. One
+    /// that is not there, refuses or takes too long does not keep the cut from being made. A guest that was frozen is thawed when
+    /// this returns, with an error too, and by somebody else when this process dies meanwhile.
+    ///
     /// # Errors
     /// `PLT-001`, and everything is as it was before; also when a cut is open.
-    async fn cut(&mut self, attempt: Attempt) -> Result<Cut, Fault>;
+    async fn cut_as(&mut self, attempt: Attempt, quiesce: Option<Quiesce>) -> Result<Cut, Fault>;
 
     /// Ends the reading of the open cut, if one is open: exports, filters and scratch go. The maps stay.
     ///
@@ -226,6 +238,8 @@ pub struct Cut {
     pub changes: Changes,
     /// Every disk of the machine as it was at the cut.
     pub disks: Vec<CutDisk>,
+    /// What the guest's agent did for it; none where it was not asked.
+    pub freeze: Option<Freeze>,
 }
 
 /// One disk as it was at a cut.

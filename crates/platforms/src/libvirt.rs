@@ -9,6 +9,7 @@
 //!      ├────── relay      what overlays stand on, and a view that may go away for a while
 //!      ├────── remarks    what does not come along         same      whether the disks are still those
 //!      ├────── inventory  networks and storage pools
+//!      ├────── agent      freezes the guest for a cut
 //!      └────── fold       overlays into the disks beneath them
 //! ```
 //! # Always true
@@ -20,6 +21,7 @@
 //! # If power fails
 //! QEMU and libvirt are gone; what the images keep is inconsistent and not believed, and overlays say what they hold.
 
+mod agent;
 mod backup;
 mod capture;
 mod chain;

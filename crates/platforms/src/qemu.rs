@@ -7,6 +7,7 @@
 //!     ├──── settle      let go, and say what the disks hold          changes  reading maps
 //!     │                                                              rest     whether they were touched since
 //!     ├──── capture     cut, acknowledge, fail                       qmp      the conversation with QEMU
+//!     ├──── agent       freezes the guest for a cut
 //!     └──── fold        overlays into the disks beneath them
 //! ```
 //! # Always true
@@ -19,6 +20,7 @@
 //! they hold since their mark.
 
 pub(crate) mod accelerator;
+mod agent;
 mod bitmap;
 mod capture;
 mod changes;
@@ -209,7 +211,7 @@ impl Platform for Qemu {
         self.must_be_off(&folder, "deleted").await?;
         // The description last: as long as it is there, deleting can be repeated, and no overlay outlives it.
         overlays::remove(&folder, &spec)?;
-        for note in ["marks.json", "carry.json", "rest.json", "doubt.json", "machine.json"] {
+        for note in ["marks.json", "carry.json", "rest.json", "doubt.json", "frozen.json", "machine.json"] {
             folder.remove(note)?;
         }
         std::fs::remove_dir_all(folder.path()).map_err(|why| folder.fault("cannot be rid of its folder", why))

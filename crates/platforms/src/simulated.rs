@@ -31,6 +31,7 @@ use protocol::machine::{DiskFormat, DiskSource, DiskSpec, Machine, MachineSpec, 
 use protocol::{Attempt, Changes, DiskKey, Fault, Lineage};
 
 use self::capture::SimulatedCapture;
+pub use self::machine::SimulatedAgent;
 use self::machine::{Guest, Mark};
 use crate::{Capture, Platform, Start, Stopped};
 
@@ -133,6 +134,40 @@ impl Simulated {
         let server =
             server.map_err(|why| Fault::new(code::HYPERVISOR, "the simulated site cannot serve", why.to_string()))?;
         Ok(Simulated { world: Arc::new(World { site: Mutex::default(), server }) })
+    }
+
+    /// How the machine's agent behaves from now on; it has none before.
+    ///
+    /// # Errors
+    /// `PLT-002`.
+    pub fn set_agent(&self, machine: &str, agent: SimulatedAgent) -> Result<(), Fault> {
+        self.world.site().guest(machine)?.agent = agent;
+        Ok(())
+    }
+
+    /// Leaves the guest's file systems frozen, as somebody does who dies before he thaws it.
+    ///
+    /// # Errors
+    /// `PLT-002`.
+    pub fn leave_frozen(&self, machine: &str) -> Result<(), Fault> {
+        self.world.site().guest(machine)?.frozen = true;
+        Ok(())
+    }
+
+    /// How often the guest was frozen.
+    ///
+    /// # Errors
+    /// `PLT-002`.
+    pub fn freezes(&self, machine: &str) -> Result<u64, Fault> {
+        Ok(self.world.site().guest(machine)?.freezes)
+    }
+
+    /// Whether the guest's file systems stand still.
+    ///
+    /// # Errors
+    /// `PLT-002`.
+    pub fn is_frozen(&self, machine: &str) -> Result<bool, Fault> {
+        Ok(self.world.site().guest(machine)?.frozen)
     }
 
     /// Puts a disk of the platform's own at `path`, instead of one that is there.

@@ -120,7 +120,7 @@ mod tests {
     }
 
     fn cut(since: Option<Attempt>, changes: Changes) -> Cut {
-        Cut { at_ms: 0, paused: Duration::ZERO, since, changes, disks: vec![] }
+        Cut { at_ms: 0, paused: Duration::ZERO, since, changes, disks: vec![], freeze: None }
     }
 
     fn wish(sync: Sync, generation: u64) -> Replication {
@@ -138,6 +138,7 @@ mod tests {
             offline: false,
             quiesced: false,
             bandwidth: Default::default(),
+            app_interval_ms: 0,
         }
     }
 

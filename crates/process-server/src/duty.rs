@@ -157,11 +157,13 @@ impl ProcessServer {
         self.means.platform.start(machine, Start { paused: false, track: Some((lineage, mark)) }).await
     }
 
-    async fn final_delta(&self, item: &ItemId, ticket: &Ticket) -> Result<Outcome, Fault> {
+    /// Asks the item's replication for its last epoch, or for an application-consistent point, until it answers.
+    async fn ask(&self, item: &ItemId, is_final: bool, ticket: &Ticket) -> Result<Outcome, Fault> {
         let deadline = tokio::time::Instant::now() + LIST_PATIENCE;
         loop {
             let answered = match self.running.lock().await.get(item) {
-                Some(running) => Some(running.final_delta().await),
+                Some(running) if is_final => Some(running.final_delta().await),
+                Some(running) => Some(running.app_point().await),
                 None => None,
             };
             if let Some(answered) = answered {
@@ -199,7 +201,7 @@ impl ProcessServer {
 }
 
 fn cancelled() -> Fault {
-    Fault::new(code::CANCELLED, "the last epoch was called off", "control no longer wants it")
+    Fault::new(code::CANCELLED, "the epoch was called off", "control no longer wants it")
 }
 
 #[async_trait]
@@ -213,7 +215,11 @@ impl Duty for ProcessServer {
             Order::StartMachine { machine, lineage, mark } => self.start_machine(&machine, lineage, mark).await,
             Order::FinalDelta { item } => {
                 ticket.step("sending the last changes", None);
-                self.final_delta(&item, ticket).await
+                self.ask(&item, true, ticket).await
+            }
+            Order::AppPoint { item } => {
+                ticket.step("making an app-consistent point", None);
+                self.ask(&item, false, ticket).await
             }
             Order::Settle { machine, lineage, stop } => {
                 ticket.step(format!("reading the change maps of {machine}"), None);

@@ -70,6 +70,7 @@ impl Epoch {
             cut_at_ms: cut.at_ms,
             disks,
             kind,
+            freeze: cut.freeze.clone(),
             expected_bytes: expected,
         };
         let flow = Flow::new(readers, source, expected, read, session);

@@ -18,6 +18,7 @@
 //!   and either drops the older map or merges both.
 //! - replications go on from the list on its own disk, whether control can be reached or not.
 
+mod app;
 mod beneath;
 mod choice;
 mod cut;
@@ -28,6 +29,7 @@ mod pace;
 mod reach;
 mod replication;
 mod session;
+mod status;
 
 use std::path::PathBuf;
 use std::sync::Arc;

@@ -11,7 +11,7 @@
 //!   hypervisor's map (design section 2), not here.
 //! - `acknowledged` is called only with an attempt that the target itself called sealed.
 
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use component::cap::{Cap, Hurry, Limit, Throttle};
@@ -22,7 +22,6 @@ use protocol::epoch::{Point, PointKind};
 use protocol::fault::code;
 use protocol::machine::Power;
 use protocol::order::{Moved, Outcome, Progress, Replication, ReplicationPhase, ReplicationStatus};
-use protocol::pace::Pace;
 use protocol::position::{Changes, Distrust};
 use protocol::replication::{CapOf, Capped};
 use protocol::{Attempt, Fault};
@@ -30,12 +29,14 @@ use tokio::sync::{Notify, mpsc, oneshot, watch};
 use tokio::time::Instant;
 use transfer::Stopped;
 
+use crate::app::{Apps, Waiting};
 use crate::choice::Choice;
 use crate::epoch::Epoch;
 use crate::keep::Keep;
 use crate::pace::{Lap, Laps, Parts};
 use crate::reach::Reach;
 use crate::session::{Session, said_by_target};
+use crate::status::{self, lock, note_age, note_pause};
 
 /// How long an open cut waits for a broken link. Guessed: a switch that reboots takes longer, a lost packet does not.
 const CUT_PATIENCE: Duration = Duration::from_secs(15);
@@ -46,6 +47,8 @@ const BACKOFF: (Duration, Duration) = (Duration::from_millis(200), Duration::fro
 pub(crate) enum Ask {
     /// Send the last epoch of a machine that stands still.
     Final(Final),
+    /// Make the next epoch application-consistent.
+    App(Waiting),
 }
 
 /// Somebody waits for the last epoch, and a machine with him: until then no cap holds the replication up (decision 0018).
@@ -79,7 +82,7 @@ pub(crate) struct Running {
 
 impl Running {
     pub(crate) fn begin(wish: Replication, means: Means) -> Running {
-        let status = Arc::new(Mutex::new(fresh_status(&wish)));
+        let status = Arc::new(Mutex::new(status::fresh(&wish)));
         let throttle = Arc::new(Throttle::new(wish.bandwidth.clone(), means.cap.clone()));
         let (wishes, wished) = watch::channel(wish);
         let (asks, asked) = mpsc::channel(8);
@@ -91,6 +94,7 @@ impl Running {
             throttle: throttle.clone(),
             means,
             finals: Vec::new(),
+            apps: Apps::default(),
             laps: Laps::default(),
             compared: false,
             cut_at: None,
@@ -132,6 +136,13 @@ impl Running {
         answered
     }
 
+    /// Asks for an application-consistent point. The receiver hears of it, or why there is none.
+    pub(crate) async fn app_point(&self) -> oneshot::Receiver<Result<Outcome, Fault>> {
+        let (answer, answered) = oneshot::channel();
+        let _ = self.asks.send(Ask::App(answer)).await;
+        answered
+    }
+
     /// Ends it. An open cut is released; the change maps stay.
     pub(crate) async fn stop(self) {
         self.stop.send_replace(true);
@@ -139,30 +150,6 @@ impl Running {
         if tokio::time::timeout(Duration::from_secs(10), self.task).await.is_err() {
             abort.abort();
         }
-    }
-}
-
-fn lock(status: &Mutex<ReplicationStatus>) -> std::sync::MutexGuard<'_, ReplicationStatus> {
-    status.lock().unwrap_or_else(PoisonError::into_inner)
-}
-
-fn fresh_status(wish: &Replication) -> ReplicationStatus {
-    ReplicationStatus {
-        item: wish.item.clone(),
-        generation: wish.generation,
-        phase: ReplicationPhase::Connecting,
-        newest: None,
-        sync: None,
-        distrust: None,
-        first: Progress::default(),
-        first_moved: None,
-        moved: Moved::default(),
-        epochs: 0,
-        pauses_us: Vec::new(),
-        rpo_ms: Vec::new(),
-        pace: Pace::default(),
-        fault: None,
-        capped: None,
     }
 }
 
@@ -175,6 +162,7 @@ struct Worker {
     throttle: Arc<Throttle>,
     means: Means,
     finals: Vec<Final>,
+    apps: Apps,
     laps: Laps,
     /// Whether the last epoch was a compare.
     compared: bool,
@@ -229,9 +217,9 @@ impl Worker {
         self.phase_of(&session);
         let mut last_cut = None;
         loop {
-            let final_wanted = self.wait_for_turn(last_cut).await;
+            let is_final = self.wait_for_turn(last_cut).await;
             last_cut = Some(Instant::now());
-            let result = self.epoch(capture.as_mut(), &mut session, final_wanted).await;
+            let result = self.epoch(capture.as_mut(), &mut session, is_final).await;
             match result {
                 Ok(Some(outcome)) => self.answer_finals(outcome),
                 Ok(None) => {}
@@ -248,7 +236,7 @@ impl Worker {
         status.fault = None;
     }
 
-    /// Returns when the next epoch is due, an interval after the last one began: true for the last one, which was asked for.
+    /// Returns when the next epoch is due: an interval after the last one began, or at once if somebody waits for it: true for the last one.
     async fn wait_for_turn(&mut self, last: Option<Instant>) -> bool {
         loop {
             self.finals.retain(|wanted| !wanted.answer.is_closed());
@@ -264,11 +252,14 @@ impl Worker {
             let due = last.map_or_else(Instant::now, |last| last + interval);
             if quiesced {
                 lock(&self.status).phase = ReplicationPhase::Quiesced;
+            } else if self.apps.is_asked() {
+                return false;
             }
             tokio::select! {
                 () = tokio::time::sleep_until(due), if !quiesced => return false,
                 asked = self.asks.recv() => match asked {
                     Some(Ask::Final(wanted)) => self.finals.push(wanted),
+                    Some(Ask::App(waiting)) => self.apps.ask(waiting),
                     None => std::future::pending().await,
                 },
                 changed = self.wish.changed() => if changed.is_err() { std::future::pending().await },
@@ -294,12 +285,23 @@ impl Worker {
         let attempt = self.means.keep.next_attempt(&wish.item, wish.generation, seen, since).map_err(|error| {
             Fault::new(code::REPLICA_IO, "the number of an attempt could not be written down", error.to_string())
         })?;
-        let mut cut = capture.cut(attempt).await?;
+        let quiesce = if is_final { None } else { self.apps.wish(wish.app_interval_ms, began) };
+        let mut cut = capture.cut_as(attempt, quiesce).await?;
         if !honest {
             (cut.since, cut.changes) = (None, Changes::Unknown(Distrust::MapMismatch));
         }
-        note_pause(&mut lock(&self.status), cut.paused);
-        let kind = if is_final { PointKind::Final } else { PointKind::CrashConsistent };
+        {
+            let mut status = lock(&self.status);
+            note_pause(&mut status, cut.paused);
+            if let Some(freeze) = &cut.freeze {
+                self.apps.cut(&wish.item, freeze, &mut status.app);
+            }
+        }
+        let kind = match &cut.freeze {
+            _ if is_final => PointKind::Final,
+            Some(freeze) => freeze.kind(),
+            None => PointKind::CrashConsistent,
+        };
         let sent = self.send(&wish, attempt, kind, &cut, session).await;
         match sent {
             Ok(Sent { point, moved, choice, compared, parts }) => {
@@ -380,6 +382,7 @@ impl Worker {
                         sealed_at_ms: now_ms(),
                         kind,
                         changed_bytes: epoch.moved(session).changed,
+                        freeze: cut.freeze.clone(),
                     };
                     return Ok(Sent::of(epoch, point, session));
                 }
@@ -440,11 +443,14 @@ impl Worker {
         }
     }
 
-    fn sealed(&self, point: &Point, moved: Moved) {
+    fn sealed(&mut self, point: &Point, moved: Moved) {
         let mut status = lock(&self.status);
+        if self.apps.sealed(point, &mut status.app) {
+            self.means.news.notify_one();
+        }
         if let Some(before) = &status.newest {
             let age = now_ms().saturating_sub(before.cut_at_ms);
-            push_bounded(&mut status.rpo_ms, age, 256);
+            note_age(&mut status, age);
         }
         if status.first_moved.is_none() {
             status.first_moved = Some(moved);
@@ -479,17 +485,6 @@ impl Sent {
         let (moved, compared) = (epoch.moved(session), epoch.compared());
         Sent { point, moved, compared, parts: epoch.parts(), choice: epoch.choice }
     }
-}
-
-fn note_pause(status: &mut ReplicationStatus, paused: Duration) {
-    push_bounded(&mut status.pauses_us, paused.as_micros() as u64, 64);
-}
-
-fn push_bounded(list: &mut Vec<u64>, value: u64, most: usize) {
-    if list.len() >= most {
-        list.remove(0);
-    }
-    list.push(value);
 }
 
 /// Settles the fate of a cut that a predecessor made: the target knows whether it became a point.

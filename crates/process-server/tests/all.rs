@@ -1,5 +1,6 @@
 //! The process server and the master target, beside simulated machines and real QEMU: one program, so that it is linked once.
 
+mod app_points;
 mod beneath;
 mod beside;
 mod delays;

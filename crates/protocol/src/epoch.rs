@@ -7,6 +7,7 @@
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
+use crate::freeze::Freeze;
 use crate::id::{Attempt, DiskKey, Lineage};
 
 /// What an epoch's blocks are relative to, and how the sender came to choose them.
@@ -38,6 +39,9 @@ pub struct EpochHeader {
     pub disks: Vec<DiskSize>,
     /// Whether the guest's applications were quiesced for the cut.
     pub kind: PointKind,
+    /// What came of it, where that was wanted.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub freeze: Option<Freeze>,
     /// An estimate of the bytes to come, for progress; not a promise.
     pub expected_bytes: u64,
 }
@@ -103,4 +107,7 @@ pub struct Point {
     pub kind: PointKind,
     /// Bytes that the epoch changed.
     pub changed_bytes: u64,
+    /// What the guest's agent did for it, where it was wanted application-consistent.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub freeze: Option<Freeze>,
 }

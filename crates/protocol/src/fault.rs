@@ -111,6 +111,8 @@ catalogue! {
     DISK_IN_USE = "PLT-009", "another program has the disk open", "end that program, then repeat";
     DISK_EXISTS = "PLT-017", "there is a file where a disk is to be made", "move it away, or choose another datastore";
     CAPTURED = "PLT-010", "the machine's disks are being captured", "end its replication first, then repeat";
+    NO_GUEST_AGENT = "PLT-015", "no agent of the guest answers", "install qemu-guest-agent in the guest, give the machine its channel (org.qemu.guest_agent.0) and start it anew; without it: sockeye point add ITEM";
+    GUEST_NOT_FROZEN = "PLT-016", "the guest's agent did not freeze its file systems", "look at the agent's log and at the freeze hook in the guest; then repeat";
     // CPY: copying a disk that is no item's
     COPY_SOURCE = "CPY-001", "the source of a copy cannot be used", "look at its path or address; end the program that writes it, or copy from a snapshot or a view";
     COPY_TARGET = "CPY-002", "the target of a copy cannot be used", "look at its path or address, its size and its free space; end the program that uses it; then run the same command again";

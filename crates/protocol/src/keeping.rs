@@ -32,10 +32,22 @@ pub struct Policy {
     /// How fast each item may be replicated, in both directions.
     #[serde(default)]
     pub bandwidth: Bandwidth,
+    /// How often a point is to be application-consistent, in ms; 0: never by itself.
+    #[serde(default = "app_interval_ms")]
+    pub app_interval_ms: u64,
 }
 
 /// R12: the limit from the reference's policy.
 const RPO_LIMIT_MS: u64 = 15 * 60 * 1000;
+/// R12: how often the reference's policy has an application-consistent point.
+const APP_INTERVAL_MS: u64 = 60 * 60 * 1000;
+/// The guest stands still for each: more often than this it would hardly do anything else (guessed).
+pub const LEAST_APP_INTERVAL_MS: u64 = 10 * 1000;
+
+/// How often a point is application-consistent where nobody said.
+pub fn app_interval_ms() -> u64 {
+    APP_INTERVAL_MS
+}
 
 impl Policy {
     /// The policy that every item has for which no other was chosen (R12); it is there from the start.
@@ -45,6 +57,7 @@ impl Policy {
             rpo_limit_ms: RPO_LIMIT_MS,
             retention: Retention::default(),
             bandwidth: Bandwidth::default(),
+            app_interval_ms: APP_INTERVAL_MS,
         }
     }
 }
@@ -117,6 +130,9 @@ pub struct PinPoint {
 /// Takes a recovery point now and pins it.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct AddPoint {
+    /// Whether it must be application-consistent; refused where the guest's agent does not do it.
+    #[serde(default)]
+    pub app: bool,
     /// For the audit log.
     pub reason: Option<String>,
 }
@@ -159,6 +175,9 @@ pub struct ItemManifest {
     /// How fast it may be replicated.
     #[serde(default)]
     pub bandwidth: Bandwidth,
+    /// How often a point of it is to be application-consistent (ms; 0: never).
+    #[serde(default = "app_interval_ms")]
+    pub app_interval_ms: u64,
 }
 
 /// How the history of one item stands at a master target.

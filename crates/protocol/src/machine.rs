@@ -78,6 +78,15 @@ pub struct Pool {
     pub refuses: Option<String>,
 }
 
+/// Where disks are made for a machine that comes where nothing of it is.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct NewDisks {
+    /// The folder.
+    pub folder: String,
+    /// The machine's name there, which the files get.
+    pub machine: String,
+}
+
 /// A network card of a machine.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct NetworkCard {

@@ -24,9 +24,11 @@ use crate::epoch::{DiskSize, Point};
 use crate::fault::Fault;
 use crate::id::{Attempt, DiskKey, ItemId, Lineage, SiteName};
 use crate::keeping::{Keeping, KeepingStatus};
-use crate::machine::{Machine, MachineSpec, Settled, SiteFacts};
+use crate::machine::{Machine, MachineSpec, NewDisks, Settled, SiteFacts};
 use crate::position::{Changes, Distrust, Position};
-pub use crate::replication::{Moved, Progress, Replication, ReplicationPhase, ReplicationStatus, Sync};
+pub use crate::replication::{
+    AppStatus, Grant, Moved, Progress, Replication, ReplicationPhase, ReplicationStatus, Sync,
+};
 use crate::verified::Verified;
 
 /// The part that a process plays at its site.
@@ -174,6 +176,12 @@ pub enum Order {
     /// Send what changed since the last epoch of a machine that stands still, as the last epoch of its generation.
     /// Outcome: `Final`.
     FinalDelta {
+        /// The item, one of the component's replications.
+        item: ItemId,
+    },
+    /// Make the next point application-consistent. Outcome: `Added`, once it is durable; PLT-015 or PLT-016 when the guest's agent
+    /// did not do it (the point that was cut is crash-consistent, as any other).
+    AppPoint {
         /// The item, one of the component's replications.
         item: ItemId,
     },
@@ -370,29 +378,12 @@ impl Order {
             Order::ShutDown { .. }
             | Order::StartMachine { .. }
             | Order::FinalDelta { .. }
+            | Order::AppPoint { .. }
             | Order::Settle { .. }
             | Order::TellChanged { .. } => Role::ProcessServer,
             _ => Role::MasterTarget,
         }
     }
-}
-
-/// Where disks are made for a machine that comes where nothing of it is.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct NewDisks {
-    /// The folder.
-    pub folder: String,
-    /// The machine's name there, which the files get.
-    pub machine: String,
-}
-
-/// Who may send epochs to a replica.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Grant {
-    /// The generation whose epochs are taken.
-    pub generation: u64,
-    /// The secret that the sender must present.
-    pub token: String,
 }
 
 /// What an order came to.
@@ -483,7 +474,7 @@ pub enum Outcome {
         /// Those of them that are pinned.
         pins: Vec<Attempt>,
     },
-    /// A point was taken and pinned.
+    /// A point was taken; `AddPoint` has pinned it too.
     Added {
         /// The point.
         point: Point,

@@ -72,6 +72,15 @@ impl std::fmt::Display for Target {
     }
 }
 
+/// Who may send epochs to a replica.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Grant {
+    /// The generation whose epochs are taken.
+    pub generation: u64,
+    /// The secret that the sender must present.
+    pub token: String,
+}
+
 /// What a process server should be replicating.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Replication {
@@ -104,6 +113,9 @@ pub struct Replication {
     /// How fast it may go. A change of it is no new beginning.
     #[serde(default)]
     pub bandwidth: Bandwidth,
+    /// How often a point is to be application-consistent, in ms; 0: never by itself. Nor is a change of this.
+    #[serde(default)]
+    pub app_interval_ms: u64,
 }
 
 /// How one replication stands.
@@ -141,6 +153,18 @@ pub struct ReplicationStatus {
     /// The bandwidth cap that it waits for, or has just waited for.
     #[serde(default)]
     pub capped: Option<Capped>,
+    /// How its application-consistent points go.
+    #[serde(default)]
+    pub app: AppStatus,
+}
+
+/// How application-consistent points go, since the component started.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize, ToSchema)]
+pub struct AppStatus {
+    /// The newest that the target sealed.
+    pub newest: Option<Point>,
+    /// Why the last one that was wanted became crash-consistent, if it did.
+    pub fault: Option<Fault>,
 }
 
 /// A bandwidth cap that is felt.

@@ -3,7 +3,7 @@
 //! ```text
 //!   now ──────────── 1 h ─────────────────────────── 24 h ─────► older
 //!    all points       one a minute                     none        (the default)
-//!    app-consistent points: one an hour for 24 h · pinned points and the newest: always
+//!    app-consistent points: one an hour for 24 h · the newest of them: as long as anything · pinned points and the newest: always
 //! ```
 //! A point's age counts from when it became durable here up to now, but never beyond the newest point: a replica that
 //! gets no epochs any more, because its source is lost, keeps the history that somebody may need just then; and a clock
@@ -144,16 +144,18 @@ impl Retention {
 /// the newest. `now_ms` is this host's clock, ms since 1970.
 ///
 /// Points of a kind that does not come again by itself (final, unreplicated, rolled back) are never thinned: they go when
-/// they are older than everything that the policy keeps.
+/// they are older than everything that the policy keeps. So does the newest application-consistent one: crash-consistent points
+/// come every second, the next of its kind in an hour, or never, if the guest's agent is gone.
 pub fn choose(points: &[Point], pins: &BTreeSet<Attempt>, policy: &Retention, now_ms: u64) -> Vec<Attempt> {
     let Some(newest) = points.last() else { return Vec::new() };
     let now = now_ms.min(newest.sealed_at_ms);
     let end = policy.then.last().map_or(policy.all_for_seconds, |spacing| spacing.until_seconds);
+    let age = |point: &Point| now.saturating_sub(point.sealed_at_ms);
     // The newest point of each interval, by the rule that has a say.
     let rules: Vec<Option<Rule>> = points.iter().map(|point| rule(point, policy, now)).collect();
     let app = |point: &Point| -> Option<u64> {
         let spacing = policy.app_consistent.filter(|_| point.kind == PointKind::AppConsistent)?;
-        let young = now.saturating_sub(point.sealed_at_ms) < milliseconds(spacing.until_seconds);
+        let young = age(point) < milliseconds(spacing.until_seconds);
         young.then(|| point.sealed_at_ms / milliseconds(spacing.one_every_seconds).max(1))
     };
     let mut newest_of: BTreeMap<Rule, usize> = BTreeMap::new();
@@ -162,6 +164,8 @@ pub fn choose(points: &[Point], pins: &BTreeSet<Attempt>, policy: &Retention, no
         newest_of.extend(rules[at].map(|rule| (rule, at)));
         newest_app.extend(app(point).map(|interval| (interval, at)));
     }
+    let reach = policy.app_consistent.map_or(end, |spacing| spacing.until_seconds.max(end));
+    let latest_app = points.iter().rposition(|point| point.kind == PointKind::AppConsistent);
     let stays = |at: usize, point: &Point| {
         let by_age = match point.kind {
             PointKind::CrashConsistent | PointKind::AppConsistent => match &rules[at] {
@@ -169,9 +173,10 @@ pub fn choose(points: &[Point], pins: &BTreeSet<Attempt>, policy: &Retention, no
                 Some(Rule::Over) => false,
                 Some(rule) => newest_of.get(rule) == Some(&at),
             },
-            _ => now.saturating_sub(point.sealed_at_ms) < milliseconds(end),
+            _ => age(point) < milliseconds(end),
         };
-        by_age || app(point).is_some_and(|interval| newest_app.get(&interval) == Some(&at))
+        let latest = latest_app == Some(at) && age(point) < milliseconds(reach);
+        by_age || latest || app(point).is_some_and(|interval| newest_app.get(&interval) == Some(&at))
     };
     let older = &points[..points.len() - 1];
     let gone = older.iter().enumerate().filter(|(at, point)| !pins.contains(&point.attempt) && !stays(*at, point));
@@ -229,7 +234,7 @@ mod tests {
     }
 
     fn point(number: u64, sealed_at_ms: u64, kind: PointKind) -> Point {
-        Point { attempt: at(number), cut_at_ms: sealed_at_ms, sealed_at_ms, kind, changed_bytes: 1 }
+        Point { attempt: at(number), cut_at_ms: sealed_at_ms, sealed_at_ms, kind, changed_bytes: 1, freeze: None }
     }
 
     fn ages(points: &[Point], gone: &[Attempt], now: u64) -> Vec<u64> {
@@ -301,6 +306,21 @@ mod tests {
     }
 
     #[test]
+    fn the_latest_app_consistent_point_is_not_thinned_by_newer_points_of_another_kind() {
+        let kind = |n| if n == 100 || n == 200 { PointKind::AppConsistent } else { PointKind::CrashConsistent };
+        let points: Vec<Point> = (0..9000).map(|n| point(n, n * 1000, kind(n))).collect();
+        let policy = Retention { app_consistent: None, all_for_seconds: 60, ..Retention::default() };
+        let now = points[8999].sealed_at_ms;
+        let mut gone = choose(&points, &BTreeSet::new(), &policy, now);
+        assert!(gone.contains(&at(100)) && !gone.contains(&at(200)), "an older one goes as all others do");
+        let rest: Vec<Point> = points.iter().filter(|p| !gone.contains(&p.attempt)).cloned().collect();
+        gone = press(&rest, &BTreeSet::new(), &policy, now);
+        assert!(!gone.is_empty() && !gone.contains(&at(200)), "nor by a budget, as long as something else can go");
+        let short = Retention { then: vec![], ..policy };
+        assert!(choose(&points, &BTreeSet::new(), &short, now).contains(&at(200)), "it is older than all that is kept");
+    }
+
+    #[test]
     fn a_policy_without_sense_is_refused_and_a_budget_tells_how_it_stands() {
         let policy = Retention::default();
         policy.check().unwrap();
@@ -339,7 +359,10 @@ mod tests {
             age < s.until_seconds as i64 * 1000
                 && last_in(s.one_every_seconds, &|later| later.kind == PointKind::AppConsistent)
         });
-        n + 1 == points.len() || pins.contains(&p.attempt) || by_age || app
+        let is_app = |p: &Point| p.kind == PointKind::AppConsistent;
+        let reach = end.max(policy.app_consistent.map_or(0, |s| s.until_seconds as i64 * 1000));
+        let latest_app = is_app(p) && !points[n + 1..].iter().any(is_app) && age < reach;
+        n + 1 == points.len() || pins.contains(&p.attempt) || by_age || app || latest_app
     }
 
     proptest! {

@@ -52,6 +52,9 @@ impl Variables {
     /// [`VariablesError::Damaged`].
     pub fn store(&self) -> Result<Vec<u8>, VariablesError> {
         let packed = STANDARD_NO_PAD.decode(&self.0).map_err(|_| VariablesError::Damaged)?;
+        if packed.is_empty() {
+            return Err(VariablesError::Damaged);
+        }
         zstd::bulk::decompress(&packed, LONGEST).map_err(|_| VariablesError::Damaged)
     }
 }

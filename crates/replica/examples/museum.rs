@@ -72,6 +72,7 @@ fn written(replica: &Replica, number: u64, batches: &[&[Put]]) -> Epoch {
         cut_at_ms: number * 1000 - 500,
         disks: replica.disks().iter().map(|r| DiskSize { disk: r.key.clone(), size: r.size }).collect(),
         kind: if number == 2 { PointKind::AppConsistent } else { PointKind::CrashConsistent },
+        freeze: None,
         expected_bytes: 0,
     };
     let mut epoch = replica.begin(&header).unwrap();

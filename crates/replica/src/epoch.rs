@@ -19,7 +19,7 @@
 use std::sync::Arc;
 
 use bytes::Bytes;
-use protocol::{Attempt, Extent, Point, PointKind};
+use protocol::{Attempt, Extent, Freeze, Point, PointKind};
 
 use crate::ahead::{Ahead, Batch, DiskImages};
 use crate::append::{Append, Tail};
@@ -172,6 +172,8 @@ pub(crate) struct Writer {
     pub attempt: Attempt,
     pub kind: PointKind,
     pub cut_at_ms: u64,
+    /// What the guest's agent did for it.
+    pub freeze: Option<Freeze>,
     applied: u64,
     /// How much of that was flushed.
     flushed: u64,
@@ -193,6 +195,7 @@ impl Writer {
             open,
             kind,
             cut_at_ms,
+            freeze: None,
             applied: 0,
             flushed: 0,
             broken: false,
@@ -338,6 +341,7 @@ impl Writer {
             sealed_at_ms,
             kind: self.kind,
             changed_bytes: self.applied,
+            freeze: self.freeze.clone(),
         };
         let record = Sealed { point: point.clone(), opened: self.open.opened, segments: sealed.clone() };
         let mut ledger = store.ledger.lock().expect("nobody panics here");

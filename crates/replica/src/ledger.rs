@@ -265,7 +265,7 @@ mod tests {
                 ledger.record(&Record::RolledBack { opened }).unwrap();
             } else {
                 let (attempt, kind) = (at(number), PointKind::CrashConsistent);
-                let point = Point { attempt, cut_at_ms: 0, sealed_at_ms: 0, kind, changed_bytes: 0 };
+                let point = Point { attempt, cut_at_ms: 0, sealed_at_ms: 0, kind, changed_bytes: 0, freeze: None };
                 // Now and then the log is rewritten while an epoch is open.
                 if number > 10 && number % 2 == 0 {
                     let points: Vec<u64> = ledger.facts().points.keys().copied().collect();

@@ -361,6 +361,7 @@ mod tests {
             sealed_at_ms: 2,
             kind: protocol::PointKind::CrashConsistent,
             changed_bytes: 3,
+            freeze: None,
         };
         let segments =
             (0..disks).map(|disk| SealedFile { disk, length: u64::MAX, footer: u64::MAX, origin: None }).collect();

@@ -201,10 +201,7 @@ impl Replica {
     /// `Busy` while another epoch is open; `Lineage`, `Base`, `AttemptUsed`, `Disks` when it does not continue what the
     /// replica holds; `NoSpace`; I/O.
     pub fn begin(&self, header: &EpochHeader) -> Result<Epoch, ReplicaError> {
-        self.store.take_slot()?;
-        let begun =
-            self.fits(header).and_then(|()| self.open_epoch(header.attempt, header.kind, header.cut_at_ms, false));
-        self.keep_slot_if(begun)
+        self.begin_as(header, false)
     }
 
     /// As [`Replica::begin`], but nothing that is replaced is kept: there is no way back, all points go when the epoch
@@ -214,10 +211,17 @@ impl Replica {
     /// As for [`Replica::begin`]; `Busy` while a view holds a point.
     pub fn begin_without_way_back(&self, header: &EpochHeader) -> Result<Epoch, ReplicaError> {
         let _tending = self.store.tending.lock().unwrap_or_else(PoisonError::into_inner);
+        self.begin_as(header, true)
+    }
+
+    fn begin_as(&self, header: &EpochHeader, no_way_back: bool) -> Result<Epoch, ReplicaError> {
         self.store.take_slot()?;
-        let begun =
-            self.fits(header).and_then(|()| self.open_epoch(header.attempt, header.kind, header.cut_at_ms, true));
-        self.keep_slot_if(begun)
+        let begun = self
+            .fits(header)
+            .and_then(|()| self.open_epoch(header.attempt, header.kind, header.cut_at_ms, no_way_back));
+        let mut epoch = self.keep_slot_if(begun)?;
+        epoch.writer_mut().freeze = header.freeze.clone();
+        Ok(epoch)
     }
 
     /// Whether the disks are half written: an epoch that kept no before-images wrote to them and was not sealed. Nothing
@@ -251,7 +255,7 @@ impl Replica {
             facts.unused(attempt)?;
             store.reserve(&mut ledger)?;
             let opened = ledger.next();
-            let point = Point { attempt, cut_at_ms, sealed_at_ms, kind, changed_bytes: 0 };
+            let point = Point { attempt, cut_at_ms, sealed_at_ms, kind, changed_bytes: 0, freeze: None };
             let sealed = Sealed { point: point.clone(), opened, segments: Vec::new() };
             store.record(&mut ledger, &Record::Sealed(sealed))?;
             store.append_point(opened, point.clone(), Vec::new());

@@ -164,6 +164,7 @@ impl Writer {
         let found = found.is_some() || self.inherited.as_ref().is_some_and(|inherited| inherited.found);
         self.inherited = Some(Inherited { unproven: Blocks::written(self), found });
         (self.attempt, self.kind, self.cut_at_ms) = (header.attempt, header.kind, header.cut_at_ms);
+        self.freeze = header.freeze.clone();
         Ok(())
     }
 

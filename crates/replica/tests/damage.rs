@@ -30,6 +30,7 @@ fn begin(replica: &Replica, number: u64) -> Epoch {
         cut_at_ms: 0,
         disks,
         kind: PointKind::CrashConsistent,
+        freeze: None,
         expected_bytes: 0,
     };
     replica.begin(&header).unwrap()

@@ -37,6 +37,7 @@ fn epoch(replica: &Replica, number: u64, writes: &[Write]) {
         cut_at_ms: number,
         disks: (0..DISKS).map(|n| DiskSize { disk: format!("disk{n}").parse().unwrap(), size: SIZE }).collect(),
         kind: PointKind::CrashConsistent,
+        freeze: None,
         expected_bytes: 0,
     };
     let mut epoch = replica.begin(&header).unwrap();

@@ -24,6 +24,7 @@ fn header(replica: &Replica, number: u64) -> EpochHeader {
         cut_at_ms: 0,
         disks: replica.disks().iter().map(|r| DiskSize { disk: r.key.clone(), size: r.size }).collect(),
         kind: PointKind::CrashConsistent,
+        freeze: None,
         expected_bytes: 0,
     }
 }

@@ -39,6 +39,7 @@ fn epoch(replica: &Replica, number: u64, content: &mut [u8], extents: &[(usize, 
         cut_at_ms: 0,
         disks: replica.disks().iter().map(|r| DiskSize { disk: r.key.clone(), size: r.size }).collect(),
         kind: PointKind::CrashConsistent,
+        freeze: None,
         expected_bytes: 0,
     };
     let mut epoch = replica.begin(&header).unwrap();

@@ -53,6 +53,7 @@ fn qemu_refuses_the_disk_of_an_open_replica_and_takes_it_when_it_is_closed() {
         cut_at_ms: 0,
         disks: vec![DiskSize { disk: key, size: SIZE }],
         kind: PointKind::CrashConsistent,
+        freeze: None,
         expected_bytes: 0,
     };
     let mut epoch = replica.begin(&header).unwrap();

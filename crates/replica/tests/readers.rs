@@ -27,6 +27,7 @@ fn header(lineage: Lineage, number: u64, base: Option<Attempt>) -> EpochHeader {
         cut_at_ms: 0,
         disks: vec![DiskSize { disk: "disk0".parse().unwrap(), size: SIZE as u64 }],
         kind: PointKind::CrashConsistent,
+        freeze: None,
         expected_bytes: 0,
     }
 }

@@ -67,6 +67,7 @@ impl World {
             cut_at_ms: number,
             disks: vec![DiskSize { disk: "disk0".parse().unwrap(), size: SIZE as u64 }],
             kind: PointKind::CrashConsistent,
+            freeze: None,
             expected_bytes: 0,
         }
     }

@@ -48,6 +48,7 @@ impl Site {
                 .map(|n| DiskSize { disk: format!("disk{n}").parse().unwrap(), size: SIZE })
                 .collect(),
             kind: PointKind::CrashConsistent,
+            freeze: None,
             expected_bytes: 0,
         }
     }

@@ -39,6 +39,7 @@ fn header(replica: &Replica, number: u64) -> EpochHeader {
         cut_at_ms: 0,
         disks,
         kind: PointKind::CrashConsistent,
+        freeze: None,
         expected_bytes: 0,
     }
 }

@@ -1,5 +1,6 @@
 //! The command line and whole circles: one program, so that it is linked once.
 
+mod app_points;
 mod cancel;
 mod canned;
 mod caps;

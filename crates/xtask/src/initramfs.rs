@@ -1,5 +1,6 @@
 //! The test guest's first and only file system: busybox, a few kernel modules in the order they need each other, the
-//! static `ledger` program, and a script of ten lines that starts it.
+//! static `ledger` program, and a script of ten lines that starts it (after `/agent`, which a second archive may bring: see
+//! [`crate::agent_initramfs`]).
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -43,6 +44,7 @@ fn script(modules: &[String]) -> String {
          $b mount -t sysfs sys /sys\n\
          exec </dev/ttyS0 >/dev/ttyS0 2>&1\n\
          {load}\
+         [ -f /agent ] && . /agent\n\
          exec /bin/ledger run\n"
     )
 }
@@ -70,13 +72,13 @@ fn static_program(path: &Path) -> Result<Vec<u8>> {
 
 /// The modules of an unpacked kernel package. It has no `modules.dep` (that is made at installation), so what a module
 /// needs is read from the module itself.
-struct Modules {
+pub(crate) struct Modules {
     files: Vec<PathBuf>,
     builtin: String,
 }
 
 impl Modules {
-    fn of(kernel: &Path) -> Result<Self> {
+    pub(crate) fn of(kernel: &Path) -> Result<Self> {
         // Newer Debian packages have everything below /usr.
         let folders = [kernel.join("lib/modules"), kernel.join("usr/lib/modules")];
         let folder = folders.iter().find(|folder| folder.is_dir()).context("the kernel package has no modules")?;
@@ -87,7 +89,7 @@ impl Modules {
     }
 
     /// `wanted` and all they need, those needed first; modules built into the kernel are left out.
-    fn in_order(&self, wanted: &[&str]) -> Result<Vec<String>> {
+    pub(crate) fn in_order(&self, wanted: &[&str]) -> Result<Vec<String>> {
         let mut order = Vec::new();
         for name in wanted {
             self.add(name, &mut order)?;
@@ -107,7 +109,7 @@ impl Modules {
         Ok(())
     }
 
-    fn read(&self, name: &str) -> Result<Vec<u8>> {
+    pub(crate) fn read(&self, name: &str) -> Result<Vec<u8>> {
         let file = self.files.iter().find(|file| module_name(file).as_deref() == Some(name));
         let file = file.with_context(|| format!("the kernel package has no module {name}"))?;
         match file.extension().and_then(|extension| extension.to_str()) {

@@ -8,6 +8,7 @@
 //! ```
 //! `test` is setup and check together, and is exactly what continuous integration runs.
 
+mod agent_initramfs;
 mod bench;
 mod check;
 mod command;

@@ -5,7 +5,7 @@
 //!   cloud kernel package ─unpack─► target/guest/vmlinuz
 //!   busybox package ─unpack─┐
 //!   modules of the kernel ──┼────► target/guest/initrd.img
-//!   static `ledger` ────────┘
+//!   static `ledger` ────────┴─► with QEMU's guest agent: target/guest/initrd-agent.img
 //! ```
 //! # If it is interrupted
 //! Files and folders get their names by a rename when they are whole; run it again.
@@ -17,7 +17,7 @@ use anyhow::{Context, Result};
 
 use crate::command::{phase, run};
 use crate::packages::{cloud_kernel_package, file_with, install_missing, unpack};
-use crate::{initramfs, target_dir};
+use crate::{agent_initramfs, initramfs, target_dir};
 
 /// Does all of it.
 pub(crate) fn setup(root: &Path) -> Result<()> {
@@ -48,7 +48,11 @@ fn build_guest(root: &Path, guest: &Path) -> Result<()> {
 
     let image = file_with(&kernel.join("boot"), "vmlinuz-", "")?;
     put(&guest.join("vmlinuz"), &fs::read(image)?)?;
-    put(&guest.join("initrd.img"), &initramfs::build(&kernel, &busybox, &ledger)?)
+    let mut initrd = initramfs::build(&kernel, &busybox, &ledger)?;
+    put(&guest.join("initrd.img"), &initrd)?;
+    let agent = unpack(root, "qemu-guest-agent", guest.join("agent"))?;
+    initrd.extend(agent_initramfs::build(&kernel, &agent)?);
+    put(&guest.join("initrd-agent.img"), &initrd)
 }
 
 /// Makes `path` hold `content`; leaves the file alone if it does already.

@@ -310,6 +310,7 @@ mod tests {
             pace: Pace { carried, carrying_us, changed, changing_us, last_bytes, last_us, ..Pace::default() },
             fault: None,
             capped: None,
+            app: Default::default(),
         }
     }
 

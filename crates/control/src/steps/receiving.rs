@@ -3,8 +3,8 @@
 use protocol::epoch::DiskSize;
 use protocol::fault::{Fault, code};
 use protocol::id::SiteName;
-use protocol::machine::Settled;
-use protocol::order::{Grant, NewDisks, Order, Outcome, Role, Sync};
+use protocol::machine::{NewDisks, Settled};
+use protocol::order::{Grant, Order, Outcome, Role, Sync};
 use protocol::position::{Changes, Distrust};
 use protocol::stage::Side;
 

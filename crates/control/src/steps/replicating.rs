@@ -48,6 +48,7 @@ impl Context<'_> {
             rpo_limit_ms: 0,
             retention: Retention::default(),
             bandwidth: Bandwidth::default(),
+            app_interval_ms: 0,
             home_copy: Copy { authored: Some(1), ..Copy::default() },
             away_copy: Copy { at_rest: true, ..Copy::default() },
             wish: None,

@@ -82,6 +82,8 @@ pub struct Model {
     pub fail: Option<&'static str>,
     /// Two machines may run: the link was cut.
     pub split: bool,
+    /// No agent answers in the guest.
+    pub no_agent: bool,
     pub breaches: Vec<String>,
     pub writes: u32,
     pub attempts: BTreeSet<Attempt>,
@@ -134,6 +136,7 @@ impl Model {
             hold: None,
             fail: None,
             split: false,
+            no_agent: false,
             breaches: vec![],
             writes: 0,
             attempts: BTreeSet::new(),
@@ -238,6 +241,7 @@ impl Model {
             pace: self.pace,
             fault: None,
             capped: None,
+            app: Default::default(),
         };
         if !wish.quiesced
             && let Err(why) = self.epoch(at, wish, PointKind::CrashConsistent)
@@ -298,7 +302,8 @@ impl Model {
             self.breaches.push(format!("attempt {attempt} is used twice"));
         }
         let changed = copied.bytes();
-        let point = Point { attempt, cut_at_ms: now_ms(), sealed_at_ms: now, kind, changed_bytes: changed };
+        let point =
+            Point { attempt, cut_at_ms: now_ms(), sealed_at_ms: now, kind, changed_bytes: changed, freeze: None };
         replica.points.push((point.clone(), replica.cells));
         replica.position =
             Some(Position { lineage: wish.lineage, base: attempt, authored: None, changes: Changes::none() });

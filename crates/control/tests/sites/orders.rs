@@ -31,6 +31,7 @@ impl Model {
             Order::ListPoints { .. }
                 | Order::DiffPoints { .. }
                 | Order::TellChanged { .. }
+                | Order::AppPoint { .. }
                 | Order::PinPoint { .. }
                 | Order::AddPoint { .. }
         ) {
@@ -97,6 +98,15 @@ impl Model {
                 let bytes = self.vm(at)?.map.as_ref().map(BlockMap::bytes);
                 Ok(Outcome::Changed { bytes })
             }
+            Order::AppPoint { item } => {
+                let Some(wish) = wishes.iter().find(|wish| wish.item == *item) else {
+                    return Err(fault(code::UNKNOWN_ITEM, "not one of my replications"));
+                };
+                if self.no_agent {
+                    return Err(fault(code::NO_GUEST_AGENT, "no agent answers"));
+                }
+                Ok(Outcome::Added { point: self.epoch(at, wish, PointKind::AppConsistent)? })
+            }
             Order::PrepareReplica { lineage, grant, .. } => {
                 let site = self.site(at);
                 match &mut site.replica {
@@ -153,6 +163,7 @@ impl Model {
                             sealed_at_ms: 0,
                             kind: PointKind::Unreplicated,
                             changed_bytes: 0,
+                            freeze: None,
                         };
                         // Kept in the past of the newest point: the replica stands where it stood.
                         let newest = replica.points.len().saturating_sub(1);
@@ -178,6 +189,7 @@ impl Model {
                     sealed_at_ms: *cut_at_ms,
                     kind: PointKind::Final,
                     changed_bytes: 0,
+                    freeze: None,
                 };
                 replica.cells = vm.cells;
                 replica.points.push((point.clone(), vm.cells));
@@ -356,6 +368,7 @@ impl Model {
             sealed_at_ms: 0,
             kind: PointKind::Unreplicated,
             changed_bytes: changes.bytes().unwrap_or(0),
+            freeze: None,
         };
         let mut points = site.replica.as_ref().map(|replica| replica.points.clone()).unwrap_or_default();
         points.push((kept.clone(), cells));
@@ -418,6 +431,7 @@ pub fn word(order: &Order) -> &'static str {
         Order::FinalDelta { .. } => "final",
         Order::Settle { .. } => "settle",
         Order::TellChanged { .. } => "tell-changed",
+        Order::AppPoint { .. } => "app-point",
         Order::PrepareReplica { .. } => "prepare",
         Order::TakeOver { .. } => "take-over",
         Order::CloseReplica { .. } => "close",

@@ -70,6 +70,7 @@ impl Bench {
             cut_at_ms: 0,
             disks,
             kind,
+            freeze: None,
             expected_bytes,
         }
     }

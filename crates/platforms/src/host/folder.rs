@@ -9,6 +9,7 @@
 //!       pid                         QEMU's; gone after a clean end
 //!       life-0..2.sock              monitors for the life cycle
 //!       capture.in .out .lock       the monitor for capture, and who may speak on it
+//!       agent.in .out               the channel to the guest's agent (see `qemu::agent`); frozen.json: it may be frozen
 //!       cut.lock                    held while the guest stands still for a cut
 //!       nbd.sock                    exports of open cuts
 //!       console.log                 what the guest printed, over all starts

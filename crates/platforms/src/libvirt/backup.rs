@@ -16,13 +16,13 @@ use std::time::Duration;
 
 use nbd::Uri;
 use protocol::extent::BlockMap;
-use protocol::{Fault, Lineage};
+use protocol::{Fault, Freeze, Lineage, Quiesce};
 use xmltree::Element;
 
 use super::document::Document;
 use super::domain::Target;
 use super::virsh::VirshError;
-use super::{Site, life};
+use super::{Site, agent, life};
 use crate::host::folder::Folder;
 use crate::host::{image, maps};
 
@@ -53,6 +53,8 @@ pub(crate) struct Wish<'a> {
     pub name: &'a str,
     /// Whether the guest may write meanwhile.
     pub writes: bool,
+    /// Whether the guest's agent is asked to freeze it for the beginning.
+    pub quiesce: Option<Quiesce>,
 }
 
 impl Wish<'_> {
@@ -80,8 +82,8 @@ impl Wish<'_> {
         backup
     }
 
-    /// Begins it.
-    pub async fn begin(&self, site: &Site, folder: &Folder, lock: &File) -> Result<(), Fault> {
+    /// Begins it. What the guest's agent did, where it was asked.
+    pub async fn begin(&self, site: &Site, folder: &Folder, lock: &File) -> Result<Option<Freeze>, Fault> {
         let cannot = |why: String| folder.fault("cannot be cut", why);
         if let Some(whose) = whose(site, folder).await? {
             return Err(cannot(format!("a backup is under way ({whose}), and libvirt runs one at a time")));
@@ -100,7 +102,11 @@ impl Wish<'_> {
             write(&checkpoint, &document)?;
             words.extend(["--checkpointxml", &checkpoint_path]);
         }
-        site.virsh.run(lock, &words).await.map(drop).map_err(|why| cannot(why.to_string()))
+        let Some(wish) = self.quiesce else {
+            return site.virsh.run(lock, &words).await.map(|_| None).map_err(|why| cannot(why.to_string()));
+        };
+        let (freeze, begun) = agent::freeze_around(site, folder, lock, wish, &words).await?;
+        begun.map(|()| Some(freeze)).map_err(cannot)
     }
 
     /// Makes scratch, with room set aside where the guest may write.
@@ -194,7 +200,7 @@ pub(crate) async fn read_changes(
     since: protocol::Attempt,
 ) -> Result<Vec<BlockMap>, Fault> {
     let since = maps::name(lineage, since);
-    let wish = Wish { disks, since: Some(&since), begins: None, name: "settle", writes: false };
+    let wish = Wish { disks, since: Some(&since), begins: None, name: "settle", writes: false, quiesce: None };
     wish.begin(site, folder, lock).await?;
     let changes = wish.changes(folder).await;
     end(site, folder, lock).await?;

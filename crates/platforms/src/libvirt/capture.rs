@@ -19,11 +19,11 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use async_trait::async_trait;
 use protocol::machine::{DiskSource, MachineSpec};
 use protocol::position::Distrust;
-use protocol::{Attempt, Changes, Fault, Lineage};
+use protocol::{Attempt, Changes, Fault, Lineage, Quiesce};
 
 use super::backup::{self, Wish};
 use super::domain::Target;
-use super::{Site, chain, life, run, same};
+use super::{Site, agent, chain, life, run, same};
 use crate::host::folder::Folder;
 use crate::host::marks::Carry;
 use crate::host::{maps, rest};
@@ -60,6 +60,7 @@ impl LibvirtCapture {
         let lock = folder.lock(CAPTURING, LOCK_PATIENCE).await?;
         let (spec, targets) = site.known(&folder).await?;
         life::goes_on(&site, &folder, &lock).await?;
+        agent::goes_on(&site, &folder)?;
         run::believed(&site, &folder, &lock).await?;
         let disks = targets.into_iter().zip(spec.disks.iter().map(|disk| disk.size)).collect();
         let lost = Distrust::MapAbsent;
@@ -78,7 +79,12 @@ impl LibvirtCapture {
         chain::delete(&self.site, &self.folder, &self.lock, &maps::name(self.lineage, since)).await
     }
 
-    async fn try_cut(&mut self, attempt: Attempt, since: Option<Attempt>) -> Result<Cut, Fault> {
+    async fn try_cut(
+        &mut self,
+        attempt: Attempt,
+        since: Option<Attempt>,
+        quiesce: Option<Quiesce>,
+    ) -> Result<Cut, Fault> {
         same::disks(&self.site, &self.folder, &self.disks).await?;
         // Maps of this lineage that cannot be believed would stand in the way of new ones.
         if since.is_none() {
@@ -96,10 +102,11 @@ impl LibvirtCapture {
             begins: is_tracked.then_some(&*begins),
             name: &name,
             writes: true,
+            quiesce,
         };
         // The cut is made while this is carried out: before it is the cautious side.
         let at = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
-        wish.begin(&self.site, &self.folder, &self.lock).await?;
+        let freeze = wish.begin(&self.site, &self.folder, &self.lock).await?;
         let on_overlays = self.spec.disks.iter().any(|disk| disk.source.overlay().is_some());
         let paused = match on_overlays {
             true => life::flush(&self.site, &self.folder, &self.lock).await?,
@@ -128,7 +135,7 @@ impl LibvirtCapture {
         });
         let disks = disks.collect();
         let at_ms = at.as_millis().try_into().unwrap_or(u64::MAX);
-        Ok(Cut { at_ms, paused, since, changes, disks })
+        Ok(Cut { at_ms, paused, since, changes, disks, freeze })
     }
 }
 
@@ -138,7 +145,7 @@ impl Capture for LibvirtCapture {
         self.maps().await
     }
 
-    async fn cut(&mut self, attempt: Attempt) -> Result<Cut, Fault> {
+    async fn cut_as(&mut self, attempt: Attempt, quiesce: Option<Quiesce>) -> Result<Cut, Fault> {
         let held = self.maps().await?;
         if self.open || held.len() > 1 {
             return Err(self.folder.fault("cannot be cut", "an earlier cut is neither acknowledged nor failed"));
@@ -150,7 +157,7 @@ impl Capture for LibvirtCapture {
         }
         self.first = since.is_none().then_some(attempt);
         self.open = true;
-        let cut = self.try_cut(attempt, since).await;
+        let cut = self.try_cut(attempt, since, quiesce).await;
         if cut.is_err() {
             // Whatever step failed: what there is of the cut goes, and its map with it.
             self.failed().await?;

@@ -65,11 +65,73 @@ impl Virsh {
         carried_out.await.unwrap_or(Err(VirshError::Silent))
     }
 
+    /// Runs several commands, with `;` between them, in one process and under a lock: each is carried out whatever became of those
+    /// before it, and of us.
+    pub async fn timed(&self, lock: &File, line: &str) -> Result<Timed, VirshError> {
+        let turn = self.turn.clone().lock_owned().await;
+        let mut command = self.program("--timing", &[line]);
+        command.stdin(lock.try_clone().map_err(VirshError::Absent)?);
+        let carried_out = tokio::spawn(async move {
+            let _turn = turn;
+            let ended = tokio::time::timeout(PATIENCE, command.output()).await.map_err(|_| VirshError::Silent)?;
+            Ok(Timed::of(&ended.map_err(VirshError::Absent)?))
+        });
+        carried_out.await.unwrap_or(Err(VirshError::Silent))
+    }
+
+    /// Where libvirt is reached.
+    pub fn uri(&self) -> &str {
+        &self.uri
+    }
+
     fn command(&self, words: &[&str]) -> Command {
+        self.program("--quiet", words)
+    }
+
+    fn program(&self, how: &str, words: &[&str]) -> Command {
         let mut command = Command::new("virsh");
-        command.env("LC_ALL", "C").args(["--quiet", "--connect", &self.uri]).args(words);
+        command.env("LC_ALL", "C").args([how, "--connect", &self.uri]).args(words);
         command.stdout(Stdio::piped()).stderr(Stdio::piped());
         command
+    }
+}
+
+/// What came of several commands in one process.
+#[derive(Debug)]
+pub(crate) struct Timed {
+    /// What each said, and how long it took in ms; one that failed says nothing.
+    commands: Vec<(String, u64)>,
+    /// Why those that failed did.
+    pub errors: String,
+}
+
+impl Timed {
+    fn of(ended: &std::process::Output) -> Timed {
+        const MARK: &str = "(Time: ";
+        let said = String::from_utf8_lossy(&ended.stdout);
+        let mut commands = Vec::new();
+        let mut rest = &*said;
+        // Behind what a command said is how long it took.
+        while let Some((words, behind)) = rest.split_once(MARK) {
+            let (time, behind) = behind.split_once(')').unwrap_or((behind, ""));
+            let took = time.split('.').next().and_then(|ms| ms.parse().ok()).unwrap_or_default();
+            commands.push((words.trim().to_string(), took));
+            rest = behind;
+        }
+        let errors = String::from_utf8_lossy(&ended.stderr);
+        let errors = errors.lines().map(|line| line.strip_prefix("error: ").unwrap_or(line).trim());
+        let errors: Vec<&str> = errors.filter(|line| !line.is_empty()).collect();
+        Timed { commands, errors: errors.join("; ") }
+    }
+
+    /// What the command at this place said, if it was carried out.
+    pub fn done(&self, place: usize) -> Option<&str> {
+        self.commands.get(place).map(|(said, _)| &**said).filter(|said| !said.is_empty())
+    }
+
+    /// How long it took, in ms.
+    pub fn took(&self, place: usize) -> u64 {
+        self.commands.get(place).map_or(0, |(_, ms)| *ms)
     }
 }
 

@@ -1,8 +1,8 @@
 //! Cutting a machine that runs under QEMU (sequence A1 of the project's notes on QEMU).
 //!
 //! ```text
-//!   cut       scratch per disk ─► ┌ stop ─► transaction[freeze e_n, begin e_n+1] ─► filter per disk ─► cont ┐ ─► exports
-//!                                 └────────────── one write to the monitor's FIFO ──────────────────────────┘
+//!   cut       scratch per disk ─► (freeze) ─► ┌ stop ─► transaction[freeze e_n, begin e_n+1] ─► filter per disk ─► cont ┐ ─► exports
+//!                                             └────────── one write to the monitor's FIFO ──────────────────┘ (thaw first)
 //!   release   exports, readers of the past, filters, scratch
 //!   acknowledged(n+1)   release; e_n goes           failed   release; e_n grows again and takes in e_n+1
 //! ```
@@ -32,13 +32,13 @@ use nbd::{Address, Uri};
 use protocol::fault::code;
 use protocol::machine::{DiskSource, MachineSpec};
 use protocol::position::Distrust;
-use protocol::{Attempt, Changes, Fault, Lineage};
+use protocol::{Attempt, Changes, Fault, Freeze, Lineage, Quiesce};
 use serde_json::{Value, json};
 
 use super::bitmap::{self, Bitmaps};
 use super::fleece::{self, Bounds};
 use super::qmp::{Command, Qmp, QmpError};
-use super::{changes, launch, power, process};
+use super::{agent, changes, launch, power, process};
 use crate::host::folder::Folder;
 use crate::host::marks::Carry;
 use crate::host::{maps, rest};
@@ -82,6 +82,7 @@ impl QemuCapture {
         let lock = folder.lock(CAPTURING, LOCK_PATIENCE).await?;
         let qmp = Qmp::over_fifos(&folder.file("capture.in"), &folder.file("capture.out")).await;
         let qmp = qmp.map_err(|why| folder.fault("cannot be captured", why))?;
+        agent::goes_on(&folder).await?;
         let mut capture = QemuCapture { folder, spec, lineage, bounds, qmp, open: false, first: None, _lock: lock };
         capture.release().await?;
         Ok(capture)
@@ -246,15 +247,42 @@ impl QemuCapture {
         bitmap::transact(&mut self.qmp, actions).await.map_err(self.fault("does not let its change maps be settled"))
     }
 
-    async fn try_cut(&mut self, attempt: Attempt, since: Option<Attempt>, lost: Distrust) -> Result<Cut, Fault> {
+    /// The critical section, with the guest's file systems frozen around it where that is wanted and its agent does it.
+    async fn strike_frozen(
+        &mut self,
+        attempt: Attempt,
+        since: Option<Attempt>,
+        quiesce: Option<Quiesce>,
+    ) -> Result<(u64, Duration, Option<Freeze>), Fault> {
+        let frozen = match quiesce {
+            Some(wish) => Some(agent::freeze(&self.folder, &mut self.qmp, wish).await),
+            None => None,
+        };
+        let struck = self.strike(attempt, since).await;
+        // Whatever became of the cut.
+        let freeze = match frozen {
+            Some(Ok(frozen)) => Some(frozen.thaw().await),
+            Some(Err(fault)) => Some(Freeze::failed(&fault)),
+            None => None,
+        };
+        struck.map(|(at_ms, paused)| (at_ms, paused, freeze))
+    }
+
+    async fn try_cut(
+        &mut self,
+        attempt: Attempt,
+        since: Option<Attempt>,
+        lost: Distrust,
+        quiesce: Option<Quiesce>,
+    ) -> Result<Cut, Fault> {
         let sizes = self.prepare().await?;
-        let (at_ms, paused) = self.strike(attempt, since).await?;
+        let (at_ms, paused, freeze) = self.strike_frozen(attempt, since, quiesce).await?;
         let disks = self.publish(attempt, since, &sizes).await?;
         let changes = match since {
             Some(since) => self.changes(since, &disks).await?,
             None => Changes::Unknown(lost),
         };
-        Ok(Cut { at_ms, paused, since, changes, disks })
+        Ok(Cut { at_ms, paused, since, changes, disks, freeze })
     }
 }
 
@@ -283,7 +311,7 @@ impl Capture for QemuCapture {
         Ok(self.bitmaps().await?.held())
     }
 
-    async fn cut(&mut self, attempt: Attempt) -> Result<Cut, Fault> {
+    async fn cut_as(&mut self, attempt: Attempt, quiesce: Option<Quiesce>) -> Result<Cut, Fault> {
         let found = self.bitmaps().await?;
         let held = found.held();
         if self.open || held.len() > 1 {
@@ -298,7 +326,7 @@ impl Capture for QemuCapture {
         self.first = since.is_none().then_some(attempt);
         self.open = true;
         let lost = rest::why_lost(&self.folder, found.inconsistent())?;
-        let cut = self.try_cut(attempt, since, lost).await;
+        let cut = self.try_cut(attempt, since, lost, quiesce).await;
         if cut.is_err() {
             // Whatever step failed: what there is of the cut goes, and its map with it.
             self.failed().await?;

@@ -25,7 +25,7 @@ use protocol::machine::{Boot, DiskFormat, DiskSource, DiskSpec, MachineSpec};
 use serde_json::{Value, json};
 use tokio::process::Command;
 
-use super::{accelerator, firmware};
+use super::{accelerator, agent, firmware};
 use crate::host::folder::{self, Folder};
 use crate::host::image;
 
@@ -100,12 +100,15 @@ pub(crate) async fn launch(folder: &Folder, spec: &MachineSpec) -> Result<(), Fa
     Err(folder.fault("could not be launched", words))
 }
 
-/// Removes what a killed QEMU left and makes the capture monitor's FIFOs anew, since old ones may hold half a sentence.
+/// Removes what a killed QEMU left and makes the FIFOs of the capture monitor and of the guest's agent anew, since old ones may
+/// hold half a sentence.
 fn prepare(folder: &Folder) -> std::io::Result<()> {
-    for name in ["pid", "nbd.sock", "capture.in", "capture.out", "power-taken"] {
+    const FIFOS: [&str; 4] = ["capture.in", "capture.out", "agent.in", "agent.out"];
+    for name in ["pid", "nbd.sock", "power-taken"].into_iter().chain(FIFOS) {
         folder::remove_file(&folder.file(name))?;
     }
-    for name in ["capture.in", "capture.out"] {
+    agent::forget(folder)?;
+    for name in FIFOS {
         let mode = rustix::fs::Mode::RUSR | rustix::fs::Mode::WUSR;
         rustix::fs::mknodat(rustix::fs::CWD, folder.file(name), rustix::fs::FileType::Fifo, mode, 0)?;
     }
@@ -161,6 +164,10 @@ fn arguments(folder: &Folder, spec: &MachineSpec, accelerator: &str) -> Result<V
         );
     }
     super::network::arguments(spec).into_iter().for_each(|(flag, value)| say(flag, value));
+    // Behind everything else, so that nothing else has another place on the bus than it had without.
+    say("-chardev", format!("pipe,id={},path={}", agent::CHANNEL, path(&folder.file("agent"))));
+    say("-device", "virtio-serial-pci,id=serial".into());
+    say("-device", format!("virtserialport,chardev={},name=org.qemu.guest_agent.0", agent::CHANNEL));
     Ok(words)
 }
 

@@ -11,7 +11,7 @@ use nbd::{Address, Uri};
 use protocol::extent::BLOCK;
 use protocol::machine::Power;
 use protocol::position::union;
-use protocol::{Attempt, Changes, Fault, Lineage};
+use protocol::{Attempt, Changes, Fault, Lineage, Quiesce};
 use tokio::sync::{Mutex, OwnedMutexGuard};
 
 use super::export::Past;
@@ -41,7 +41,10 @@ impl SimulatedCapture {
         let place = tokio::time::timeout(LOCK_PATIENCE, place.lock_owned()).await;
         let place = place.map_err(|_| refused(name, "is busy", "somebody else captures it"))?;
         let mut capture = SimulatedCapture { world, name: name.to_string(), lineage, first: None, _place: place };
-        capture.with(|_| Ok(()))?;
+        capture.with(|guest| {
+            guest.frozen = false;
+            Ok(())
+        })?;
         capture.release().await?;
         Ok(capture)
     }
@@ -55,15 +58,9 @@ impl SimulatedCapture {
         }
         act(guest)
     }
-}
 
-#[async_trait]
-impl Capture for SimulatedCapture {
-    async fn held(&mut self) -> Result<Vec<Held>, Fault> {
-        self.with(|guest| Ok(guest.held(self.lineage)))
-    }
-
-    async fn cut(&mut self, attempt: Attempt) -> Result<Cut, Fault> {
+    /// A cut of all disks at one instant.
+    fn cut_now(&mut self, attempt: Attempt) -> Result<Cut, Fault> {
         let lineage = self.lineage;
         let held = self.with(|guest| {
             let held = guest.held(lineage);
@@ -116,7 +113,28 @@ impl Capture for SimulatedCapture {
         guest.maps.insert((lineage, attempt), Map { recording: true, inconsistent: false, changes: BTreeMap::new() });
         self.first = since.is_none().then_some(attempt);
         let at = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
-        Ok(Cut { at_ms: at.as_millis().try_into().unwrap_or(u64::MAX), paused: Duration::ZERO, since, changes, disks })
+        let at_ms = at.as_millis().try_into().unwrap_or(u64::MAX);
+        Ok(Cut { at_ms, paused: Duration::ZERO, since, changes, disks, freeze: None })
+    }
+}
+
+#[async_trait]
+impl Capture for SimulatedCapture {
+    async fn held(&mut self) -> Result<Vec<Held>, Fault> {
+        self.with(|guest| Ok(guest.held(self.lineage)))
+    }
+
+    async fn cut_as(&mut self, attempt: Attempt, quiesce: Option<Quiesce>) -> Result<Cut, Fault> {
+        let freeze = match quiesce {
+            Some(wish) => Some(self.with(|guest| Ok(guest.freeze(wish)))?),
+            None => None,
+        };
+        let cut = self.cut_now(attempt);
+        self.with(|guest| {
+            guest.frozen = false;
+            Ok(())
+        })?;
+        Ok(Cut { freeze, ..cut? })
     }
 
     async fn release(&mut self) -> Result<(), Fault> {

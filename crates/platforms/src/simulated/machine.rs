@@ -8,7 +8,7 @@ use protocol::extent::{BLOCK, BlockMap, Extent};
 use protocol::fault::code;
 use protocol::machine::{DiskFormat, DiskSource, DiskSpec, Machine, MachineSpec, Power};
 use protocol::position::{Distrust, union};
-use protocol::{Attempt, DiskKey, Fault, Lineage};
+use protocol::{Attempt, DiskKey, Fault, Freeze, Lineage, Quiesce};
 
 use super::refused;
 use crate::{Held, Stopped};
@@ -44,6 +44,19 @@ impl OpenCut {
     }
 }
 
+/// How a simulated guest's agent behaves.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum SimulatedAgent {
+    /// The guest has none.
+    Absent,
+    /// It does what it is told.
+    Ready,
+    /// It does not answer.
+    Hung,
+    /// A hook of the guest's owner fails.
+    HookFails,
+}
+
 #[derive(Debug, Default)]
 struct Overlay {
     blocks: BTreeMap<u64, Vec<u8>>,
@@ -61,6 +74,11 @@ pub(super) struct Guest {
     pub power_taken: bool,
     pub ignores_shutdown: bool,
     pub fail_next_cut: bool,
+    pub agent: SimulatedAgent,
+    /// Its file systems stand still.
+    pub frozen: bool,
+    /// How often they did.
+    pub freezes: u64,
     pub scratch_bytes: Option<u64>,
     pub maps: BTreeMap<(Lineage, Attempt), Map>,
     pub carry: Option<(Mark, Maps)>,
@@ -82,6 +100,9 @@ impl Guest {
             power_taken: false,
             ignores_shutdown: false,
             fail_next_cut: false,
+            agent: SimulatedAgent::Absent,
+            frozen: false,
+            freezes: 0,
             scratch_bytes: None,
             maps: BTreeMap::new(),
             carry: None,
@@ -91,6 +112,24 @@ impl Guest {
         };
         guest.create_overlays();
         guest
+    }
+
+    /// Freezes its file systems, as far as its agent does that.
+    pub fn freeze(&mut self, wish: Quiesce) -> Freeze {
+        let (entry, cause) = match self.agent {
+            SimulatedAgent::Ready if self.power == Power::Running => {
+                self.frozen = true;
+                self.freezes += 1;
+                return Freeze::Done { file_systems: 1, freeze_ms: 0, frozen_ms: 0 };
+            }
+            SimulatedAgent::Ready => (code::GUEST_NOT_FROZEN, "it does not run".to_string()),
+            SimulatedAgent::Absent => (code::NO_GUEST_AGENT, "it was given none".to_string()),
+            SimulatedAgent::Hung => {
+                (code::GUEST_NOT_FROZEN, format!("its agent did not answer within {} s", wish.within.as_secs_f32()))
+            }
+            SimulatedAgent::HookFails => (code::GUEST_NOT_FROZEN, "its agent says: the hook failed".to_string()),
+        };
+        Freeze::failed(&Fault::new(entry, format!("the guest of {} is not frozen", self.spec.name), cause))
     }
 
     fn create_overlays(&mut self) {

@@ -60,6 +60,12 @@ pub async fn simulated() -> SimulatedBench {
     SimulatedBench { platform: Simulated::open(dir.path()).await.unwrap(), dir }
 }
 
+impl SimulatedBench {
+    pub fn simulated(&self) -> &Simulated {
+        &self.platform
+    }
+}
+
 #[async_trait]
 impl Bench for SimulatedBench {
     fn platform(&self) -> &dyn Platform {
@@ -114,6 +120,10 @@ impl QemuBench {
         let machines = std::fs::read_dir(self.dir.path().join("machines")).unwrap().flatten();
         let pids = machines.filter_map(|machine| std::fs::read_to_string(machine.path().join("pid")).ok());
         pids.filter_map(|pid| pid.trim().parse().ok()).collect()
+    }
+
+    pub fn machine_dir(&self, machine: &str) -> PathBuf {
+        self.platform.machine_dir(machine).unwrap()
     }
 
     /// A request through the device's own connection to its disk, as the guest's go.

@@ -136,6 +136,7 @@ pub fn keeping(lineage: Lineage) -> Keeping {
         rpo_limit_ms: 900_000,
         interval_ms: 1000,
         bandwidth: Bandwidth::default(),
+        app_interval_ms: 0,
     };
     let retention = Retention::default();
     Keeping { item: NAME.parse().unwrap(), lineage, retention, sender: None, manifest }
@@ -248,6 +249,7 @@ impl Sites {
             offline: false,
             quiesced: false,
             bandwidth: self.bandwidth.clone(),
+            app_interval_ms: 0,
         }
     }
 

@@ -50,6 +50,7 @@ impl Sender {
             cut_at_ms: attempt.number,
             disks,
             kind: PointKind::CrashConsistent,
+            freeze: None,
             expected_bytes: 0,
         };
         match self.ask(Message::OpenEpoch { header }).await? {

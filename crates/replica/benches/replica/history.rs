@@ -139,6 +139,7 @@ fn make(place: &Place, points: u64) {
             cut_at_ms: number * 1000,
             disks: vec![DiskSize { disk: "disk0".parse().unwrap(), size: DISK }],
             kind: PointKind::CrashConsistent,
+            freeze: None,
             expected_bytes: UNIT,
         };
         let mut epoch = replica.begin(&header).unwrap();

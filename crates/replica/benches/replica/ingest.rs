@@ -158,6 +158,7 @@ impl Subject {
             cut_at_ms: 0,
             disks: vec![DiskSize { disk: "disk0".parse().unwrap(), size: DISK }],
             kind: PointKind::CrashConsistent,
+            freeze: None,
             expected_bytes: EPOCH,
         };
         let mut epoch = self.replica.begin(&header).unwrap();

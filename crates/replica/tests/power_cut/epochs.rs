@@ -4,7 +4,7 @@ use std::collections::VecDeque;
 
 use bytes::Bytes;
 use protocol::epoch::{Basis, DiskSize};
-use protocol::{Attempt, BLOCK, EpochHeader, PointKind};
+use protocol::{Attempt, BLOCK, EpochHeader, Freeze, PointKind};
 use replica::{Content, Disk, Epoch, Payload, Replica, ReplicaError, Write};
 
 use crate::power_cut::schedule::{Disks, Model, Run};
@@ -19,6 +19,11 @@ impl Run {
             cut_at_ms: 0,
             disks: self.records().into_iter().map(|r| DiskSize { disk: r.key, size: r.size }).collect(),
             kind: if attempt.number.is_multiple_of(5) { PointKind::AppConsistent } else { PointKind::CrashConsistent },
+            freeze: attempt.number.is_multiple_of(5).then_some(Freeze::Done {
+                file_systems: 1,
+                freeze_ms: attempt.number,
+                frozen_ms: 9,
+            }),
             expected_bytes: 0,
         }
     }

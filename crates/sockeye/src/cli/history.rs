@@ -20,8 +20,8 @@ pub enum PolicyVerb {
     },
     /// Make a policy, or change one for all items that have it
     #[command(after_help = "\
-Without options it is as `standard` is at first: all points for an hour, then one a minute for 24 hours; app-consistent ones
-also one an hour for 24 hours. An example that keeps a month:
+Without options it is as `standard` is at first: all points for an hour, then one a minute for 24 hours; one an hour is to be
+app-consistent, and those are also kept for 24 hours. An example that keeps a month:
   sockeye policy add month --all-for 1h --then 1m:24h --then 1h:30d --budget 200GiB
 One whose items each take at most 20 Mbit/s of the line in office hours, in both directions:
   sockeye policy add polite --bandwidth-window mon-fri@08:00-18:00=20mbit --bandwidth-offset +01:00
@@ -77,6 +77,12 @@ pub struct AddPolicy {
     #[arg(long, value_name = "PERCENT", default_value_t = 80, requires = "budget",
         value_parser = clap::value_parser!(u8).range(1..=100))]
     pub alarm: u8,
+    /// Have a point every so often that is app-consistent, where the guest has an agent
+    #[arg(long, value_name = "TIME", default_value = "1h", value_parser = duration)]
+    pub app_every: Duration,
+    /// Make none app-consistent, unless somebody asks for one
+    #[arg(long, conflicts_with = "app_every")]
+    pub app_never: bool,
     #[command(flatten)]
     pub bandwidth: BandwidthOptions,
     #[command(flatten)]
@@ -93,6 +99,9 @@ pub enum PointVerb {
     Add {
         /// The item
         item: ItemId,
+        /// It must be app-consistent: the guest's agent freezes its file systems for the cut; refused where it does not
+        #[arg(long)]
+        app: bool,
         #[command(flatten)]
         sure: Sure,
     },

@@ -63,8 +63,8 @@ pub struct Failover {
     /// Unplanned: whether the old machine is shut down first (try: if its site answers)
     #[arg(long, value_enum, value_name = "HOW", default_value_t = ShutDown::Try, conflicts_with_all = ["planned", "test"])]
     pub shut_down: ShutDown,
-    /// Unplanned or test: the recovery point to start from: `latest`, one of `sockeye points ITEM`, or a time, which stands
-    /// for the newest point that was cut by then
+    /// Unplanned or test: the recovery point to start from: `latest`, `latest-app` (the newest that is app-consistent), one of
+    /// `sockeye points ITEM`, or a time, which stands for the newest point that was cut by then
     #[arg(long, value_name = "POINT", default_value = "latest", value_parser = point, conflicts_with = "planned")]
     pub point: Which,
     /// Planned: how long the machine may be down, without the guest's shutting down; it is not stopped before the rest fits
@@ -117,6 +117,8 @@ impl From<ShutDown> for ShutDownFirst {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Which {
     Latest,
+    /// The newest that is application-consistent.
+    LatestApp,
     This(Attempt),
     /// The newest that was cut by then, ms since 1970.
     By(u64),

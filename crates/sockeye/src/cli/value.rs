@@ -53,9 +53,12 @@ pub(super) fn point(text: &str) -> Result<Which, String> {
     if text == "latest" {
         return Ok(Which::Latest);
     }
+    if text == "latest-app" {
+        return Ok(Which::LatestApp);
+    }
     let by = || instant(text).and_then(|at| u64::try_from(at.as_millisecond()).ok()).map(Which::By);
     text.parse().map(Which::This).ok().or_else(by).ok_or_else(|| {
-        format!("{text:?} is no recovery point: `latest`, a number like 1.42, or a time like '2026-11-22 13:29:52'")
+        format!("{text:?} is no recovery point: `latest`, `latest-app`, a number like 1.42, or a time like '2026-11-22 13:29:52'")
     })
 }
 

@@ -52,6 +52,7 @@ mod tests {
             sealed_at_ms: 0,
             kind,
             changed_bytes: 0,
+            freeze: None,
         };
         let map = (0..23).map(|n| Extent::new(n * 8192, 4096)).collect();
         let difference = Difference {

@@ -11,9 +11,14 @@ pub fn policies(policies: &[Policy]) -> String {
     let rows = policies.iter().map(|policy| {
         let (limit, retention) = (words::span(policy.rpo_limit_ms), &policy.retention);
         let bandwidth = policy.bandwidth.to_string();
-        vec![policy.name.to_string(), limit, retention_points(retention), budget(retention), bandwidth]
+        let app = app_every(policy);
+        vec![policy.name.to_string(), limit, app, retention_points(retention), budget(retention), bandwidth]
     });
-    table(&["POLICY", "RPO LIMIT", "KEEPS", "BUDGET", "BANDWIDTH"], rows.collect(), "there is no policy")
+    table(
+        &["POLICY", "RPO LIMIT", "APP-CONSISTENT", "KEEPS", "BUDGET", "BANDWIDTH"],
+        rows.collect(),
+        "there is no policy",
+    )
 }
 
 /// One policy in one line.
@@ -23,7 +28,17 @@ pub fn policy(policy: &Policy) -> String {
         true => String::new(),
         false => format!("; bandwidth of each item: {}", policy.bandwidth),
     };
-    format!("policy {}: RPO limit {limit}; keeps {}{bandwidth}", policy.name, retention(&policy.retention))
+    let app = app_every(policy);
+    let kept = retention(&policy.retention);
+    format!("policy {}: RPO limit {limit}; app-consistent {app}; keeps {kept}{bandwidth}", policy.name)
+}
+
+/// How often a point is app-consistent.
+fn app_every(policy: &Policy) -> String {
+    match policy.app_interval_ms {
+        0 => "never".into(),
+        ms => format!("every {}", words::span(ms)),
+    }
 }
 
 fn retention(retention: &Retention) -> String {
@@ -93,7 +108,7 @@ mod tests {
     fn a_policy_says_what_it_keeps_and_what_that_costs() {
         let mut policy = Policy::standard();
         policy.retention.budget = Some(Budget { bytes: 5 << 30, alarm_percent: 80 });
-        let text = "policy standard: RPO limit 15 min; keeps all points for 1 h, then one every 1 min for 1 d; \
+        let text = "policy standard: RPO limit 15 min; app-consistent every 1 h; keeps all points for 1 h, then one every 1 min for 1 d; \
                     app-consistent ones one every 1 h for 1 d; at most 5.0 GiB (warning from 80 % on)";
         assert_eq!(super::policy(&policy), text);
         policy.bandwidth.bits_per_second = Some(20_000_000);

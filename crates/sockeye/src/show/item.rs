@@ -79,6 +79,9 @@ pub fn page(item: &ItemView, now_ms: i64) -> String {
         });
         rows.push(("limited", capped.unwrap_or_default()));
         rows.push(("pace", words::pace(&status.pace)));
+        let app = status.app.newest.as_ref().map(|point| words::point(point, None, now_ms));
+        let why = status.app.fault.as_ref().map(|fault| format!("not since: {fault} ({})", fault.cause));
+        rows.push(("app-consistent", [app, why].into_iter().flatten().collect::<Vec<_>>().join("\n")));
         let pause = status.pauses_us.iter().max();
         rows.push((
             "longest pause",
@@ -104,9 +107,11 @@ pub fn points(points: &[KeptPoint], now_ms: i64) -> String {
             words::kind(point.kind).into(),
             words::bytes(point.changed_bytes),
             if *pinned { "pinned".into() } else { String::new() },
+            point.freeze.as_ref().map(words::freeze).unwrap_or_default(),
         ]
     });
-    table(&["POINT", "CUT-AT", "AGE", "KIND", "CHANGED", "KEPT"], rows.collect(), "there is no recovery point yet")
+    let headings = ["POINT", "CUT-AT", "AGE", "KIND", "CHANGED", "KEPT", "GUEST-AGENT"];
+    table(&headings, rows.collect(), "there is no recovery point yet")
 }
 
 /// What is allowed on an item, and why not the rest.
@@ -162,6 +167,7 @@ fn newest(point: &Point, now_ms: i64) -> String {
 mod tests {
     use super::*;
     use crate::show::sample;
+    use protocol::{Freeze, PointKind};
 
     #[test]
     fn status_shows_every_column_of_the_contract() {
@@ -189,6 +195,19 @@ mod tests {
         let page = page(&item, sample::NOW);
         for part in [told, "sockeye cleanup web01", "7: point 1.42 at cloud, writable", "nbd+unix:///disk0?socket=/v"] {
             assert!(page.contains(part), "{part} in\n{page}");
+        }
+    }
+
+    #[test]
+    fn a_point_says_what_the_guests_agent_did_for_it() {
+        let done = Freeze::Done { file_systems: 2, freeze_ms: 31, frozen_ms: 1250 };
+        let failed = Freeze::Failed { code: "PLT-016".into(), cause: "the hook ended with 3".into() };
+        let kept = [(done, PointKind::AppConsistent), (failed, PointKind::CrashConsistent)].map(|(freeze, kind)| {
+            KeptPoint { point: Point { kind, freeze: Some(freeze), ..sample::point() }, pinned: false }
+        });
+        let text = points(&kept, sample::NOW);
+        for part in ["app-consistent", "2 frozen in 31 ms, for 1.2 s", "not frozen, PLT-016: the hook ended with 3"] {
+            assert!(text.contains(part), "{part} in\n{text}");
         }
     }
 

@@ -20,6 +20,7 @@ pub fn point() -> Point {
         sealed_at_ms: 1_790_000_000_100,
         kind: PointKind::CrashConsistent,
         changed_bytes: 3 << 20,
+        freeze: None,
     }
 }
 

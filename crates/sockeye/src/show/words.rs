@@ -4,6 +4,7 @@ use jiff::Timestamp;
 use jiff::tz::TimeZone;
 use protocol::beside::{ServedView, TestMachine};
 use protocol::epoch::{Point, PointKind};
+use protocol::freeze::Freeze;
 use protocol::order::Moved;
 use protocol::pace::Pace;
 use protocol::rest::Health;
@@ -97,6 +98,16 @@ pub fn kind(kind: PointKind) -> &'static str {
         PointKind::Final => "final",
         PointKind::Unreplicated => "unreplicated writes",
         PointKind::RolledBack => "rolled back",
+    }
+}
+
+/// What the guest's agent did for a point, where it was wanted application-consistent.
+pub fn freeze(freeze: &Freeze) -> String {
+    match freeze {
+        Freeze::Done { file_systems, freeze_ms, frozen_ms } => {
+            format!("{file_systems} frozen in {}, for {}", span(*freeze_ms), span(*frozen_ms))
+        }
+        Freeze::Failed { code, cause } => format!("not frozen, {code}: {cause}"),
     }
 }
 

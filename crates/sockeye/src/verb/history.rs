@@ -85,7 +85,8 @@ fn of(add: &AddPolicy) -> Policy {
         budget: add.budget.map(|bytes| Budget { bytes, alarm_percent: add.alarm }),
     };
     let rpo_limit_ms = u64::try_from(add.rpo_limit.as_millis()).unwrap_or(u64::MAX);
-    Policy { name: add.name.clone(), rpo_limit_ms, retention, bandwidth: add.bandwidth.typed() }
+    let app_interval_ms = if add.app_never { 0 } else { u64::try_from(add.app_every.as_millis()).unwrap_or(u64::MAX) };
+    Policy { name: add.name.clone(), rpo_limit_ms, retention, bandwidth: add.bandwidth.typed(), app_interval_ms }
 }
 
 /// Shows what a policy means and asks; false when nothing is to be done any more.
@@ -127,10 +128,11 @@ pub async fn point(desk: &Desk, verb: PointVerb) -> Result<Ending, Trouble> {
     match verb {
         PointVerb::Pin(on) => pin(desk, on, true).await,
         PointVerb::Unpin(on) => pin(desk, on, false).await,
-        PointVerb::Add { item, sure } => {
-            desk.screen.say(&format!("{item}: take a recovery point now and pin it"));
+        PointVerb::Add { item, app, sure } => {
+            let kind = if app { "an app-consistent" } else { "a" };
+            desk.screen.say(&format!("{item}: take {kind} recovery point now and pin it"));
             if agreed(desk, "Do this?", &sure, &serde_json::json!({"item": item})).await? {
-                let point = desk.client.add_point(&item, &AddPoint { reason: sure.reason }).await?;
+                let point = desk.client.add_point(&item, &AddPoint { app, reason: sure.reason }).await?;
                 let words = words::point(&point.read, None, words::now_ms());
                 desk.screen.result(&point.document, &format!("{item}: {words}, is pinned"));
             }
@@ -184,13 +186,14 @@ mod tests {
     #[test]
     fn what_is_typed_is_what_is_kept() {
         let policy = typed(
-            "sockeye policy add month --rpo-limit 5m --all-for 2h --then 1m:24h --then 1h:30d --app-none --budget 2GiB --alarm 90",
+            "sockeye policy add month --app-never --rpo-limit 5m --all-for 2h --then 1m:24h --then 1h:30d --app-none --budget 2GiB --alarm 90",
         );
         let spacing = |one_every_seconds, until_seconds| Spacing { one_every_seconds, until_seconds };
         assert_eq!(policy.rpo_limit_ms, 300_000);
         assert_eq!(policy.retention.all_for_seconds, 7200);
         assert_eq!(policy.retention.then, [spacing(60, 86_400), spacing(3600, 30 * 86_400)]);
-        assert_eq!(policy.retention.app_consistent, None);
+        assert_eq!((policy.retention.app_consistent, policy.app_interval_ms), (None, 0));
+        assert_eq!(typed("sockeye policy add often --app-every 15m").app_interval_ms, 900_000);
         assert_eq!(policy.retention.budget, Some(Budget { bytes: 2 << 30, alarm_percent: 90 }));
         assert!(typed("sockeye policy add hour --then-none").retention.then.is_empty());
         let polite = typed(

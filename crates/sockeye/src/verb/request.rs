@@ -2,12 +2,14 @@
 
 use std::time::Duration;
 
+use protocol::epoch::PointKind;
+use protocol::fault::{Fault, code};
 use protocol::id::{Attempt, ItemId, SiteName};
 use protocol::rest::{FailoverKind, Operation, Request};
 
 use crate::cli::{Change, Then, Verb, Which};
 use crate::client::Client;
-use crate::ending::Trouble;
+use crate::ending::{Ending, Trouble};
 use crate::show::words;
 
 /// The request of a verb that changes an item, and how it is to be carried out.
@@ -46,7 +48,7 @@ pub async fn of(client: &Client, verb: Verb) -> Result<(Request, Change), Troubl
         Verb::ChangePoint(to) => {
             // It is the side where the machine runs whose points are meant.
             let site = match to.point {
-                Which::By(_) => Some(client.item(&to.item).await?.read.runs_at),
+                Which::By(_) | Which::LatestApp => Some(client.item(&to.item).await?.read.runs_at),
                 Which::Latest | Which::This(_) => None,
             };
             let point = which(client, &to.item, to.point, site.as_ref()).await?;
@@ -101,7 +103,7 @@ pub async fn of(client: &Client, verb: Verb) -> Result<(Request, Change), Troubl
     Ok((Request { item, operation }, change))
 }
 
-/// The point that is meant; none for the newest. A time is looked up in the list of points.
+/// The point that is meant; none for the newest. A time is looked up in the list of points, and so is `latest-app`.
 async fn which(
     client: &Client,
     item: &ItemId,
@@ -111,6 +113,7 @@ async fn which(
     let by = match wanted {
         Which::Latest => return Ok(None),
         Which::This(point) => return Ok(Some(point)),
+        Which::LatestApp => return latest_app(client, item, site).await.map(Some),
         Which::By(ms) => ms,
     };
     let points = client.points(item, site).await?.read;
@@ -123,6 +126,18 @@ async fn which(
             |oldest| format!("the oldest was cut {}", words::instant_u(oldest)),
         );
         Trouble::usage(format!("no recovery point of {item} was cut by then"), cause)
+    })
+}
+
+async fn latest_app(client: &Client, item: &ItemId, site: Option<&SiteName>) -> Result<Attempt, Trouble> {
+    let points = client.points(item, site).await?.read;
+    let found = points.iter().rfind(|kept| kept.point.kind == PointKind::AppConsistent);
+    found.map(|kept| kept.point.attempt).ok_or_else(|| {
+        let cause = format!("{} points of it are kept, and none of them is app-consistent", points.len());
+        let remedy =
+            format!("choose another one of: sockeye points {item}; or take one: sockeye point add {item} --app");
+        let fault = Fault::new(code::UNKNOWN_POINT, format!("{item} has no app-consistent recovery point"), cause);
+        Trouble::new(Ending::Refused, fault.with_remedy(remedy))
     })
 }
 
