@@ -3,11 +3,9 @@
 //! What would prevent the way home is checked on the way out (R24): `protect` and `failover` look at the components
 //! that a reprotect will need.
 
-use std::collections::BTreeSet;
-
 use protocol::fault::{Fault, code};
 use protocol::id::SiteName;
-use protocol::machine::{Connection, MachineSpec, Power};
+use protocol::machine::{MachineSpec, Power};
 use protocol::order::Role;
 use protocol::rest::{Check, FailoverKind, Operation, ShutDownFirst};
 use protocol::stage::Side;
@@ -35,28 +33,31 @@ impl Checks<'_> {
     /// The networks that the machine's cards are to be connected with there are there.
     pub(crate) fn networks(&mut self, spec: &MachineSpec, site: &SiteName) {
         let Some(facts) = self.fleet.facts(site) else { return };
-        let names = spec.cards.iter().filter_map(|card| match &card.connection {
-            Connection::Network(name) => Some(name),
-            Connection::Nothing => None,
-        });
-        for name in names.collect::<BTreeSet<_>>() {
-            let absent = || {
-                let fault = Fault::new(
-                    code::NO_NETWORK,
-                    format!("{site} has no network {name}"),
-                    "a card of the machine is to be connected with it",
-                );
-                Err(Fault { cause: format!("{}; {site} has: {}", fault.cause, facts.networks.join(", ")), ..fault })
-            };
-            let result = if facts.networks.contains(name) { Ok(()) } else { absent() };
-            self.note(format!("{site} has the network {name}"), result);
+        let missing = spec.missing_networks(&facts.networks);
+        if missing.is_empty() {
+            return self.note(format!("{site} has the networks of {}", spec.name), Ok(()));
+        }
+        for name in missing {
+            let cause =
+                format!("a card of {} is connected with it; {site} has: {}", spec.name, facts.networks.join(", "));
+            let fault = Fault::new(code::NO_NETWORK, format!("{site} has no network {name}"), cause);
+            self.note(format!("{site} has the network {name}"), Err(fault));
         }
     }
 
-    /// The same for an item that is to be brought up at a side.
-    fn networks_at(&mut self, item: &Item, side: Side) {
+    /// The same for an item that is to be brought up at a side. Where it has to be, whatever is missing, that is only said.
+    fn networks_at(&mut self, item: &Item, side: Side, needed: bool) {
         let told = self.fleet.machine(item.site(side.other()), &item.spec.name).map(|(machine, _)| &machine.spec);
-        self.networks(&item.description(side, told), item.site(side));
+        let (spec, site) = (item.description(side, told), item.site(side));
+        if needed {
+            return self.networks(&spec, site);
+        }
+        for name in self.fleet.facts(site).iter().flat_map(|facts| spec.missing_networks(&facts.networks)) {
+            self.note(
+                format!("{site} has no network {name}: a card of {} will be CONNECTED TO NOTHING", spec.name),
+                Ok(()),
+            );
+        }
     }
 
     pub(crate) fn component(&mut self, site: &SiteName, role: Role) {
@@ -153,7 +154,7 @@ pub(crate) fn of(fleet: &Fleet, item: &Item, operation: &Operation) -> Vec<Check
         Operation::Failover { kind: FailoverKind::Planned { .. }, .. } => {
             checks.component(source, Role::ProcessServer);
             checks.component(target, Role::MasterTarget);
-            checks.networks_at(item, here.other());
+            checks.networks_at(item, here.other(), true);
             not_running_at_target(&mut checks, item, false);
         }
         Operation::Failover { kind: FailoverKind::Unplanned { shut_down }, .. } => {
@@ -161,7 +162,7 @@ pub(crate) fn of(fleet: &Fleet, item: &Item, operation: &Operation) -> Vec<Check
                 checks.component(source, Role::ProcessServer);
             }
             checks.component(target, Role::MasterTarget);
-            checks.networks_at(item, here.other());
+            checks.networks_at(item, here.other(), false);
             not_running_at_target(&mut checks, item, false);
         }
         Operation::ChangePoint { .. } => {

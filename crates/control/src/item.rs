@@ -157,24 +157,39 @@ impl Item {
         }
     }
 
+    /// What its owner changed at home since it was protected, as home last told.
+    pub fn learn(&mut self, told: &MachineSpec) {
+        if self.is_of(told) {
+            self.spec = MachineSpec { disks: self.spec.disks.clone(), ..told.clone() };
+        }
+    }
+
+    /// Whether that is this machine, by its disks.
+    fn is_of(&self, told: &MachineSpec) -> bool {
+        let keys = |spec: &MachineSpec| spec.disks.iter().map(|disk| disk.key.clone()).collect::<Vec<_>>();
+        keys(told) == keys(&self.spec)
+    }
+
     /// The machine as it is to be brought up at a side, given what the other side last told of it.
     pub fn description(&self, at: Side, told: Option<&MachineSpec>) -> MachineSpec {
+        let told = told.filter(|told| self.is_of(told));
         let mut spec = self.spec.clone();
-        let keys = |spec: &MachineSpec| spec.disks.iter().map(|disk| disk.key.clone()).collect::<Vec<_>>();
-        if let Some(told) = told.filter(|told| keys(told) == keys(&spec)) {
-            match (at, &mut spec.boot, &told.boot) {
-                // What its owner changed at home since it was protected.
-                (Side::Away, ..) => spec = MachineSpec { disks: spec.disks, ..told.clone() },
-                // What it is at home stays as it is there; its firmware has gone on.
-                (Side::Home, Boot::Uefi { variables }, Boot::Uefi { variables: Some(now) }) => {
+        match (at, told) {
+            (Side::Away, Some(told)) => {
+                let mut now = self.clone();
+                now.learn(told);
+                now.spec.connected(&self.networks)
+            }
+            (Side::Away, None) => spec.connected(&self.networks),
+            (Side::Home, told) => {
+                // What it is at home stays as it was there; its firmware has gone on.
+                if let (Boot::Uefi { variables }, Some(Boot::Uefi { variables: Some(now) })) =
+                    (&mut spec.boot, told.map(|told| &told.boot))
+                {
                     *variables = Some(now.clone());
                 }
-                (Side::Home, ..) => {}
+                spec
             }
-        }
-        match at {
-            Side::Away => spec.connected(&self.networks),
-            Side::Home => spec,
         }
     }
 

@@ -6,6 +6,7 @@ mod circle;
 mod cut_over;
 mod hosts;
 mod jobs;
+mod landing;
 mod meeting;
 mod pages;
 mod policies;

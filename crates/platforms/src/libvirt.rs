@@ -240,7 +240,9 @@ impl Platform for Libvirt {
         let (spec, _) = site.known(&folder).await?;
         let power = life::power(&site, &folder).await?;
         let xml = spec.native.get(domain::NAME).and_then(|native| Element::read(native.as_str()?).ok());
-        let remarks = xml.map(|domain| remarks::of(&domain, &spec)).unwrap_or_default();
+        let snapshots = site.virsh.ask(&["snapshot-list", "--name", folder.name()]).await.unwrap_or_default();
+        let snapshots = snapshots.lines().filter(|line| !line.trim().is_empty()).count();
+        let remarks = xml.map(|domain| remarks::of(&domain, &spec, snapshots)).unwrap_or_default();
         Ok(Some(Machine { spec, power, remarks }))
     }
 

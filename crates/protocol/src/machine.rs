@@ -3,7 +3,7 @@
 //! A description travels with its item from site to site. What only one platform understands is kept verbatim beside
 //! the neutral part (`native`), so that a machine that goes home finds what its owner had set there.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
@@ -42,6 +42,25 @@ impl MachineSpec {
                 && let Some(other) = networks.get(name)
             {
                 name.clone_from(other);
+            }
+        }
+        self
+    }
+
+    /// The networks that its cards are connected with and that are none of these.
+    pub fn missing_networks(&self, there: &[String]) -> BTreeSet<&str> {
+        let named = self.cards.iter().filter_map(|card| match &card.connection {
+            Connection::Network(name) => Some(name.as_str()),
+            Connection::Nothing => None,
+        });
+        named.filter(|name| !there.iter().any(|other| other == name)).collect()
+    }
+
+    /// The same machine with the cards connected to nothing whose network is none of these.
+    pub fn unplugged(mut self, there: &[String]) -> MachineSpec {
+        for card in &mut self.cards {
+            if matches!(&card.connection, Connection::Network(name) if !there.contains(name)) {
+                card.connection = Connection::Nothing;
             }
         }
         self

@@ -34,7 +34,10 @@ fn parts(notes: &Notes, started: u64) -> Option<Downtime> {
 
 impl Context<'_> {
     pub(super) async fn raise(&mut self, at: Side, generation: u64, point: Option<Attempt>) -> Result<Ending, Halt> {
-        let item = self.load().await?;
+        let item = match at {
+            Side::Away => self.learn().await?,
+            Side::Home => self.load().await?,
+        };
         let point = self.notes.last.or(point);
         let order = Order::Raise { item: self.item.clone(), spec: self.description(&item, at), point, generation };
         match self.order(at, "raise", order, Patience::UntilReported).await? {
@@ -56,11 +59,28 @@ impl Context<'_> {
         }
     }
 
-    /// The machine as it is to be brought up at a side.
+    /// Keeps what home last told of the machine: it goes along, and comes home again.
+    async fn learn(&self) -> Result<Item, Halt> {
+        let item = self.load().await?;
+        let told = self.control.fleet().machine(&item.home, &item.spec.name).map(|(machine, _)| machine.spec.clone());
+        let Some(told) = told else { return Ok(item) };
+        self.change(|item| {
+            item.learn(&told);
+            Ok(item.clone())
+        })
+        .await
+    }
+
+    /// The machine as it is to be brought up at a side. A card whose network is not there is connected to nothing: better a
+    /// machine that its owner has to plug in than none.
     pub(super) fn description(&self, item: &Item, at: Side) -> MachineSpec {
         let fleet = self.control.fleet();
         let told = fleet.machine(item.site(at.other()), &item.spec.name).map(|(machine, _)| &machine.spec);
-        item.description(at, told)
+        let spec = item.description(at, told);
+        match fleet.facts(item.site(at)) {
+            Some(facts) => spec.unplugged(&facts.networks),
+            None => spec,
+        }
     }
 
     pub(super) async fn undo_raise(&mut self, at: Side) -> Result<Option<String>, Halt> {

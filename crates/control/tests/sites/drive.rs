@@ -272,6 +272,7 @@ async fn component(
         let machines = (role == Role::ProcessServer).then_some(machines);
         let tells = role == Role::MasterTarget && site == "cloud";
         let keepings = if tells { model.lock().unwrap().keepings.clone() } else { vec![] };
+        let told = if role == Role::ProcessServer { model.lock().unwrap().facts.clone() } else { None };
         let reports_now = reports.clone();
         let request = ExchangeRequest {
             machines,
@@ -281,7 +282,7 @@ async fn component(
             wait_ms: 15,
             seen,
             fault: None,
-            site: None,
+            site: told,
         };
         let Ok(reply) = current.exchange(name, request).await else {
             tokio::time::sleep(Duration::from_millis(5)).await;

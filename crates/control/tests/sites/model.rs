@@ -7,7 +7,7 @@ use protocol::extent::Extent;
 use protocol::fault::{Fault, code};
 use protocol::id::{Attempt, Lineage};
 use protocol::keeping::KeepingStatus;
-use protocol::machine::{Boot, DiskFormat, DiskSource, DiskSpec, Machine, MachineSpec, Power};
+use protocol::machine::{Boot, DiskFormat, DiskSource, DiskSpec, Machine, MachineSpec, Power, SiteFacts};
 use protocol::order::{Moved, Outcome, Progress, Replication, ReplicationPhase, ReplicationStatus, Sync};
 use protocol::pace::Pace;
 use protocol::position::{Changes, Delta, Distrust, Position, delta};
@@ -84,6 +84,12 @@ pub struct Model {
     pub split: bool,
     /// No agent answers in the guest.
     pub no_agent: bool,
+    /// The machine as home tells of it.
+    pub home_spec: MachineSpec,
+    /// What the sites tell that they have.
+    pub facts: Option<SiteFacts>,
+    /// The machine as it was last to be brought up.
+    pub raised: Option<MachineSpec>,
     pub breaches: Vec<String>,
     pub writes: u32,
     pub attempts: BTreeSet<Attempt>,
@@ -137,6 +143,9 @@ impl Model {
             fail: None,
             split: false,
             no_agent: false,
+            home_spec: spec(),
+            facts: None,
+            raised: None,
             breaches: vec![],
             writes: 0,
             attempts: BTreeSet::new(),
@@ -207,7 +216,8 @@ impl Model {
 
     pub fn machines(&self, name: &str) -> Vec<Machine> {
         let site = &self.sites[name];
-        let vm = site.vm.iter().map(|vm| Machine { spec: spec(), power: vm.power, remarks: vec![] });
+        let described = if name == "home" { self.home_spec.clone() } else { spec() };
+        let vm = site.vm.iter().map(|vm| Machine { spec: described.clone(), power: vm.power, remarks: vec![] });
         let test = site.test.iter().map(|(name, ..)| Machine {
             spec: spec().isolated(name),
             power: Power::Running,

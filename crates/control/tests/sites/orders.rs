@@ -139,7 +139,10 @@ impl Model {
                 replica.grant = None;
                 Ok(Outcome::Closed { newest: replica.points.last().map(|(point, _)| point.clone()) })
             }
-            Order::Raise { point, generation, .. } => self.raise(at, *point, *generation),
+            Order::Raise { spec, point, generation, .. } => {
+                self.raised = Some(spec.clone());
+                self.raise(at, *point, *generation)
+            }
             Order::Release { .. } => {
                 let vm = self.vm(at)?;
                 if vm.raised.is_none() {

@@ -12,8 +12,8 @@ const NEUTRAL: [&str; 4] = ["disk", "interface", "emulator", "controller"];
 /// Parts that no guest looks for.
 const UNMISSED: [&str; 5] = ["input", "memballoon", "console", "serial", "channel"];
 
-/// What is to be said of a machine, given its XML.
-pub(crate) fn of(domain: &Element, spec: &MachineSpec) -> Vec<Remark> {
+/// What is to be said of a machine, given its XML and how many snapshots were taken of it.
+pub(crate) fn of(domain: &Element, spec: &MachineSpec, snapshots: usize) -> Vec<Remark> {
     let devices: Vec<&Element> = domain
         .at(&["devices"])
         .into_iter()
@@ -28,6 +28,10 @@ pub(crate) fn of(domain: &Element, spec: &MachineSpec) -> Vec<Remark> {
             let words = "libvirt keeps change maps in qcow2 only, so each epoch compares all of it";
             say(false, format!("disk {} is raw: {words}", disk.key));
         }
+    }
+    if snapshots > 0 {
+        let words = "they stay at its host, where what comes home is written above them";
+        say(false, format!("it has {snapshots} snapshots: {words}"));
     }
     if count("tpm") > 0 {
         let words = "what it keeps stays at its host; disks sealed with it ask for their recovery key elsewhere";
@@ -58,4 +62,30 @@ pub(crate) fn of(domain: &Element, spec: &MachineSpec) -> Vec<Remark> {
         say(true, format!("{words}; kept for the way home: {list}"));
     }
     remarks
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_stays_behind_is_said_and_what_only_another_hypervisor_lacks_is_marked() {
+        let xml = "<domain><devices><disk/><interface/><tpm/><hostdev/><hostdev/><graphics/></devices><cpu/></domain>";
+        let disks =
+            serde_json::json!([{ "key": "vda", "size": 1, "source": { "own": { "path": "a", "format": "raw" } } }]);
+        let spec = serde_json::json!({
+            "name": "m", "memory_mib": 64, "vcpus": 1, "boot": { "uefi": { "variables": null } }, "disks": disks,
+        });
+        let spec: MachineSpec = serde_json::from_value(spec).unwrap();
+        let remarks = of(&Element::read(xml).unwrap(), &spec, 2);
+        let said = |words: &str| remarks.iter().filter(|remark| remark.words.contains(words)).collect::<Vec<_>>();
+        for words in ["vda is raw", "2 snapshots", "a TPM", "2 devices of its host", "UEFI variables cannot be read"] {
+            assert!(said(words).len() == 1 && !said(words)[0].elsewhere, "{words}: {remarks:?}");
+        }
+        assert!(said("cpu, graphics")[0].elsewhere);
+        assert_eq!(remarks.len(), 6);
+        let plain = "<domain><devices><disk/><serial/></devices></domain>";
+        let spec = MachineSpec { boot: Boot::Firmware, disks: vec![], ..spec };
+        assert_eq!(of(&Element::read(plain).unwrap(), &spec, 0), []);
+    }
 }
