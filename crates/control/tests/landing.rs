@@ -56,14 +56,14 @@ async fn what_the_owner_changed_goes_along_and_comes_home_and_cards_find_the_net
     told(&world, "cloud", |facts| facts.networks == ["dmz"]).await;
     let mut refused = plan(&world, protect()).await;
     for _ in 0..500 {
-        if refuses(&refused, &code::NO_NETWORK) {
+        if refuses(&refused, code::NO_NETWORK) {
             break;
         }
         tokio::time::sleep(std::time::Duration::from_millis(5)).await;
         refused = plan(&world, protect()).await;
     }
-    assert!(refuses(&refused, &code::NO_NETWORK), "{:?}", refused.checks);
-    assert!(refuses(&plan(&world, into("wan")).await, &code::NO_NETWORK));
+    assert!(refuses(&refused, code::NO_NETWORK), "{:?}", refused.checks);
+    assert!(refuses(&plan(&world, into("wan")).await, code::NO_NETWORK));
     world.run(into("dmz")).await;
 
     world.with(|model| model.home_spec.memory_mib = 128);
@@ -96,13 +96,13 @@ async fn a_network_that_is_gone_stops_a_planned_failover_and_no_unplanned_one() 
         || Operation::Failover { kind: FailoverKind::Unplanned { shut_down: ShutDownFirst::Try }, point: None };
     let mut both = (plan(&world, planned()).await, plan(&world, unplanned()).await);
     for _ in 0..500 {
-        if refuses(&both.0, &code::NO_NETWORK) {
+        if refuses(&both.0, code::NO_NETWORK) {
             break;
         }
         tokio::time::sleep(std::time::Duration::from_millis(5)).await;
         both = (plan(&world, planned()).await, plan(&world, unplanned()).await);
     }
-    assert!(refuses(&both.0, &code::NO_NETWORK), "{:?}", both.0.checks);
+    assert!(refuses(&both.0, code::NO_NETWORK), "{:?}", both.0.checks);
     let said = both.1.checks.iter().find(|check| check.what.contains("CONNECTED TO NOTHING")).unwrap();
     assert!(said.fault.is_none() && both.1.checks.iter().all(|check| check.fault.is_none()), "{:?}", both.1.checks);
     world.run(unplanned()).await;
@@ -119,17 +119,17 @@ async fn a_landing_is_refused_where_there_is_no_room_or_something_is_there_and_h
     };
     world.run(planned()).await;
     world.run(Operation::Commit { keep_history: false }).await;
-    assert!(refuses(&plan(&world, landing(None, None)).await, &code::MACHINE_EXISTS), "the original is there");
-    assert!(refuses(&plan(&world, landing(None, Some("cloud"))).await, &code::BAD_REQUEST), "it runs there");
-    assert!(refuses(&plan(&world, landing(None, Some("moon"))).await, &code::NO_COMPONENT));
+    assert!(refuses(&plan(&world, landing(None, None)).await, code::MACHINE_EXISTS), "the original is there");
+    assert!(refuses(&plan(&world, landing(None, Some("cloud"))).await, code::BAD_REQUEST), "it runs there");
+    assert!(refuses(&plan(&world, landing(None, Some("moon"))).await, code::NO_COMPONENT));
 
     world.with(|model| model.site("home").vm = None);
     let home = "home".parse().unwrap();
     while !world.control().machines(Some(&home)).await.unwrap().is_empty() {
         tokio::time::sleep(std::time::Duration::from_millis(5)).await;
     }
-    assert!(refuses(&plan(&world, failback(Sync::Tracked, false, true)).await, &code::NO_ORIGINAL));
-    assert!(refuses(&plan(&world, landing(None, None)).await, &code::NO_DATASTORE), "nobody told of any");
+    assert!(refuses(&plan(&world, failback(Sync::Tracked, false, true)).await, code::NO_ORIGINAL));
+    assert!(refuses(&plan(&world, landing(None, None)).await, code::NO_DATASTORE), "nobody told of any");
     tells(
         &world,
         &[],
@@ -138,7 +138,7 @@ async fn a_landing_is_refused_where_there_is_no_room_or_something_is_there_and_h
     told(&world, "home", |facts| facts.pools.len() == 3).await;
     for named in ["full", "locked", "nowhere"] {
         let refused = plan(&world, landing(Some(named), None)).await;
-        assert!(refuses(&refused, &code::NO_DATASTORE), "{named}: {:?}", refused.checks);
+        assert!(refuses(&refused, code::NO_DATASTORE), "{named}: {:?}", refused.checks);
     }
     for named in [Some("good"), None] {
         let fine = plan(&world, landing(named, None)).await;
