@@ -8,6 +8,7 @@
 //!   memory       peaks of every process, by the size of the disk                two sites, a machine without a guest
 //!   again        a compare, and one after it                                    two sites, a machine without a guest
 //!   downtime     of a planned failback, by the size of the disks                two sites, a real guest
+//!   guest        what fio in a guest gets, replicated and not                   two sites, a real guest
 //! ```
 //! Everything is the shipped program, started as an operator starts it, and what it says of itself; the rest is read from
 //! `/proc`. It measures and never judges: the goal stands beside the figure. Seconds of one run are compared only with
@@ -31,6 +32,8 @@ mod failback;
 mod figures;
 #[path = "movement/fio.rs"]
 mod fio;
+#[path = "movement/guest.rs"]
+mod guest;
 #[path = "movement/memory.rs"]
 mod memory;
 #[path = "movement/process.rs"]
@@ -48,11 +51,11 @@ use rustix::process::{Pid, Signal, kill_process};
 use tokio::signal::unix::{SignalKind, signal};
 
 const USAGE: &str = "usage: cargo xtask bench movement [copy] [connections] [steady] [failback] [memory] [again] \
-    [downtime] [--gib N] [--runs N] [--dir DIR]";
+    [downtime] [guest] [--gib N] [--runs N] [--dir DIR]";
 
 type Table = fn(&Bench) -> Result<()>;
 
-const TABLES: [(&str, Table); 7] = [
+const TABLES: [(&str, Table); 8] = [
     ("copy", copies::measure),
     ("connections", connections::measure),
     ("steady", steady::measure),
@@ -60,6 +63,7 @@ const TABLES: [(&str, Table); 7] = [
     ("memory", memory::measure),
     ("again", again::measure),
     ("downtime", downtime::measure),
+    ("guest", guest::measure),
 ];
 
 /// What the bench was told.

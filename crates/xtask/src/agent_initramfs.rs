@@ -96,13 +96,13 @@ pub(crate) fn build(kernel: &Path, agent: &Path) -> Result<Vec<u8>> {
 }
 
 /// The shared libraries that a program of this host's own release needs. QEMU, which the tests need anyway, brings them.
-fn libraries(program: &Path) -> Result<Vec<PathBuf>> {
+pub(crate) fn libraries(program: &Path) -> Result<Vec<PathBuf>> {
     let told = output(Path::new("/"), &["ldd", &program.to_string_lossy()])?;
     let told = String::from_utf8_lossy(&told).into_owned();
     let mut found = vec![];
     for line in told.lines().map(str::trim).filter(|line| !line.starts_with("linux-vdso")) {
         if line.contains("not found") {
-            bail!("qemu-ga cannot run here: {line}");
+            bail!("{} cannot run here: {line}", program.display());
         }
         let path = line.split_once("=> ").map_or(line, |(_, path)| path);
         found.push(PathBuf::from(path.split_whitespace().next().context("a line of ldd without a path")?));

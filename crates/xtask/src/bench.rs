@@ -5,11 +5,12 @@ use std::path::Path;
 
 use anyhow::{Result, bail};
 
-use crate::command::run;
+use crate::command::{phase, run};
 use crate::setup::setup;
+use crate::{fio_initramfs, target_dir};
 
 const USAGE: &str = "usage: cargo xtask bench replica [--json FILE] [--dir DIR]
-       cargo xtask bench movement [copy] [connections] [steady] [failback] [memory] [again] [downtime]
+       cargo xtask bench movement [copy] [connections] [steady] [failback] [memory] [again] [downtime] [guest]
                                   [--gib N] [--runs N] [--dir DIR]";
 
 /// Builds the bench that is named first and runs it with the rest of the arguments.
@@ -20,6 +21,8 @@ pub(crate) fn bench(root: &Path, arguments: &[String]) -> Result<()> {
         "movement" => {
             // Peers, fio and the guest.
             setup(root)?;
+            let guest = target_dir(root).join("guest");
+            phase("setup: the guest with fio", || fio_initramfs::build(&guest, &guest.with_file_name("guest-fio")))?;
             "sockeye"
         }
         _ => bail!("{USAGE}"),

@@ -14,6 +14,7 @@ mod check;
 mod command;
 mod cpio;
 mod demo;
+mod fio_initramfs;
 mod fuzz;
 mod initramfs;
 mod package;
@@ -40,7 +41,7 @@ usage: cargo xtask <chore>
                build faults in, one at a time: each must be caught by a test
   bench replica [--json FILE] [--dir DIR]
                what the replica costs, against fio on the same disk: about two minutes once it is built
-  bench movement [--gib N] [--runs N] [--dir DIR]
+  bench movement [TABLE..] [--gib N] [--runs N] [--dir DIR]
                copies beside rsync, nbdcopy and qemu-img: some minutes, 12 GiB in /dev/shm unless told otherwise
   fuzz [--seconds N] [TARGET..] | --list
                what is decoded from the wire or a retention volume, fed by libFuzzer; a minute each without --seconds
