@@ -127,7 +127,7 @@ impl Drop for Libvirtd {
         let pids = files.map(|file| file.path()).filter(|path| path.extension().is_some_and(|end| end == "pid"));
         let qemus: Vec<Pid> = pids.filter_map(|path| pid_in(&path)).collect();
         self.end();
-        for pid in qemus.into_iter().chain(processes_with("qemu-nbd", &self.site)) {
+        for pid in qemus.into_iter().chain(processes_with("qemu-storage-daemon", &self.site)) {
             let _ = kill_process(pid, Signal::KILL);
         }
     }

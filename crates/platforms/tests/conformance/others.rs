@@ -329,7 +329,7 @@ async fn a_guest_waits_for_a_view_whose_server_goes_away_and_comes_again() {
     bench.platform().settle(NAME, rig.lineage).await.unwrap();
     drop(view);
     let until = std::time::Instant::now() + std::time::Duration::from_secs(10);
-    while guest::processes_with("qemu-nbd", &bench.dir()).next().is_some() {
+    while guest::processes_with("qemu-storage-daemon", &bench.dir()).next().is_some() {
         assert!(std::time::Instant::now() < until, "what stood between is still there");
         tokio::time::sleep(std::time::Duration::from_millis(20)).await;
     }
