@@ -14,6 +14,7 @@ use protocol::stage::{Side, Stage};
 use crate::checks::Checks;
 use crate::component::Fleet;
 use crate::item::Item;
+use crate::words::bytes;
 
 /// Where an operation is to land, if nothing is expected there.
 pub(crate) fn of(operation: &Operation) -> Option<&Landing> {
@@ -35,7 +36,7 @@ pub(crate) fn pool<'a>(fleet: &'a Fleet, site: &SiteName, named: Option<&str>, s
     let facts = fleet.facts(site).ok_or_else(|| unknown("its process server has not told what it has".into()))?;
     let why_not = |pool: &Pool| match &pool.refuses {
         Some(why) => Some(why.clone()),
-        None if pool.free < size => Some(format!("{} bytes are free, {size} may be needed", pool.free)),
+        None if pool.free < size => Some(format!("{} are free, {} may be needed", bytes(pool.free), bytes(size))),
         None => None,
     };
     let has = || match facts.pools.as_slice() {
@@ -95,7 +96,7 @@ pub(crate) fn check(checks: &mut Checks<'_>, item: &Item, landing: &Landing) {
     let size = item.spec.disks.iter().map(|disk| disk.size).sum();
     let place = pool(fleet, home, landing.datastore.as_deref(), size);
     let what = match &place {
-        Ok(pool) => format!("disks are made on {} of {home} ({} bytes are free)", pool.name, pool.free),
+        Ok(pool) => format!("disks are made on {} of {home} ({} are free)", pool.name, bytes(pool.free)),
         Err(_) => format!("{home} has a place for the disks"),
     };
     checks.note(what, place.map(drop));

@@ -216,7 +216,10 @@ impl Platform for Libvirt {
         let mut machines = Vec::new();
         for name in self.names().await? {
             match self.machine(&name).await {
-                Ok(machine) => machines.extend(machine),
+                Ok(Some(machine)) => machines.push(machine),
+                Ok(None) => {
+                    tracing::warn!(machine = name, "left out of the list: it is gone, or no item can have its name")
+                }
                 // One machine, with a disk that is missing say, does not hide the others; a libvirt that is away does.
                 Err(fault) => {
                     self.names().await?;

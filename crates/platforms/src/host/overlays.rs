@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 use std::path::PathBuf;
 
 use protocol::Fault;
-use protocol::machine::{DiskSource, MachineSpec};
+use protocol::machine::{DiskSource, DiskSpec, MachineSpec};
 
 use super::folder::{self, Folder};
 use super::image;
@@ -35,6 +35,19 @@ pub(crate) async fn create(folder: &Folder, spec: &MachineSpec) -> Result<(), Fa
         marks.fresh(folder, &disk.key, inode)?;
         let placed = std::fs::rename(&fresh, &path).and_then(|()| folder::sync_parent(&path));
         placed.map_err(|why| cannot(&why))?;
+    }
+    Ok(())
+}
+
+/// Lets those of a description that stand on views stand on the disks of the platform's own that are given for them.
+pub(crate) fn onto(folder: &Folder, spec: &mut MachineSpec, own: &[DiskSpec]) -> Result<(), Fault> {
+    for disk in &mut spec.disks {
+        let DiskSource::OverlayOnView { overlay, .. } = &disk.source else { continue };
+        let found = own.iter().find(|own| own.key == disk.key).map(|own| &own.source);
+        let Some(DiskSource::Own { path, format }) = found else {
+            return Err(folder.fault("cannot stand on its own disks", format!("none was given for {}", disk.key)));
+        };
+        disk.source = DiskSource::OverlayOnOwn { overlay: overlay.clone(), path: path.clone(), format: *format };
     }
     Ok(())
 }

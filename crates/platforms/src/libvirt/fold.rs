@@ -32,7 +32,7 @@ use super::document::Document;
 use super::domain::{self, Target};
 use super::{Site, backup, chain, life, relay};
 use crate::host::folder::{self, Folder};
-use crate::host::{image, maps};
+use crate::host::{image, maps, overlays};
 
 /// How long whoever captures the machine may take to let it go.
 const CAPTURE_PATIENCE: Duration = Duration::from_secs(2);
@@ -44,14 +44,7 @@ const NOTE: &str = "fold.json";
 /// Lets overlays stand on disks of the platform's own. The caller holds the machine's lock.
 pub(crate) async fn stand_on(site: &Site, folder: &Folder, onto: &[DiskSpec]) -> Result<(), Fault> {
     let (mut spec, _) = site.known(folder).await?;
-    for disk in &mut spec.disks {
-        let DiskSource::OverlayOnView { overlay, .. } = &disk.source else { continue };
-        let found = onto.iter().find(|own| own.key == disk.key).map(|own| &own.source);
-        let Some(DiskSource::Own { path, format }) = found else {
-            return Err(folder.fault("cannot stand on its own disks", format!("none was given for {}", disk.key)));
-        };
-        disk.source = DiskSource::OverlayOnOwn { overlay: overlay.clone(), path: path.clone(), format: *format };
-    }
+    overlays::onto(folder, &mut spec, onto)?;
     let _lock = not_captured(folder).await?;
     relay::stand_on(folder, &spec).await
 }

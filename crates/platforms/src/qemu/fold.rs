@@ -31,7 +31,7 @@ use super::capture::CAPTURING;
 use super::qmp::{Qmp, QmpError};
 use super::{fleece, launch, power};
 use crate::host::folder::{self, Folder};
-use crate::host::maps;
+use crate::host::{maps, overlays};
 
 /// How long whoever captures the machine may take to let it go.
 const CAPTURE_PATIENCE: Duration = Duration::from_secs(2);
@@ -81,14 +81,7 @@ fn folding(spec: &MachineSpec) -> Vec<Folding> {
 /// Lets overlays stand on disks of the platform's own. The caller holds the machine's lock.
 pub(crate) async fn stand_on(folder: &Folder, onto: &[DiskSpec]) -> Result<(), Fault> {
     let mut spec = folder.known_spec()?;
-    for disk in &mut spec.disks {
-        let DiskSource::OverlayOnView { overlay, .. } = &disk.source else { continue };
-        let found = onto.iter().find(|own| own.key == disk.key).map(|own| &own.source);
-        let Some(DiskSource::Own { path, format }) = found else {
-            return Err(folder.fault("cannot stand on its own disks", format!("none was given for {}", disk.key)));
-        };
-        disk.source = DiskSource::OverlayOnOwn { overlay: overlay.clone(), path: path.clone(), format: *format };
-    }
+    overlays::onto(folder, &mut spec, onto)?;
     let all = folding(&spec);
     if power::power(folder).await? != Power::Off {
         let _lock = not_captured(folder).await?;
