@@ -9,6 +9,7 @@
 //!      ├────── relay      what overlays stand on, and a view that may go away for a while
 //!      ├────── remarks    what does not come along         same      whether the disks are still those
 //!      ├────── inventory  networks and storage pools
+//!      ├────── access     what QEMU must reach, as whom libvirt runs it
 //!      ├────── agent      freezes the guest for a cut
 //!      └────── fold       overlays into the disks beneath them
 //! ```
@@ -21,6 +22,7 @@
 //! # If power fails
 //! QEMU and libvirt are gone; what the images keep is inconsistent and not believed, and overlays say what they hold.
 
+mod access;
 mod agent;
 mod backup;
 mod capture;
@@ -49,6 +51,7 @@ use protocol::machine::{Boot, DiskSource, DiskSpec, Machine, MachineSpec, Power,
 use protocol::{DiskKey, Fault, Lineage};
 use xmltree::Element;
 
+use self::access::{User, make_room};
 use self::capture::LibvirtCapture;
 use self::chain::Chain;
 use self::document::Document;
@@ -67,6 +70,8 @@ const LOCK_PATIENCE: Duration = Duration::from_secs(100);
 pub struct Libvirt {
     site: PathBuf,
     uri: String,
+    /// Whom QEMU runs as, if not as who we are.
+    user: Option<User>,
 }
 
 /// One operation's view of the site.
@@ -91,18 +96,25 @@ impl Libvirt {
         let site = make().map_err(|why: std::io::Error| {
             cannot(format!("the site {} cannot be opened", site_dir.display()), why.to_string())
         })?;
-        let libvirt = Libvirt { site, uri: uri.into() };
+        let mut libvirt = Libvirt { site, uri: uri.into(), user: None };
         let asked = libvirt.at_site().virsh.ask(&["version"]).await;
         asked.map_err(|why| cannot(format!("libvirt at {uri} cannot be asked"), why.to_string()))?;
         // What is no description is refused, and for another reason where nothing may be changed.
-        match libvirt.at_site().virsh.ask(&["define", "/dev/null"]).await {
-            Err(VirshError::Refused(words)) if words.contains("read only") => {
-                let remedy =
-                    "give --libvirt-uri one that may change machines: run as root, or as a member of the group libvirt";
-                Err(cannot(format!("libvirt at {uri} may only be looked at"), words).with_remedy(remedy))
-            }
-            _ => Ok(libvirt),
+        if let Err(VirshError::Refused(words)) = libvirt.at_site().virsh.ask(&["define", "/dev/null"]).await
+            && words.contains("read only")
+        {
+            let remedy =
+                "give --libvirt-uri one that may change machines: run as root, or as a member of the group libvirt";
+            return Err(cannot(format!("libvirt at {uri} may only be looked at"), words).with_remedy(remedy));
         }
+        libvirt.user = access::user(&libvirt.at_site().virsh).await?;
+        if libvirt.user.is_some() {
+            for folder in [libvirt.site.clone(), libvirt.site.join("machines"), libvirt.site.join("boot")] {
+                access::pass(&folder)
+                    .map_err(|why| cannot(format!("QEMU cannot be let into {}", folder.display()), why.to_string()))?;
+            }
+        }
+        Ok(libvirt)
     }
 
     fn at_site(&self) -> Site {
@@ -132,7 +144,7 @@ impl Libvirt {
             let what = format!("there is no machine {name}");
             return Err(Fault::new(code::MACHINE_ABSENT, what, format!("libvirt at {} has none", self.uri)));
         }
-        make_room(&folder)?;
+        make_room(&folder, self.user)?;
         Ok(folder)
     }
 
@@ -162,10 +174,6 @@ impl Libvirt {
         let domain = read.map_err(|why| folder.fault("cannot be defined: its libvirt XML cannot be read", why))?;
         Ok(Base::Elsewhere(domain))
     }
-}
-
-fn make_room(folder: &Folder) -> Result<(), Fault> {
-    std::fs::create_dir_all(folder.file("overlays")).map_err(|why| folder.fault("cannot be given a folder", why))
 }
 
 impl Site {
@@ -255,7 +263,7 @@ impl Platform for Libvirt {
         if spec.memory_mib == 0 || spec.vcpus == 0 {
             return Err(cannot("it has no memory or no processor".into()));
         }
-        make_room(&folder)?;
+        make_room(&folder, self.user)?;
         let lock = folder.lock("lock", LOCK_PATIENCE).await?;
         let site = self.at_site();
         let mut before = None;

@@ -12,6 +12,7 @@ mod install;
 mod joining;
 mod kill;
 mod libvirt;
+mod long;
 mod outbound;
 mod pages;
 mod plain;

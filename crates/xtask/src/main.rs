@@ -3,6 +3,7 @@
 //! ```text
 //!   setup ─► check = fmt · clippy · tidy · tests (· deny)
 //!     │
+//!     ├────► long = the runs that the tests leave out
 //!     ├────► demo · sabotage · bench · fuzz · simulate
 //!     └────► package ─► a .deb, installed on a clean root and started there
 //! ```
@@ -17,6 +18,7 @@ mod demo;
 mod fio_initramfs;
 mod fuzz;
 mod initramfs;
+mod long;
 mod package;
 mod packages;
 mod sabotage;
@@ -35,6 +37,8 @@ usage: cargo xtask <chore>
   setup        install what this machine lacks, fetch the test guest's kernel, build its initramfs
   check        format, clippy, tidy, all tests: what continuous integration checks
   test         setup, then check
+  test --long  setup, then what the check leaves out because it takes long: a Debian with PostgreSQL through the circle;
+               a quarter of an hour, needs root; what it did is written into docs/long-run.md
   tidy         the workspace's own rules: edges between the rooms, names, lengths
   demo [..]    setup, build, then the whole circle: sockeye demo [..]
   sabotage [NAME..] [--list]
@@ -65,6 +69,10 @@ fn main() -> ExitCode {
 fn chore(arguments: &[String]) -> Result<()> {
     let root = workspace_root()?;
     let Some((chore, rest)) = arguments.split_first() else { bail!("{USAGE}") };
+    if chore == "test" && rest == ["--long"] {
+        setup::setup(&root)?;
+        return long::long(&root);
+    }
     if !rest.is_empty() && !["demo", "sabotage", "bench", "fuzz", "simulate", "package"].contains(&chore.as_str()) {
         bail!("`{chore}` takes no arguments\n{USAGE}");
     }

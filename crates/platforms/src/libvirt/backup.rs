@@ -19,6 +19,7 @@ use protocol::extent::BlockMap;
 use protocol::{Fault, Freeze, Lineage, Quiesce};
 use xmltree::Element;
 
+use super::access::RUN;
 use super::document::Document;
 use super::domain::Target;
 use super::virsh::VirshError;
@@ -34,7 +35,7 @@ const LOOK_AGAIN: Duration = Duration::from_millis(10);
 
 /// Where a machine's backups are served.
 fn socket(folder: &Folder) -> PathBuf {
-    folder.file("nbd.sock")
+    folder.file(RUN).join("nbd.sock")
 }
 
 fn scratch(folder: &Folder, target: &Target) -> PathBuf {
@@ -112,7 +113,6 @@ impl Wish<'_> {
     /// Makes scratch, with room set aside where the guest may write.
     async fn prepare(&self, folder: &Folder) -> Result<(), String> {
         let told = |why: std::io::Error| why.to_string();
-        std::fs::create_dir_all(folder.file("scratch")).map_err(told)?;
         let _ = std::fs::remove_file(socket(folder));
         for (target, size) in self.disks {
             let path = scratch(folder, target);

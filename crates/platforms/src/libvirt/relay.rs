@@ -1,7 +1,7 @@
 //! What overlays stand on: a small server of QEMU's own between an overlay and the view, or the disk, beneath it.
 //!
 //! ```text
-//!   guest ─► overlay ─► <machine's folder>/view-KEY.sock ─ qemu-storage-daemon ─► the view (away for up to five minutes: reads wait)
+//!   guest ─► overlay ─► <machine's folder>/run/view-KEY.sock ─ qemu-storage-daemon ─► the view (away for up to five minutes: reads wait)
 //!                                                                            └──► from stand_on to fold: a disk of the platform's own
 //! ```
 //! libvirt (9.0) passes no reconnect delay on for what is beneath a disk: without this a master target that is started again
@@ -27,6 +27,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 use tokio::process::Command;
 
+use super::access::{self, RUN};
 use crate::host::folder::Folder;
 use crate::host::image;
 use crate::qemu::qmp::{Qmp, QmpError};
@@ -115,7 +116,7 @@ fn served(on: &Beneath) -> Value {
 
 /// Where the overlay of a disk finds what it stands on.
 pub(crate) fn socket(folder: &Folder, key: &DiskKey) -> PathBuf {
-    folder.file(&format!("view-{key}.sock"))
+    folder.file(RUN).join(format!("view-{key}.sock"))
 }
 
 fn monitor(folder: &Folder, key: &DiskKey) -> PathBuf {
@@ -168,7 +169,9 @@ async fn serve(folder: &Folder, key: &DiskKey, on: &Beneath) -> Result<(), Strin
     let ended = tokio::time::timeout(PATIENCE, command.output()).await.map_err(|_| "it did not answer in time")?;
     let ended = ended.map_err(|why| format!("qemu-storage-daemon cannot be run: {why}"))?;
     match ended.status.success() {
-        true => Ok(()),
+        true => {
+            access::share(folder, &socket).map_err(|why| format!("QEMU cannot be let to {}: {why}", socket.display()))
+        }
         false => Err(String::from_utf8_lossy(&ended.stderr).trim().to_string()),
     }
 }

@@ -43,6 +43,11 @@ impl Console {
 
     /// The guest's lines so far.
     pub fn lines(&self) -> Vec<Line> {
+        self.text().split('\n').filter_map(Line::parse).collect()
+    }
+
+    /// All that came so far.
+    pub fn text(&self) -> String {
         let mut bytes = Vec::new();
         if let Ok(mut file) = std::fs::File::open(&self.path) {
             // A machine that was removed and raised again begins a new, shorter console.
@@ -52,7 +57,7 @@ impl Console {
                 bytes.clear();
             }
         }
-        String::from_utf8_lossy(&bytes).split('\n').filter_map(Line::parse).collect()
+        String::from_utf8_lossy(&bytes).into_owned()
     }
 
     /// Waits until `wanted` finds something in the lines.

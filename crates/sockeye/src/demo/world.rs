@@ -354,8 +354,13 @@ impl World {
 
     /// Runs the command line at the control server's site. `--output json` and the server are added.
     pub fn sockeye(&self, arguments: &[&str]) -> anyhow::Result<Answer> {
+        self.typed(&[&["--output", "json"], arguments].concat())
+    }
+
+    /// The same as a person sees it.
+    pub fn typed(&self, arguments: &[&str]) -> anyhow::Result<Answer> {
         let mut command = self.net.command(At::Cloud.host(), &self.settings.sockeye, None);
-        command.args(["--output", "json", "--server", &self.url()]).args(arguments);
+        command.args(["--server", &self.url()]).args(arguments);
         command.env("SOCKEYE_TOKEN", &self.token).stdin(Stdio::null());
         let output = command.output().context("the command line cannot be run")?;
         Ok(Answer {

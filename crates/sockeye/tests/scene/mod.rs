@@ -60,6 +60,21 @@ pub fn play_with(
     formats: [&'static str; 2],
     act: impl FnOnce(&mut Scene) -> anyhow::Result<()>,
 ) {
+    play_in(World::build, hosts, libvirt, formats, act);
+}
+
+/// The same without a machine: the test brings its own.
+pub fn play_bare(hosts: Hosts, libvirt: &[At], act: impl FnOnce(&mut Scene) -> anyhow::Result<()>) {
+    play_in(World::without_guest, hosts, libvirt, FORMATS, act);
+}
+
+fn play_in(
+    build: fn(Settings) -> anyhow::Result<World>,
+    hosts: Hosts,
+    libvirt: &[At],
+    formats: [&'static str; 2],
+    act: impl FnOnce(&mut Scene) -> anyhow::Result<()>,
+) {
     // Beside another guest under emulation a test would measure that guest. (Nextest runs each in a process of its own and
     // has this from its settings; `cargo test` has not.)
     static ALONE: Mutex<()> = Mutex::new(());
@@ -85,7 +100,7 @@ pub fn play_with(
         rate: 100,
         hosts,
     };
-    let result = World::build(settings).and_then(|world| {
+    let result = build(settings).and_then(|world| {
         let runtime = tokio::runtime::Runtime::new()?;
         let witness = Witness::of(&world);
         act(&mut Scene { world, witness, runtime, began: Instant::now() })

@@ -19,7 +19,7 @@ use crate::command::{output, run};
 const SUITE: &str = "bookworm";
 const MIRROR: &str = "http://deb.debian.org/debian";
 /// What a trial installs: what ours depends on and recommends, an init to boot, and a reader of man pages.
-const WANTED: &str = "systemd systemd-sysv qemu-system-x86 qemu-utils man-db bash-completion";
+const WANTED: &str = "systemd systemd-sysv qemu-system-x86 qemu-utils man-db bash-completion libvirt-daemon-system libvirt-clients libvirt-daemon-driver-qemu";
 
 /// Unpacks the clean machine as the folder `name` beside the package; what stood there is thrown away.
 pub(super) fn machine(folder: &Path, name: &str) -> Result<PathBuf> {

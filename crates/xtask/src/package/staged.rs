@@ -16,12 +16,13 @@ use super::notices;
 use crate::command::output;
 
 /// What is copied as it is: from the clone, to the package.
-const FILES: [(&str, &str); 13] = [
+const FILES: [(&str, &str); 14] = [
     ("packaging/systemd/sockeye-server.service", "usr/lib/systemd/system/sockeye-server.service"),
     ("packaging/systemd/sockeye-process-server.service", "usr/lib/systemd/system/sockeye-process-server.service"),
     ("packaging/systemd/sockeye-master-target.service", "usr/lib/systemd/system/sockeye-master-target.service"),
     ("packaging/systemd/sysusers.conf", "usr/lib/sysusers.d/sockeye.conf"),
     ("packaging/systemd/tmpfiles.conf", "usr/lib/tmpfiles.d/sockeye.conf"),
+    ("packaging/systemd/libvirt.conf", "usr/share/sockeye/libvirt.conf"),
     ("packaging/etc/server.env", "etc/sockeye/server.env"),
     ("packaging/etc/process-server.env", "etc/sockeye/process-server.env"),
     ("packaging/etc/master-target.env", "etc/sockeye/master-target.env"),

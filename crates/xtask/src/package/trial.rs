@@ -6,12 +6,15 @@
 //!   sockeye-process-server ══════ epochs ═══► sockeye-master-target  (a test failover, then a planned one)
 //!   sockeye-master-target                     sockeye-process-server
 //! ```
+//! Before that the same way on two others, with libvirt and a real guest.
 //! What is tried is what is shipped: nothing of the units is repeated here, and their settings are made as `docs/install.md` says.
 //! The guests have no system on their disks; that one is brought over whole is for the demo, which has real ones.
 
 mod installed;
+mod libvirt;
 mod removed;
 mod used;
+mod walk;
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -45,7 +48,9 @@ pub(super) fn trial(root: &Path, deb: &Path) -> Result<()> {
         clean::twin(&home, &cloud)
     })?;
     let network = Network::new()?;
+    phase("trial: libvirt", || libvirt::circle(root, &home, &network))?;
     let home = Booted::boot(home, &network)?;
+    phase("trial: the README's walk", || walk::walk(root, &home))?;
     let cloud = Booted::boot(cloud, &network)?;
     phase("trial: services", || used::services(&home, &cloud))?;
     phase("trial: used", || used::circle(&home, &cloud))?;

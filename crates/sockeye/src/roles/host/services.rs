@@ -3,6 +3,7 @@
 //! ```text
 //!   /etc/sockeye/{server,process-server,master-target}.env   SOCKEYE_SERVER=, OPTIONS=: set once, then their owner's
 //!   /etc/sockeye/join.token, host.toml                       see kept.rs
+//!   /etc/systemd/system/sockeye-*.service.d                  what movers may beside that, where the hypervisor is libvirt
 //! ```
 //!
 //! # Always true
@@ -10,6 +11,7 @@
 //! - What has been set up is left alone by a repetition; only services that do not run are started.
 
 mod environment;
+mod rights;
 
 use std::path::Path;
 use std::time::Instant;
@@ -42,6 +44,7 @@ pub(super) async fn init(global: &Global, init: &cli::Init) -> Result<Ending, Tr
     let changes = if before { vec![] } else { changes(&settings)? };
     ports::are_free(&settings, &idle(&settings).await)?;
     Change::all(&changes)?;
+    entitle(&settings).await?;
     begin(&[HostRole::Control], &changes, false).await?;
     let admin = Client::new(crate::profile::Access { server: settings.server.clone(), token: None })?;
     let since = Instant::now();
@@ -65,7 +68,6 @@ pub(super) async fn init(global: &Global, init: &cli::Init) -> Result<Ending, Tr
     let dialled = settings.dialled(settings.port).map_or_else(|| settings.server.clone(), |at| format!("http://{at}"));
     let told: First = first(global, init, &operator, &settings, (dialled, Path::new(ADMIN_TOKEN))).await?;
     told.show(screen);
-    of_libvirt(screen, &settings);
     Ok(Ending::Done)
 }
 
@@ -82,23 +84,28 @@ pub(super) async fn join(global: &Global, join: &cli::Join) -> Result<Ending, Tr
     let control = client(&settings.server, &token)?;
     let heard = enroll(&kept, &control, &settings).await?.connected;
     Change::all(&changes)?;
+    entitle(&settings).await?;
     kept.remember(&settings)?;
     begin(&movers(&settings), &changes, !missing(&settings, &heard).is_empty()).await?;
     let joined = connected(&kept, &control, &settings).await?;
     are_connected(&settings, &joined.connected)?;
     Further::new(settings.clone(), Some(joined)).show(screen);
-    of_libvirt(screen, &settings);
     Ok(Ending::Done)
 }
 
-/// Said where it is true, and not more.
-fn of_libvirt(screen: Screen, settings: &Settings) {
-    if settings.platform == PlatformName::Libvirt {
-        screen.say(
-            "  libvirt under these services was tried nowhere yet: sockeye-site has to be in the group libvirt, and libvirt's \
-             QEMU has to be able to open /var/lib/sockeye/site. As root with --foreground it was.",
-        );
+/// Gives the movers the rights that their hypervisor asks for.
+async fn entitle(settings: &Settings) -> Result<(), Trouble> {
+    if settings.platform != PlatformName::Libvirt {
+        return Ok(());
     }
+    let mut fresh = false;
+    for role in movers(settings) {
+        fresh |= rights::of_libvirt(service(role))?;
+    }
+    if fresh && !systemctl(&["daemon-reload"]).await? {
+        return Err(Trouble::local("systemd does not read its units again", "systemctl daemon-reload failed"));
+    }
+    Ok(())
 }
 
 /// Whether there are services to be set up, and whoever runs this may do it.
