@@ -313,6 +313,9 @@ impl Platform for Libvirt {
     async fn start(&self, name: &str, how: Start) -> Result<(), Fault> {
         let folder = self.known(name).await?;
         let lock = folder.lock("lock", LOCK_PATIENCE).await?;
+        if self.user.is_some() {
+            access::to_overlays(&folder, &self.at_site().known(&folder).await?.0)?;
+        }
         start::start(&self.at_site(), &folder, &lock, how).await
     }
 

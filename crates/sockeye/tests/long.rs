@@ -79,7 +79,7 @@ impl Story<'_> {
     fn goes_round(&mut self) -> anyhow::Result<()> {
         let console = self.scene.world.console(At::Home);
         self.scene.world.start_guest()?;
-        self.boots("home, for the first time", &console, "clean")?;
+        self.boots("at home, for the first time", &console, "clean")?;
         console.writes(20)?;
         self.at_its_address(&console)?;
 
@@ -114,8 +114,9 @@ impl Story<'_> {
         self.scene.world.console(At::Home).writes(20)?;
         self.scene.world.kill_guest(At::Home)?;
         self.types("failover web01 --unplanned --shut-down skip --yes")?;
-        let found = self.boots("the cloud", &fresh, "recovered")?;
-        let point = self.scene.world.status()?.newest.context("no point is told")?;
+        let found = self.boots("at the cloud", &fresh, "recovered")?;
+        let points = self.scene.points()?;
+        let point = points.last().context("there is no point")?;
         let heard = self.scene.witness.acknowledged(mark);
         let home = || heard.iter().filter(|ack| ack.at == At::Home);
         let last = home().map(|ack| ack.number).max().context("nothing was committed")?;
@@ -165,15 +166,15 @@ impl Story<'_> {
     /// Waits until the guest has told what it found, and that PostgreSQL started `so`.
     fn boots(&mut self, place: &str, console: &Console, so: &str) -> anyhow::Result<Found> {
         let found = wait_for("word of the guest", PATIENCE, || console.found().ok())?;
-        ensure!(found.consistent, "at {place}: {found:?}");
+        ensure!(found.consistent, "{place}: {found:?}");
         let text = console.text();
         let started =
             text.lines().find_map(|line| line.trim().strip_prefix("POSTGRESQL ")).context("nothing of PostgreSQL")?;
-        ensure!(started == so, "at {place} PostgreSQL started {started}, not {so}");
+        ensure!(started == so, "{place}: PostgreSQL started {started}, not {so}");
         console.writes(3)?;
-        let how = if so == "clean" { "without recovery" } else { "and replayed its log" };
+        let how = if so == "clean" { "without recovery" } else { "by replaying its log" };
         self.says(&format!(
-            "It boots at {place}: PostgreSQL starts {how}; {} rows, none missing, each fits its proof, `pg_amcheck` finds nothing. It goes on committing.",
+            "The guest boots ({place}): PostgreSQL starts {how}; {} rows, none missing, each fits its proof, `pg_amcheck` finds nothing. It goes on committing.",
             found.found
         ));
         Ok(found)
@@ -184,7 +185,7 @@ impl Story<'_> {
         let (fresh, mark) = (self.scene.world.console(to), self.scene.witness.mark());
         self.scene.world.console(to.other()).writes(20)?;
         self.types(line)?;
-        let found = self.boots(to.name(), &fresh, "clean")?;
+        let found = self.boots(&format!("at {}", to.name()), &fresh, "clean")?;
         let heard = self.scene.witness.acknowledged(mark);
         let last = heard.iter().filter(|ack| ack.at == to.other()).map(|ack| ack.number).max();
         let last = last.context("nothing was committed")?;

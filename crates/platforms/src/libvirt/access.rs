@@ -14,6 +14,7 @@ use std::path::Path;
 
 use protocol::Fault;
 use protocol::fault::code;
+use protocol::machine::MachineSpec;
 use rustix::fs::{Gid, Uid, chown};
 use xmltree::Element;
 
@@ -83,6 +84,17 @@ pub(crate) fn make_room(folder: &Folder, user: Option<User>) -> Result<(), Fault
         give(&below[2], user.user, user.group)
     };
     make().map_err(|why| folder.fault("cannot be given a folder", why))
+}
+
+/// Lets the user pass to the machine's overlays, which lie where their maker keeps them.
+pub(crate) fn to_overlays(folder: &Folder, spec: &MachineSpec) -> Result<(), Fault> {
+    let overlays = spec.disks.iter().filter_map(|disk| Some(folder.overlay_path(disk.source.overlay()?)));
+    for overlay in overlays {
+        if let Some(parent) = overlay.parent() {
+            pass(parent).map_err(|why| folder.fault(&format!("cannot be let to {}", overlay.display()), why))?;
+        }
+    }
+    Ok(())
 }
 
 /// Where the machine's QEMU makes a socket, or finds one that is served to it.

@@ -29,7 +29,7 @@ use crate::host::folder::Folder;
 const LOOK_AGAIN: Duration = Duration::from_millis(100);
 /// How often the guest is asked again to shut down: some press the button away while they boot.
 const ASK_AGAIN: Duration = Duration::from_secs(3);
-/// For how long a machine may be ending.
+/// For how long a machine that we did not ask may be ending.
 const ENDING_TAKES: Duration = Duration::from_secs(10);
 /// The note that a machine is held.
 const HELD: &str = "held.json";
@@ -171,14 +171,16 @@ pub(crate) async fn shut_down(site: &Site, folder: &Folder, lock: &File, timeout
             }
             (State::Running, _) if asked.is_none_or(|at| at.elapsed() > ASK_AGAIN) => {
                 match site.virsh.run(lock, &["shutdown", folder.name()]).await {
-                    Ok(_) => (asked, refused) = (Some(tokio::time::Instant::now()), None),
-                    // One that is ending is not heard any more, and for a moment is still said to run.
-                    Err(why) if state(site, folder).await? == State::Running => {
-                        if refused.get_or_insert_with(tokio::time::Instant::now).elapsed() > ENDING_TAKES {
+                    Ok(_) => asked = Some(tokio::time::Instant::now()),
+                    // One that is ending is not heard any more, and is still said to run while QEMU writes out what it has.
+                    Err(_) if asked.is_some() => asked = Some(tokio::time::Instant::now()),
+                    // Somebody else may have asked it.
+                    Err(why) => {
+                        let since = refused.get_or_insert_with(tokio::time::Instant::now);
+                        if since.elapsed() > ENDING_TAKES && state(site, folder).await? == State::Running {
                             return Err(folder.fault("cannot be shut down", why));
                         }
                     }
-                    Err(_) => {}
                 }
             }
             (State::Running, _) => {}

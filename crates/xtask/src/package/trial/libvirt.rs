@@ -108,7 +108,7 @@ fn there_and_back(barn: &Booted, loft: &Booted) -> Result<()> {
         );
         barn.run(&format!("echo '{xml}' > /root/web01.xml; virsh define /root/web01.xml; virsh start web01"))?;
         barn.until(&format!("grep -q ACK {console}"))?;
-        let user = barn.run("ps -o user= -C qemu-system-x86_64")?;
+        let user = barn.run("stat --format %U /proc/$(cat /run/libvirt/qemu/web01.pid)")?;
         ensure!(user.trim().starts_with("libvirt"), "QEMU runs as {user}, which proves nothing");
         loft.run("mkdir -p /var/lib/sockeye/site/boot")?;
         for file in ["vmlinuz", "initrd.img"] {
