@@ -30,7 +30,7 @@ pub(super) fn circle(root: &Path, first: &Path, network: &Network) -> Result<()>
     // No device nodes can be made in a container, which libvirt would do for each machine.
     inside(
         &barn,
-        "echo 'namespaces = []' >> /etc/libvirt/qemu.conf; echo 'cgroup_controllers = []' >> /etc/libvirt/qemu.conf",
+        "echo 'namespaces = []' >> /etc/libvirt/qemu.conf; echo 'cgroup_controllers = []' >> /etc/libvirt/qemu.conf; systemctl mask libvirt-guests",
     )?;
     let loft = folder.join("loft");
     clean::twin(&barn, &loft)?;
