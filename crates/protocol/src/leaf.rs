@@ -6,11 +6,11 @@
 //!   level 0   leaf leaf leaf … (16 of a node)   64 KiB      only below nodes that differ
 //! ```
 //!
-//! Both ends of a compare must make them alike: HighwayHash keyed with the secret of the receiving replica, which tells it in
-//! its welcome. Without the key nobody can make two blocks that collide, nor tell from a leaf whether a known block is there
-//! (decision 0021 says why it is this one).
+//! Both ends of a compare must make them alike: AEGIS-128X2 MACs keyed with the secret of the receiving replica, which tells
+//! it in its welcome. Without the key nobody can make two blocks that collide, nor tell from a leaf whether a known block is
+//! there; with it anybody can (decision 0029 says why it is this one).
 
-use highway::{HighwayHash, HighwayHasher, Key};
+use aegis::aegis128x2::Aegis128X2Mac;
 
 use crate::extent::BLOCK;
 
@@ -23,11 +23,11 @@ pub const ZERO_LEAF: Leaf = [0; 32];
 /// In the place of a leaf that equals no block's: what should be there cannot be vouched for.
 pub const SPOILT_LEAF: Leaf = [0xff; 32];
 
-/// The secret that leaves are made with.
+/// The secret that leaves are made with: the MAC's key, and what its nonces are made of.
 pub type LeafKey = [u8; 32];
 
 /// Which function leaves are made with, for those that are kept: others are made anew.
-pub const LEAF_FUNCTION: &str = "highway-256";
+pub const LEAF_FUNCTION: &str = "aegis-128x2-mac-256";
 
 /// The level of the root of a stretch.
 pub const ROOT: u8 = 2;
@@ -72,16 +72,13 @@ fn node(key: &LeafKey, level: u8, below: &[Leaf]) -> Leaf {
 }
 
 fn hash(key: &LeafKey, level: u8, bytes: &[u8]) -> Leaf {
-    let words = key.as_chunks::<8>().0;
-    let mut words: [u64; 4] = std::array::from_fn(|n| u64::from_le_bytes(words[n]));
+    let [secret, nonce] = *key.as_chunks::<16>().0 else { unreachable!("32 are twice 16") };
+    let mut nonce = nonce;
     // A block that holds leaves is not the node above them.
-    words[0] ^= u64::from(level);
-    let mut hasher = HighwayHasher::new(Key(words));
-    hasher.append(bytes);
-    let mut leaf = [0; 32];
-    for (place, word) in leaf.as_chunks_mut::<8>().0.iter_mut().zip(hasher.finalize256()) {
-        *place = word.to_le_bytes();
-    }
+    nonce[0] ^= level;
+    let mut mac = Aegis128X2Mac::<32>::new_with_nonce(&secret, &nonce);
+    mac.update(bytes);
+    let leaf = mac.finalize();
     // One in 2^255; but then it would say something else.
     if leaf == ZERO_LEAF || leaf == SPOILT_LEAF { [0x5a; 32] } else { leaf }
 }
@@ -102,6 +99,16 @@ mod tests {
             assert_ne!(leaf(&one, &block), leaf(&other, &block));
             block[at] = 0;
         }
+    }
+
+    /// The vector for AEGISMAC-128X2 of the CFRG (RFC 10032): the other end may be another build on another processor.
+    #[test]
+    fn a_leaf_is_the_mac_that_everybody_else_makes() {
+        let mut key = [0; 32];
+        (key[0], key[1], key[16], key[18]) = (0x10, 0x01, 0x10, 0x02);
+        let block: Vec<u8> = (0..=0x22).collect();
+        let told = leaf(&key, &block).map(|byte| format!("{byte:02x}")).concat();
+        assert_eq!(told, "afcba3fc2d63c8d6c7f2d63f3ec8fbbbaf022e15ac120e78ffa7755abccd959c");
     }
 
     #[test]
