@@ -12,7 +12,7 @@ use std::sync::Arc;
 use component::link::{Incoming, LinkError, Outgoing, refuse};
 use protocol::fault::code;
 use protocol::frame::Frame;
-use protocol::leaf::{Leaf, LeafKey};
+use protocol::leaf::{Leaf, Recipe};
 use protocol::session::{MOST_ASKED, Message};
 use protocol::{Attempt, Extent, Fault};
 use replica::DiskHome;
@@ -56,7 +56,7 @@ impl Beneath {
             Ok(leaves) => leaves,
             Err(fault) => return refuse(&mut incoming, outgoing, fault).await,
         };
-        outgoing.say(Message::Consulted { disks: self.item.disks(), leaf_key: leaves.key() }).await?;
+        outgoing.say(Message::Consulted { disks: self.item.disks(), leaves: leaves.recipe() }).await?;
         let mut trees = Trees::new(Arc::new(Fixed { beneath: self, leaves }));
         loop {
             let fault = tokio::select! {
@@ -89,8 +89,8 @@ struct Fixed {
 }
 
 impl Hashed for Fixed {
-    fn key(&self) -> LeafKey {
-        self.leaves.key()
+    fn recipe(&self) -> Recipe {
+        self.leaves.recipe()
     }
 
     fn size(&self, disk: u16) -> Option<u64> {

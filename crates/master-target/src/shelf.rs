@@ -189,7 +189,8 @@ impl Shelf {
             found.cloned()
         };
         if let Some(keeping) = found
-            && let Err(fault) = item.keep_by(&keeping.retention).and_then(|()| item.remember(&keeping.manifest))
+            && let Err(fault) =
+                item.keep_by(&keeping.retention, keeping.leaf_bytes).and_then(|()| item.remember(&keeping.manifest))
         {
             tracing::warn!(item = %id, %fault, "what control says of an item could not be written down");
         }

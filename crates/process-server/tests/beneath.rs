@@ -7,6 +7,7 @@ use std::sync::Arc;
 use component::link::Link;
 use protocol::BLOCK;
 use protocol::fault::code;
+use protocol::leaf::LeafSize;
 use protocol::machine::DiskFormat;
 use protocol::order::{ReplicationStatus, Sync};
 use protocol::replication::Peer;
@@ -25,6 +26,11 @@ const UNREPLICATED: (usize, u64) = (0, 20);
 /// The home site was lost after a block was written that never travelled; the machine has run at the other site since, on
 /// a replica whose hashes were kept.
 async fn lost(seed: u64) -> (Back, Home) {
+    lost_with(seed, LeafSize::default()).await
+}
+
+/// The same with hashes that stand for so much each at the other site; at home they are as they are without a word.
+async fn lost_with(seed: u64, leaf_bytes: LeafSize) -> (Back, Home) {
     let mut sites = Sites::prepared(seed).await;
     let home = Home::new(DiskFormat::Qcow2).await;
     home.start().await;
@@ -33,12 +39,13 @@ async fn lost(seed: u64) -> (Back, Home) {
     sites.platform = Arc::new(home.platform.clone());
     // As control does: what is to be kept is said before there is anything.
     let mut keeping = keeping(sites.lineage);
+    keeping.leaf_bytes = leaf_bytes;
     keeping.retention.budget = Some(Budget { bytes: 1 << 30, alarm_percent: 80 });
     sites.control.keep(MASTER_TARGET, vec![keeping.clone()]);
     sites.is_remembered(&keeping.manifest).await;
     sites.replicate().await;
     sites.seals().await;
-    hashes_are_kept(&sites).await;
+    hashes_are_kept(&sites, leaf_bytes).await;
     sites.stop_process_server().await;
     home.write(UNREPLICATED.0, UNREPLICATED.1 * BLOCK, BLOCK, 9).await;
     home.kill().await;
@@ -50,14 +57,16 @@ async fn lost(seed: u64) -> (Back, Home) {
     (back, home)
 }
 
-async fn hashes_are_kept(sites: &Sites) {
+async fn hashes_are_kept(sites: &Sites, size: LeafSize) {
     let file = sites.folder().join("cloud/retention").join(NAME).join("leaves.json");
     // After the first epoch, not a minute later.
     let deadline = tokio::time::Instant::now() + PATIENCE / 2;
     loop {
         let written = std::fs::read(&file).ok().and_then(|bytes| serde_json::from_slice(&bytes).ok());
         let standing = written.map(|written: serde_json::Value| written["standing"].clone());
-        if standing.is_some_and(|standing| standing["at"].is_string() && standing["changing"] == false) {
+        if standing.is_some_and(|standing| {
+            standing["at"].is_string() && standing["changing"] == false && standing["bytes"] == size.bytes()
+        }) {
             return;
         }
         assert!(tokio::time::Instant::now() < deadline, "nothing was hashed");
@@ -85,6 +94,20 @@ async fn after_a_crash_of_the_host_only_the_old_primary_is_read_whole() {
     let moved = status.first_moved.unwrap();
     let differing = (WRITTEN.len() as u64 + 1) * BLOCK;
     assert!(status.distrust.is_some(), "it was no compare");
+    assert_eq!((moved.changed, moved.read_source), (differing, differing), "of the machine's disks more was read");
+    assert_eq!(moved.read_target, 4 * MIB, "not all that home holds was read there, once");
+    back.end().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn hashes_of_another_size_than_home_keeps_are_agreed_on_and_used() {
+    let size: LeafSize = "256K".parse().unwrap();
+    let (mut back, home) = lost_with(98, size).await;
+    let beneath = back.beneath();
+    back.replicate(Sync::Tracked, Some(beneath)).await;
+    let moved = must_come_home(&back, &home).await.first_moved.unwrap();
+    // No two of the blocks are of one leaf.
+    let differing = (WRITTEN.len() as u64 + 1) * size.bytes();
     assert_eq!((moved.changed, moved.read_source), (differing, differing), "of the machine's disks more was read");
     assert_eq!(moved.read_target, 4 * MIB, "not all that home holds was read there, once");
     back.end().await;

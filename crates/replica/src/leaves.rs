@@ -3,8 +3,9 @@
 //! ```text
 //!   newest point ─► view ─► leaves that changed since the last hashed point ─► leaves-N.hashes ─ sync ─► leaves.json
 //! ```
-//! A leaf is the keyed hash of 64 KiB (`protocol::leaf`), or all zeroes for a block of zeroes; the key is a secret of this
-//! replica, so a leaf tells nothing to who does not have it. Hashing runs beside the epochs and keeps none waiting: it reads a view.
+//! A leaf is the keyed hash of 64 KiB or more (`protocol::leaf`), or all zeroes for a piece of zeroes; the key is a secret of
+//! this replica, so a leaf tells nothing to who does not have it. Leaves of another size than is wanted are made anew by the
+//! next pass; until it begins they are as good as ever. Hashing runs beside the epochs and keeps none waiting: it reads a view.
 //! The point that the leaves stand for is held as a view holds it, so what changed since can be told.
 //!
 //! # Always true
@@ -19,10 +20,10 @@
 
 use std::collections::BTreeSet;
 use std::io;
-use std::sync::{Arc, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard, TryLockError};
+use std::sync::{Arc, Mutex, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard, TryLockError};
 
-use protocol::leaf::{LEAF_FUNCTION, Leaf, LeafKey, SPOILT_LEAF, ZERO_LEAF, leaf};
-use protocol::{Attempt, BLOCK, BlockMap, Extent, Lineage};
+use protocol::leaf::{LEAF_FUNCTION, Leaf, LeafSize, Recipe, SPOILT_LEAF, ZERO_LEAF};
+use protocol::{Attempt, BlockMap, Extent, Lineage};
 use serde::{Deserialize, Serialize};
 use twox_hash::XxHash3_64;
 
@@ -52,7 +53,9 @@ struct Standing {
     /// What they were made with; leaves of another function are made anew.
     #[serde(default)]
     function: String,
-    key: LeafKey,
+    /// How, as both ends of a compare have to know.
+    #[serde(flatten)]
+    recipe: Recipe,
     /// The point up to which every change is in the leaves.
     at: Option<Attempt>,
     /// Some leaves may be newer than `at`.
@@ -69,7 +72,9 @@ struct Written {
 /// The kept leaves of one replica. They hold a point of it.
 pub struct Leaves {
     store: Arc<Store>,
-    key: RwLock<LeafKey>,
+    /// That of `standing`.
+    recipe: RwLock<Recipe>,
+    wanted: Mutex<LeafSize>,
     /// Read by who asks for leaves, several at once; written while they are brought up to date.
     state: RwLock<State>,
 }
@@ -99,11 +104,12 @@ pub struct Hashed {
 }
 
 impl Leaves {
-    /// The leaves of `replica`; of leaves that cannot be read only the fact is kept that there are none.
+    /// The leaves of `replica`, which are to be of size `wanted`; of leaves that cannot be read only the fact is kept that
+    /// there are none.
     ///
     /// # Errors
     /// I/O: a new key could not be made durable; `Closed`, `Failed`.
-    pub fn open(replica: &Replica) -> Result<Leaves, ReplicaError> {
+    pub fn open(replica: &Replica, wanted: LeafSize) -> Result<Leaves, ReplicaError> {
         let store = replica.store().clone();
         let standing = match load(&store) {
             Some(standing) if standing.lineage == store.manifest.lineage && standing.function == LEAF_FUNCTION => {
@@ -114,7 +120,8 @@ impl Leaves {
                 let seed = [Lineage::fresh(), Lineage::fresh()].map(|lineage| lineage.0.into_bytes()).concat();
                 let key = *blake3::hash(&seed).as_bytes();
                 let (lineage, function) = (store.manifest.lineage, LEAF_FUNCTION.to_string());
-                let standing = Standing { lineage, function, key, at: None, changing: true };
+                let recipe = Recipe { key, bytes: wanted };
+                let standing = Standing { lineage, function, recipe, at: None, changing: true };
                 save(&store, &standing)?;
                 standing
             }
@@ -124,23 +131,40 @@ impl Leaves {
             Some(Err(ReplicaError::PointGone(_) | ReplicaError::Damaged { .. })) | None => None,
             Some(view) => Some(view?),
         };
-        let key = RwLock::new(standing.key);
-        Ok(Leaves { store, key, state: RwLock::new(State { standing, held }) })
+        let (recipe, wanted) = (RwLock::new(standing.recipe), Mutex::new(wanted));
+        Ok(Leaves { store, recipe, wanted, state: RwLock::new(State { standing, held }) })
     }
 
-    /// The secret.
-    pub fn key(&self) -> LeafKey {
-        *self.key.read().unwrap_or_else(PoisonError::into_inner)
+    /// How they are made.
+    pub fn recipe(&self) -> Recipe {
+        *self.recipe.read().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Makes leaves with `key`, unless there are some already that would have to be made anew. Says whether they are made
-    /// with it now.
+    /// Leaves are to be of that size from the next [`Leaves::update`] on; one that goes on is stopped.
+    pub fn want(&self, size: LeafSize) {
+        *self.wanted.lock().unwrap_or_else(PoisonError::into_inner) = size;
+    }
+
+    fn wanted(&self) -> LeafSize {
+        *self.wanted.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Whether the leaves are of the size that is wanted.
+    pub fn is_as_wanted(&self) -> bool {
+        self.recipe().bytes == self.wanted()
+    }
+
+    /// Makes leaves by `recipe`, unless there are some already that would have to be made anew, or another size is wanted.
+    /// Says whether they are made by it now.
     ///
     /// # Errors
     /// I/O: the key could not be made durable; it is the old one then.
-    pub fn adopt(&self, key: LeafKey) -> Result<bool, ReplicaError> {
-        if self.key() == key {
+    pub fn adopt(&self, recipe: Recipe) -> Result<bool, ReplicaError> {
+        if self.recipe() == recipe {
             return Ok(true);
+        }
+        if recipe.bytes != self.wanted() {
+            return Ok(false);
         }
         let mut state = match self.state.try_write() {
             Ok(state) => state,
@@ -150,11 +174,17 @@ impl Leaves {
         if state.standing.at.is_some() {
             return Ok(false);
         }
-        let standing = Standing { key, changing: true, ..state.standing.clone() };
-        save(&self.store, &standing)?;
-        state.standing = standing;
-        *self.key.write().unwrap_or_else(PoisonError::into_inner) = key;
+        self.remake(&mut state, recipe)?;
         Ok(true)
+    }
+
+    /// Whatever there is is none of these: they are made by `recipe`.
+    fn remake(&self, state: &mut State, recipe: Recipe) -> Result<(), ReplicaError> {
+        let standing = Standing { recipe, at: None, changing: true, ..state.standing.clone() };
+        save(&self.store, &standing)?;
+        *state = State { standing, held: None };
+        *self.recipe.write().unwrap_or_else(PoisonError::into_inner) = recipe;
+        Ok(())
     }
 
     /// The point that the leaves stand for; none while they stand for none, or are being changed.
@@ -173,6 +203,11 @@ impl Leaves {
         let mut hashed = Hashed { at: None, read: 0, spoilt: 0 };
         let Some(newest) = self.store.chain.newest() else { return Ok(hashed) };
         let to = newest.point.attempt;
+        let wanted = Recipe { bytes: self.wanted(), ..self.recipe() };
+        if wanted != self.recipe() {
+            self.remake(&mut state, wanted)?;
+        }
+        let stop = || stop() || !self.is_as_wanted();
         if state.settled().is_some_and(|view| view.point().attempt == to) {
             return Ok(Hashed { at: Some(to), ..hashed });
         }
@@ -189,7 +224,7 @@ impl Leaves {
                 Some(changed) => changed?,
             };
             let mut pass = Pass { of: self, disk, now: &now, before: before.as_ref(), hashed: &mut hashed };
-            if pass.disk(changed, stop)?.is_none() {
+            if pass.disk(changed, &stop)?.is_none() {
                 return Ok(hashed);
             }
         }
@@ -200,12 +235,14 @@ impl Leaves {
     }
 
     /// The leaves of `offset .. offset + length` of a disk at the point `at`, without reading the disk; none when they are
-    /// not kept for that point, or are damaged. `offset` is a multiple of 64 KiB.
-    pub fn kept(&self, at: Attempt, disk: usize, offset: u64, length: u64) -> Option<Vec<Leaf>> {
+    /// not kept for that point, are made otherwise than by `recipe`, or are damaged. `offset` is a multiple of what one stands
+    /// for.
+    pub fn kept(&self, recipe: &Recipe, at: Attempt, disk: usize, offset: u64, length: u64) -> Option<Vec<Leaf>> {
         let state = self.try_read()?;
-        state.settled().filter(|view| view.point().attempt == at)?;
+        state.settled().filter(|view| view.point().attempt == at && state.standing.recipe == *recipe)?;
         self.store.within(disk, offset, length).ok()?;
-        let (first, last) = (offset / BLOCK, (offset + length).div_ceil(BLOCK));
+        let grain = recipe.bytes.bytes();
+        let (first, last) = (offset / grain, (offset + length).div_ceil(grain));
         let mut leaves = Vec::with_capacity((last - first) as usize);
         for page in first / PAGE_LEAVES..last.div_ceil(PAGE_LEAVES) {
             let from = page * PAGE_LEAVES;
@@ -223,11 +260,16 @@ impl Leaves {
         self.write().held = None;
     }
 
-    /// A page of leaves (none when it is damaged), and a view of the point that it stands for; nothing while they stand
-    /// for none.
-    pub(crate) fn stand(&self, disk: usize, page: u64) -> Result<Option<(View, Option<Page>)>, ReplicaError> {
+    /// A page of leaves (none when it is damaged) that are made by `recipe`, and a view of the point that it stands for;
+    /// nothing while they stand for none.
+    pub(crate) fn stand(
+        &self,
+        recipe: &Recipe,
+        disk: usize,
+        page: u64,
+    ) -> Result<Option<(View, Option<Page>)>, ReplicaError> {
         let state = self.state.read().unwrap_or_else(PoisonError::into_inner);
-        let Some(view) = state.settled() else { return Ok(None) };
+        let Some(view) = state.settled().filter(|_| state.standing.recipe == *recipe) else { return Ok(None) };
         Ok(Some((view.clone(), self.page(disk, page)?)))
     }
 
@@ -243,7 +285,7 @@ impl Leaves {
 
     /// What a page's checksum begins with.
     fn seed(&self, disk: usize, page: u64) -> u64 {
-        let [a, b, c, d, e, f, g, h, ..] = self.key();
+        let [a, b, c, d, e, f, g, h, ..] = self.recipe().key;
         u64::from_le_bytes([a, b, c, d, e, f, g, h]) ^ (disk as u64) << 48 ^ page
     }
 
@@ -284,7 +326,7 @@ impl Pass<'_> {
             let made = journal.create(&name).and_then(|()| journal.sync_directory());
             made.map_err(|error| failed(store, "making", &name, error))?;
         }
-        let stretch = PAGE_LEAVES * BLOCK;
+        let stretch = PAGE_LEAVES * self.of.recipe().bytes.bytes();
         let pages: BTreeSet<u64> = match &changed {
             None => (0..size.div_ceil(stretch)).collect(),
             Some(map) => map.extents().iter().flat_map(|e| e.offset / stretch..=(e.end() - 1) / stretch).collect(),
@@ -314,8 +356,10 @@ impl Pass<'_> {
             _ => (vec![ZERO_LEAF; PAGE_LEAVES as usize], None, all),
         };
         let data = self.now.data(self.disk, whole.offset, whole.length)?;
-        for piece in changed.aligned(BLOCK, whole.end()).pieces(BLOCK) {
-            let leaf = &mut leaves[((piece.offset - whole.offset) / BLOCK) as usize];
+        let recipe = self.of.recipe();
+        let grain = recipe.bytes.bytes();
+        for piece in changed.aligned(grain, whole.end()).pieces(grain) {
+            let leaf = &mut leaves[recipe.count(piece.offset - whole.offset)];
             let one: BlockMap = [piece].into_iter().collect();
             let in_part = changed.intersection(&one).bytes() < piece.length;
             if in_part && *leaf == SPOILT_LEAF {
@@ -343,7 +387,7 @@ impl Pass<'_> {
         let mut block = vec![0; piece.length as usize];
         match view.read(self.disk, piece.offset, &mut block) {
             Err(error) if error.is_unreadable() => Ok(SPOILT_LEAF),
-            read => read.map(|()| leaf(&self.of.key(), &block)),
+            read => read.map(|()| self.of.recipe().leaf(&block)),
         }
     }
 }
