@@ -419,8 +419,9 @@ impl Item {
         }
     }
 
-    /// How the history stands.
+    /// How the history stands. Blocks.
     pub(crate) fn keeping(&self) -> KeepingStatus {
+        self.replica.watch();
         self.tending.status(self.id(), &self.replica)
     }
 

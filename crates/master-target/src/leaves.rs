@@ -34,8 +34,9 @@ impl ItemLeaves {
     pub(crate) fn rekey(&self, recipe: Recipe) -> Result<Recipe, Fault> {
         let failed = |error: replica::ReplicaError| self.item.fault(&error);
         let kept = self.item.leaves().map_err(failed)?;
-        // Of disks outside none are used, see `Stretch::newest`.
-        let needed = self.item.replica.disks().iter().any(|disk| disk.home == DiskHome::Inside);
+        // Of disks that somebody else may have written none are used.
+        let inside = self.item.replica.disks().iter().any(|disk| disk.home == DiskHome::Inside);
+        let needed = inside || kept.are_unbroken();
         let recipe = if kept.adopt(recipe).map_err(failed)? || !needed { recipe } else { kept.recipe() };
         *self.recipe.lock().unwrap_or_else(PoisonError::into_inner) = recipe;
         Ok(recipe)
@@ -122,12 +123,11 @@ impl Stretch<'_> {
             return Err(protocol_fault("hashes were asked of a replica without a point"));
         }
         let mut read = 0;
-        // Only what is inside nobody else writes. Another disk may have been put back from a backup: that is what a compare
-        // is for.
-        let inside = replica.disks().get(*disk).is_some_and(|disk| disk.home == DiskHome::Inside);
-        if let Some(newest) = newest.as_ref().filter(|_| inside && *recipe == kept.recipe()) {
+        // A disk outside may have been put back from a backup: that is what a compare is for, so its leaves are kept from
+        // whoever asks unless the disk proves that it was not (`witness`).
+        if let Some(newest) = newest.as_ref().filter(|_| *recipe == kept.recipe()) {
             let alone = catching_up.lock().unwrap_or_else(PoisonError::into_inner);
-            if kept.is_as_wanted() && kept.at().is_some_and(|at| at != newest.attempt) {
+            if kept.is_as_wanted() && kept.are_unbroken() && kept.at().is_some_and(|at| at != newest.attempt) {
                 // What changed in the last minute or so. Where it is more than that, the sender is not kept waiting for it.
                 let begun = Instant::now();
                 read = kept.update(&|| begun.elapsed() > CATCHING_UP).map_err(failed)?.read;
@@ -159,6 +159,9 @@ impl Stretch<'_> {
             .map_err(failed)?;
             read += piece.length;
             leaves.push(recipe.leaf(bytes));
+        }
+        if let Some(view) = view.filter(|_| known.is_empty()) {
+            kept.learn(recipe, &view, *disk, extent.offset, &leaves);
         }
         Ok((leaves, read))
     }

@@ -316,7 +316,8 @@ impl Shelf {
                     DiskHome::Outside { path, format } => {
                         // As in `socket`, by which `end_programs` finds it.
                         let socket = directory.join(format!("{id}-{}.sock", disk.key));
-                        Ok(Arc::new(OutsideDisk::open(path, *format, socket, runtime.clone())?))
+                        let note = inside.join(disk.rest_name());
+                        Ok(Arc::new(OutsideDisk::open(path, *format, socket, &note, runtime.clone())?))
                     }
                 }
             };

@@ -19,11 +19,11 @@ use replica::{
 /// More than one page of leaves, and not a whole number of them.
 const SIZE: u64 = 130 * BLOCK + 4096;
 
-fn at(number: u64) -> Attempt {
+pub fn at(number: u64) -> Attempt {
     Attempt { generation: 1, number }
 }
 
-fn epoch(replica: &Replica, number: u64, writes: &[Write]) -> Result<(), ReplicaError> {
+pub fn epoch(replica: &Replica, number: u64, writes: &[Write]) -> Result<(), ReplicaError> {
     let mut epoch = replica.begin(&header(replica, number))?;
     epoch.apply(writes)?;
     epoch.seal(0).map(drop)
@@ -48,11 +48,11 @@ fn noise(dice: &mut Dice, length: u64) -> Bytes {
     (0..length).map(|_| dice.roll() as u8).collect::<Vec<u8>>().into()
 }
 
-fn write(disk: u16, offset: u64, bytes: Bytes) -> Write {
+pub fn write(disk: u16, offset: u64, bytes: Bytes) -> Write {
     Write { disk, offset, payload: Payload::Data(bytes) }
 }
 
-fn spec(sizes: &[u64]) -> Spec {
+pub fn spec(sizes: &[u64]) -> Spec {
     let record = |(n, size): (usize, &u64)| DiskRecord {
         key: format!("disk{n}").parse().unwrap(),
         size: *size,
@@ -96,7 +96,7 @@ fn flip(file: &Path, at: u64) {
 }
 
 /// Every leaf of every disk is that of the newest point.
-fn check(replica: &Replica, leaves: &Leaves) {
+pub fn check(replica: &Replica, leaves: &Leaves) {
     let newest = replica.newest().unwrap().attempt;
     let view = replica.view(newest).unwrap();
     for disk in 0..replica.disks().len() {
