@@ -127,7 +127,7 @@ impl Stretch<'_> {
         // whoever asks unless the disk proves that it was not (`witness`).
         if let Some(newest) = newest.as_ref().filter(|_| *recipe == kept.recipe()) {
             let alone = catching_up.lock().unwrap_or_else(PoisonError::into_inner);
-            if kept.is_as_wanted() && kept.are_unbroken() && kept.at().is_some_and(|at| at != newest.attempt) {
+            if kept.can_follow() && kept.at().is_some_and(|at| at != newest.attempt) {
                 // What changed in the last minute or so. Where it is more than that, the sender is not kept waiting for it.
                 let begun = Instant::now();
                 read = kept.update(&|| begun.elapsed() > CATCHING_UP).map_err(failed)?.read;

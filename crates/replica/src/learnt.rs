@@ -74,8 +74,12 @@ impl Learnt {
         leaves: &[Leaf],
         seed: &dyn Fn(u64) -> u64,
     ) -> Result<Option<Learnt>, ReplicaError> {
+        if self.unbroken[disk].is_none() {
+            // They would be told to nobody.
+            return Ok(Some(self));
+        }
         // Looked at after they were read.
-        if self.unbroken[disk].is_none() || self.unbroken[disk] != store.unbroken(disk) {
+        if self.unbroken[disk] != store.unbroken(disk) {
             return Ok(None);
         }
         self.stretch = PAGE_LEAVES * recipe.bytes.bytes();

@@ -288,6 +288,16 @@ impl Leaves {
         state.settled().is_some() && all()
     }
 
+    /// Whether the next [`Leaves::update`] has only what changed to hash: there are leaves of the size that is wanted, and none
+    /// have to be proven because somebody else may have written a disk.
+    pub fn can_follow(&self) -> bool {
+        let Some(state) = self.try_read() else { return false };
+        let names = &state.standing.unbroken;
+        let follows = |disk| self.is_unbroken(names, disk) || self.store.unbroken(disk).is_none();
+        let all = || (0..self.store.manifest.disks.len()).all(follows);
+        self.is_as_wanted() && state.settled().is_some() && all()
+    }
+
     /// Whether nobody else wrote the disk since its leaves were made.
     fn is_unbroken(&self, names: &[Option<String>], disk: usize) -> bool {
         names.get(disk).is_some_and(|name| name.is_some() && *name == self.store.unbroken(disk))

@@ -181,4 +181,14 @@ fn what_was_learnt_before_somebody_else_wrote_or_before_a_restart_is_read_again(
     drop(leaves);
     let leaves = open(&replica);
     assert_eq!((told(&replica, &leaves), leaves.update(&|| false).unwrap().read), (None, SIZE));
+    drop(leaves);
+    // Where nobody can tell nothing is learnt, and what changed is followed all the same.
+    let (bench, replica) = Bench::new();
+    bench.call(None);
+    let leaves = open(&replica);
+    teach(&replica, &leaves, Extent::new(0, SIZE));
+    assert_eq!((told(&replica, &leaves), leaves.update(&|| false).unwrap().read), (None, SIZE));
+    assert!(leaves.can_follow() && !leaves.are_unbroken());
+    bench.call(Some("c"));
+    assert!(!leaves.can_follow(), "they would have to be proven");
 }
