@@ -262,11 +262,13 @@ fn keeping(fleet: &Fleet, item: &Item, site: &SiteName, component: &str) -> Opti
         interval_ms: item.interval_ms,
         bandwidth: item.bandwidth.clone(),
         app_interval_ms: item.app_interval_ms,
+        leaf_bytes: item.leaf_bytes,
     };
     (item.home == *site || item.away == *site).then(|| Keeping {
         item: item.name.clone(),
         lineage: item.lineage,
         retention: item.retention.clone(),
+        leaf_bytes: item.leaf_bytes,
         sender: sender(fleet, item, component),
         manifest: manifest(),
     })

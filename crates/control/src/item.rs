@@ -13,6 +13,7 @@ use std::collections::BTreeMap;
 use protocol::bandwidth::Bandwidth;
 use protocol::fault::{Fault, code};
 use protocol::id::{Attempt, ItemId, Lineage, PolicyName, SiteName};
+use protocol::leaf::LeafSize;
 use protocol::machine::{Boot, MachineSpec, Settled};
 use protocol::order::{Role, Sync};
 use protocol::pace::Pace;
@@ -124,6 +125,9 @@ pub struct Item {
     /// How often a point is to be application-consistent, in ms; 0: never by itself.
     #[serde(default = "protocol::keeping::app_interval_ms")]
     pub app_interval_ms: u64,
+    /// How much of a disk one kept hash stands for.
+    #[serde(default)]
+    pub leaf_bytes: LeafSize,
     /// The copy at home.
     pub home_copy: Copy,
     /// The copy away.

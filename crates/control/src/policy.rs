@@ -176,4 +176,5 @@ pub(crate) fn limit(item: &mut Item, policy: &Policy) {
     item.retention = policy.retention.clone();
     item.bandwidth = policy.bandwidth.clone();
     item.app_interval_ms = policy.app_interval_ms;
+    item.leaf_bytes = policy.leaf_bytes;
 }

@@ -7,6 +7,7 @@ use std::time::Duration;
 use control::{Control, Hooks};
 use protocol::fault::code;
 use protocol::keeping::{AddPoint, ApplyPolicy, Keeping, KeepingStatus, PinPoint, Policy, SetPolicy};
+use protocol::leaf::LeafSize;
 use protocol::order::ExchangeRequest;
 use protocol::rest::{Health, Operation};
 use protocol::retention::{Retention, Space};
@@ -24,6 +25,7 @@ fn short() -> Policy {
         retention,
         bandwidth: Bandwidth::default(),
         app_interval_ms: 0,
+        leaf_bytes: LeafSize::default(),
     }
 }
 

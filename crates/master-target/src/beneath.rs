@@ -12,7 +12,7 @@ use std::sync::Arc;
 use component::link::{Incoming, LinkError, Outgoing, refuse};
 use protocol::fault::code;
 use protocol::frame::Frame;
-use protocol::leaf::{Leaf, LeafKey};
+use protocol::leaf::{Leaf, Recipe};
 use protocol::session::{MOST_ASKED, Message};
 use protocol::{Attempt, Extent, Fault};
 use replica::DiskHome;
@@ -41,10 +41,6 @@ impl Beneath {
         if !raised.reader.is_some_and(|reader| is_secret(token, &reader)) {
             return Err(Fault::new(code::NOT_AUTHORISED, message, "the secret is not the one that control gave out"));
         }
-        // Of disks outside none are kept.
-        if item.replica.disks().iter().any(|disk| disk.home != DiskHome::Inside) {
-            return Err(Fault::new(code::REPLICA_CLOSED, message, "its disks are the platform's own: none are kept"));
-        }
         let at = item.replica.newest().ok_or_else(|| item.damaged("there is no point"))?.attempt;
         Ok(Beneath { item, generation, at })
     }
@@ -52,11 +48,11 @@ impl Beneath {
     /// Answers until the other end leaves.
     pub(crate) async fn tell(self, mut incoming: Incoming, mut outgoing: Outgoing) -> Result<(), LinkError> {
         let of = self.item.clone();
-        let leaves = match blocking(move || ItemLeaves::of(of)).await {
+        let leaves = match blocking(move || known(of)).await {
             Ok(leaves) => leaves,
             Err(fault) => return refuse(&mut incoming, outgoing, fault).await,
         };
-        outgoing.say(Message::Consulted { disks: self.item.disks(), leaf_key: leaves.key() }).await?;
+        outgoing.say(Message::Consulted { disks: self.item.disks(), leaves: leaves.recipe() }).await?;
         let mut trees = Trees::new(Arc::new(Fixed { beneath: self, leaves }));
         loop {
             let fault = tokio::select! {
@@ -82,6 +78,18 @@ impl Beneath {
     }
 }
 
+/// The leaves of an item, if more is known of its disks here than by who asks. Blocks.
+fn known(item: Arc<Item>) -> Result<ItemLeaves, Fault> {
+    let inside = item.replica.disks().iter().all(|disk| disk.home == DiskHome::Inside);
+    let leaves = item.leaves().map_err(|error| item.fault(&error))?;
+    if !inside && !leaves.are_unbroken() {
+        let message = format!("the hashes of {} are not told", item.id());
+        let cause = "its disks are the platform's own, and nothing proves that nobody else wrote them";
+        return Err(Fault::new(code::REPLICA_CLOSED, message, cause));
+    }
+    ItemLeaves::of(item)
+}
+
 /// The leaves of the point that the session began with.
 struct Fixed {
     beneath: Beneath,
@@ -89,8 +97,8 @@ struct Fixed {
 }
 
 impl Hashed for Fixed {
-    fn key(&self) -> LeafKey {
-        self.leaves.key()
+    fn recipe(&self) -> Recipe {
+        self.leaves.recipe()
     }
 
     fn size(&self, disk: u16) -> Option<u64> {

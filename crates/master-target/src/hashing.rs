@@ -12,6 +12,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use protocol::ItemId;
+use protocol::leaf::LeafSize;
 use replica::{Leaves, Replica, ReplicaError};
 use tokio::task::JoinHandle;
 
@@ -22,6 +23,8 @@ const EVERY: Duration = Duration::from_secs(60);
 #[derive(Default)]
 pub(crate) struct Hashing {
     leaves: Mutex<Option<Arc<Leaves>>>,
+    /// Of which size they are to be.
+    size: Mutex<LeafSize>,
     last: Mutex<Option<Instant>>,
     task: Mutex<Option<JoinHandle<()>>>,
     ended: AtomicBool,
@@ -37,7 +40,18 @@ impl Hashing {
         let mut leaves = lock(&self.leaves);
         match &*leaves {
             Some(leaves) => Ok(leaves.clone()),
-            None => Ok(leaves.insert(Arc::new(Leaves::open(replica)?)).clone()),
+            None => Ok(leaves.insert(Arc::new(Leaves::open(replica, *lock(&self.size))?)).clone()),
+        }
+    }
+
+    /// Leaves are to be of that size: the next pass, which need not wait its time, makes those that are not anew.
+    pub(crate) fn want(&self, size: LeafSize) {
+        let leaves = lock(&self.leaves);
+        if std::mem::replace(&mut *lock(&self.size), size) != size {
+            if let Some(leaves) = &*leaves {
+                leaves.want(size);
+            }
+            *lock(&self.last) = None;
         }
     }
 

@@ -12,6 +12,7 @@ use component::clock::now_ms;
 use protocol::epoch::{Basis, DiskSize, EpochHeader, EpochTotals, Point};
 use protocol::fault::code;
 use protocol::keeping::{ItemManifest, KeepingStatus};
+use protocol::leaf::LeafSize;
 use protocol::order::Grant;
 use protocol::{Attempt, Changes, Fault, ItemId, Position, Retention};
 use replica::{Ahead, Batch, Epoch, Leaves, Replica, ReplicaError, Write};
@@ -98,6 +99,8 @@ impl Item {
     pub(crate) fn new(replica: Replica, record: Record, file: PathBuf, journal: PathBuf) -> Item {
         let tending = Tending::new(journal);
         tending.keep(record.needed());
+        let hashing = Arc::<Hashing>::default();
+        hashing.want(record.leaf_bytes);
         Item {
             replica: Arc::new(replica),
             file,
@@ -106,7 +109,7 @@ impl Item {
             ahead: Mutex::default(),
             session: Mutex::default(),
             tending,
-            hashing: Arc::default(),
+            hashing,
             sealed: watch::Sender::default(),
             gate: tokio::sync::Mutex::default(),
             beside: tokio::sync::Mutex::default(),
@@ -397,10 +400,12 @@ impl Item {
         self.tending.begin(record.item, &self.replica, record.retention, move || hashing.let_go());
     }
 
-    /// Goes by `retention` from now on.
-    pub(crate) fn keep_by(&self, retention: &Retention) -> Result<(), Fault> {
-        if self.record().retention != *retention {
-            self.change(|record| record.retention = retention.clone())?;
+    /// Goes by these from now on.
+    pub(crate) fn keep_by(&self, retention: &Retention, leaf_bytes: LeafSize) -> Result<(), Fault> {
+        let record = self.record();
+        if (&record.retention, record.leaf_bytes) != (retention, leaf_bytes) {
+            self.change(|record| (record.retention, record.leaf_bytes) = (retention.clone(), leaf_bytes))?;
+            self.hashing.want(leaf_bytes);
             self.tend();
         }
         Ok(())
@@ -414,8 +419,9 @@ impl Item {
         }
     }
 
-    /// How the history stands.
+    /// How the history stands. Blocks.
     pub(crate) fn keeping(&self) -> KeepingStatus {
+        self.replica.watch();
         self.tending.status(self.id(), &self.replica)
     }
 

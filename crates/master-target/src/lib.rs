@@ -41,6 +41,7 @@ mod tending;
 mod test_machine;
 mod verify;
 mod view;
+mod witness;
 
 use std::path::PathBuf;
 use std::sync::Arc;

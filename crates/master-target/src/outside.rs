@@ -7,6 +7,7 @@
 
 use std::io;
 use std::path::{Path, PathBuf};
+use std::process::Stdio;
 use std::time::Duration;
 
 use nbd::qemu_nbd::Settings;
@@ -18,27 +19,64 @@ use rustix::process::{Pid, Signal, kill_process};
 use tokio::runtime::Handle;
 use transfer::{ExportDisk, Reader};
 
+use crate::witness::Witness;
+
 /// A disk behind a `qemu-nbd` of our own. Its calls block; they are made on blocking threads only.
 pub(crate) struct OutsideDisk {
     disk: ExportDisk,
+    /// None where the image stands on others, of which it cannot tell.
+    witness: Option<Witness>,
     // Ends the program when the disk is dropped.
     _program: QemuNbd,
 }
 
 impl OutsideDisk {
-    /// Opens the image at `path`, with the socket at `socket`. To be called on a blocking thread of `runtime`.
-    pub(crate) fn open(path: &str, format: DiskFormat, socket: PathBuf, runtime: Handle) -> io::Result<OutsideDisk> {
+    /// Opens the image at `path`, with the socket at `socket`; how it looks at rest is noted at `note`. To be called on a
+    /// blocking thread of `runtime`.
+    pub(crate) fn open(
+        path: &str,
+        format: DiskFormat,
+        socket: PathBuf,
+        note: &Path,
+        runtime: Handle,
+    ) -> io::Result<OutsideDisk> {
         let format = match format {
             DiskFormat::Raw => nbd::qemu_nbd::Format::Raw,
             DiskFormat::Qcow2 => nbd::qemu_nbd::Format::Qcow2,
         };
-        let (client, program) = runtime.block_on(async {
+        let (client, program, witness) = runtime.block_on(async {
+            // A program that a dead predecessor left may still write down what it has.
+            forget_program(&socket).await?;
+            let alone = format == nbd::qemu_nbd::Format::Raw || stands_alone(path).await;
+            let witness = alone.then(|| Witness::before_opening(Path::new(path), note));
             let program = begin_program(&Settings::file(path, format, &socket)).await?;
             let client = Client::connect(&program.uri(), &Reader::options()).await.map_err(io::Error::other)?;
-            Ok::<_, io::Error>((client, program))
+            Ok::<_, io::Error>((client, program, witness))
         })?;
-        Ok(OutsideDisk { disk: ExportDisk::new(client, runtime), _program: program })
+        witness.iter().for_each(Witness::opened);
+        Ok(OutsideDisk { disk: ExportDisk::new(client, runtime), witness, _program: program })
     }
+}
+
+impl OutsideDisk {
+    fn witnessed(&self, write: impl FnOnce() -> io::Result<()>) -> io::Result<()> {
+        match &self.witness {
+            Some(witness) => witness.write(write),
+            None => write(),
+        }
+    }
+}
+
+/// Whether all that a qcow2 shows is in it; an answer that cannot be had is none.
+async fn stands_alone(path: &str) -> bool {
+    let mut ask = tokio::process::Command::new("qemu-img");
+    ask.args(["info", "-U", "--output=json", "-f", "qcow2", path]).stdin(Stdio::null()).kill_on_drop(true);
+    let told = ask.output().await.ok().and_then(|told| serde_json::from_slice::<serde_json::Value>(&told.stdout).ok());
+    told.is_some_and(|told| {
+        told["format"] == "qcow2"
+            && told["backing-filename"].is_null()
+            && told["format-specific"]["data"]["data-file"].is_null()
+    })
 }
 
 impl Disk for OutsideDisk {
@@ -49,13 +87,19 @@ impl Disk for OutsideDisk {
         self.disk.read_at(offset, buffer)
     }
     fn write_at(&self, offset: u64, bytes: &[u8]) -> io::Result<()> {
-        self.disk.write_at(offset, bytes)
+        self.witnessed(|| self.disk.write_at(offset, bytes))
     }
     fn write_zeroes(&self, offset: u64, length: u64) -> io::Result<()> {
-        self.disk.write_zeroes(offset, length)
+        self.witnessed(|| self.disk.write_zeroes(offset, length))
     }
     fn flush(&self) -> io::Result<()> {
-        self.disk.flush()
+        match &self.witness {
+            Some(witness) => witness.flush(|| self.disk.flush()),
+            None => self.disk.flush(),
+        }
+    }
+    fn unbroken(&self) -> Option<String> {
+        self.witness.as_ref()?.unbroken()
     }
     fn data(&self, offset: u64, length: u64) -> io::Result<BlockMap> {
         self.disk.data(offset, length)

@@ -8,6 +8,7 @@ use std::io::Write;
 use std::path::{Path, PathBuf};
 
 use protocol::keeping::ItemManifest;
+use protocol::leaf::LeafSize;
 use protocol::machine::MachineSpec;
 use protocol::order::Grant;
 use protocol::{Attempt, DiskKey, ItemId, Lineage, Position, Retention};
@@ -44,6 +45,9 @@ pub(crate) struct Record {
     /// Which points stay; as control last said.
     #[serde(default)]
     pub(crate) retention: Retention,
+    /// How much of a disk one kept hash is to stand for.
+    #[serde(default)]
+    pub(crate) leaf_bytes: LeafSize,
     /// What control knows of the item, as it last said: a new control server is rebuilt from it.
     #[serde(default)]
     pub(crate) manifest: Option<ItemManifest>,
@@ -118,6 +122,7 @@ impl Record {
             views: BTreeMap::new(),
             folded: None,
             retention: Retention::default(),
+            leaf_bytes: LeafSize::default(),
             manifest: None,
         }
     }

@@ -113,7 +113,7 @@ async fn serve(mut incoming: Incoming, mut outgoing: Outgoing, item: Arc<Item>) 
             newest: item.newest(),
             disks: item.disks(),
             has_content: item.replica.has_content(),
-            leaf_key: leaves.key(),
+            leaves: leaves.recipe(),
         })
         .await?;
     let trees = Trees::new(leaves.clone());
@@ -240,9 +240,9 @@ async fn answer(message: Message, item: &Arc<Item>, leaves: &Arc<ItemLeaves>) ->
             let worked_us = worked.as_micros().try_into().unwrap_or(u64::MAX);
             Ok(Message::Sealed { point, worked_us })
         }
-        Message::Rekey { leaf_key } => {
+        Message::Rekey { leaves: recipe } => {
             let leaves = leaves.clone();
-            Ok(Message::Rekeyed { leaf_key: blocking(move || leaves.rekey(leaf_key)).await? })
+            Ok(Message::Rekeyed { leaves: blocking(move || leaves.rekey(recipe)).await? })
         }
         Message::Ping { number } => Ok(Message::Pong { number }),
         _ => Err(protocol_fault("a message came that is not a sender's")),

@@ -189,7 +189,8 @@ impl Shelf {
             found.cloned()
         };
         if let Some(keeping) = found
-            && let Err(fault) = item.keep_by(&keeping.retention).and_then(|()| item.remember(&keeping.manifest))
+            && let Err(fault) =
+                item.keep_by(&keeping.retention, keeping.leaf_bytes).and_then(|()| item.remember(&keeping.manifest))
         {
             tracing::warn!(item = %id, %fault, "what control says of an item could not be written down");
         }
@@ -315,7 +316,8 @@ impl Shelf {
                     DiskHome::Outside { path, format } => {
                         // As in `socket`, by which `end_programs` finds it.
                         let socket = directory.join(format!("{id}-{}.sock", disk.key));
-                        Ok(Arc::new(OutsideDisk::open(path, *format, socket, runtime.clone())?))
+                        let note = inside.join(disk.rest_name());
+                        Ok(Arc::new(OutsideDisk::open(path, *format, socket, &note, runtime.clone())?))
                     }
                 }
             };

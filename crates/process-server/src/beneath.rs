@@ -17,11 +17,11 @@ use futures::FutureExt;
 use futures::future::BoxFuture;
 use platforms::Cut;
 use protocol::epoch::DiskSize;
-use protocol::leaf::{Leaf, LeafKey, SPOILT_LEAF, leaf};
+use protocol::leaf::{Leaf, Recipe, SPOILT_LEAF};
 use protocol::order::Replication;
 use protocol::position::Changes;
 use protocol::session::Message;
-use protocol::{Attempt, BLOCK, BlockMap, DiskKey, Extent, Lineage};
+use protocol::{Attempt, BlockMap, DiskKey, Extent, Lineage};
 use tokio::sync::Mutex;
 use transfer::{Known, Reader};
 
@@ -32,8 +32,8 @@ pub(crate) struct Beneath {
     /// Taken while it is asked: an answer that nobody waited for would be taken for another. None when it is over.
     session: Mutex<Option<transfer::Session>>,
     disks: BTreeMap<u16, Disk>,
-    /// What the leaves are made with.
-    pub(crate) key: LeafKey,
+    /// How the leaves are made.
+    pub(crate) recipe: Recipe,
     /// Equals no block's, at either end.
     unlike: Leaf,
     /// Counts what the master target read.
@@ -59,16 +59,17 @@ impl Beneath {
         let changed = changed(wish, cut)?;
         let peer = wish.beneath.as_ref()?;
         match Beneath::ask(reach, wish, peer).await {
-            Ok((session, there, key)) => {
+            Ok((session, there, recipe)) => {
                 let disks = readers.iter().map(|reader| {
                     let place = there.iter().position(|disk| (&disk.disk, disk.size) == (&reader.key, reader.size))?;
-                    let changed = changed.get(&reader.key).cloned().unwrap_or_default().aligned(BLOCK, reader.size);
+                    let changed = changed.get(&reader.key).cloned().unwrap_or_default();
+                    let changed = changed.aligned(recipe.bytes.bytes(), reader.size);
                     Some((reader.disk, Disk { there: u16::try_from(place).ok()?, changed }))
                 });
                 let disks = disks.collect::<Option<_>>()?;
                 // Whoever would make a block with this hash has to find a preimage.
-                let unlike = leaf(&key, Lineage::fresh().0.as_bytes());
-                Some(Beneath { session: Mutex::new(Some(session)), disks, key, unlike, read })
+                let unlike = recipe.leaf(Lineage::fresh().0.as_bytes());
+                Some(Beneath { session: Mutex::new(Some(session)), disks, recipe, unlike, read })
             }
             Err(error) => {
                 let fault = error.fault();
@@ -82,12 +83,12 @@ impl Beneath {
         reach: &Reach,
         wish: &Replication,
         peer: &protocol::replication::Peer,
-    ) -> Result<(transfer::Session, Vec<DiskSize>, LeafKey), LinkError> {
+    ) -> Result<(transfer::Session, Vec<DiskSize>, Recipe), LinkError> {
         let mut session = transfer::Session::over(reach.dialler.dial(peer).await?);
         let consult =
             Message::Consult { item: wish.item.clone(), token: wish.token.clone(), generation: wish.generation };
         match session.ask(consult, "consulted").await? {
-            Message::Consulted { disks, leaf_key } => Ok((session, disks, leaf_key)),
+            Message::Consulted { disks, leaves } => Ok((session, disks, leaves)),
             other => Err(session.other_than(&other, "consulted")),
         }
     }
@@ -106,7 +107,7 @@ impl Beneath {
         *slot = Some(session);
         drop(slot);
         self.read.fetch_add(read, Ordering::Relaxed);
-        if leaves.len() as u64 != extent.length.div_ceil(BLOCK) {
+        if leaves.len() != self.recipe.count(extent.length) {
             return None;
         }
         #[cfg(feature = "sabotage")]
@@ -114,8 +115,8 @@ impl Beneath {
             return Some(leaves);
         }
         let here: BlockMap = [extent].into_iter().collect();
-        for block in changed.intersection(&here).pieces(BLOCK) {
-            leaves[((block.offset - extent.offset) / BLOCK) as usize] = self.unlike;
+        for piece in changed.intersection(&here).pieces(self.recipe.bytes.bytes()) {
+            leaves[self.recipe.count(piece.offset - extent.offset)] = self.unlike;
         }
         leaves.iter_mut().filter(|leaf| **leaf == SPOILT_LEAF).for_each(|leaf| *leaf = self.unlike);
         Some(leaves)

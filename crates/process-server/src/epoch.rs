@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 use platforms::Cut;
 use protocol::epoch::{DiskSize, EpochHeader, Point, PointKind};
 use protocol::fault::code;
-use protocol::leaf::LeafKey;
+use protocol::leaf::Recipe;
 use protocol::order::{Moved, Replication};
 use protocol::session::Message;
 use protocol::{Attempt, BlockMap, Extent, Fault};
@@ -28,8 +28,8 @@ pub(crate) struct Epoch {
     header: EpochHeader,
     pub(crate) choice: Choice,
     flow: Flow,
-    /// What the target has to hash with, so that leaves that are known here can be compared.
-    key: Option<LeafKey>,
+    /// How the target has to hash, so that leaves that are known here can be compared.
+    recipe: Option<Recipe>,
     /// The target has opened it.
     is_open: bool,
     /// What sealing it took, and what the target says that it worked on it.
@@ -53,12 +53,12 @@ impl Epoch {
             Choice::Compare(_) => Beneath::consult(reach, wish, cut, &readers, read.clone()).await,
             _ => None,
         };
-        let key = known.as_ref().map(|known| known.key);
-        if let Some(key) = key {
-            session.rekey(key).await.map_err(|error| error.fault())?;
+        let recipe = known.as_ref().map(|known| known.recipe);
+        if let Some(recipe) = recipe {
+            session.rekey(recipe).await.map_err(|error| error.fault())?;
         }
-        // A target that keeps leaves made with another key goes on with that.
-        let known = known.filter(|known| known.key == session.leaf_key);
+        // A target that keeps leaves made otherwise goes on with these.
+        let known = known.filter(|known| known.recipe == session.leaves);
         let known = known.map(|known| Arc::new(known) as Arc<dyn Known>);
         let (source, expected) = source(&choice, &readers, session, known).await?;
         let disks = readers.iter().map(|reader| DiskSize { disk: reader.key.clone(), size: reader.size }).collect();
@@ -74,7 +74,7 @@ impl Epoch {
             expected_bytes: expected,
         };
         let flow = Flow::new(readers, source, expected, read, session);
-        Ok(Epoch { header, choice, flow, key, is_open: false, sealing: Default::default() })
+        Ok(Epoch { header, choice, flow, recipe, is_open: false, sealing: Default::default() })
     }
 
     /// Opens the epoch in a session (its first or a later one), sends what is missing and waits until it is sealed.
@@ -94,11 +94,11 @@ impl Epoch {
         }
         match (self.is_open, known) {
             (true, true) => {
-                if let Some(key) = self.key {
-                    session.rekey(key).await?;
+                if let Some(recipe) = self.recipe {
+                    session.rekey(recipe).await?;
                 }
-                let key = session.leaf_key;
-                self.flow.resume(session, key, resume_after).await?;
+                let recipe = session.leaves;
+                self.flow.resume(session, recipe, resume_after).await?;
             }
             // The target was started again: it has what it wrote, but does not know which frames these were.
             (true, false) => return Err(begins_anew("the target was started again")),
@@ -151,8 +151,7 @@ impl Epoch {
     /// The target goes on with what an earlier attempt had brought: what it already has does not travel again.
     fn compare_first(&mut self, session: &Session) -> Result<(), Fault> {
         if let Some(waiting) = self.flow.waiting() {
-            let expected = waiting.iter().map(|(_, map)| map.bytes()).sum();
-            self.flow.compare(compare(waiting, session, None)?, expected);
+            self.flow.compare(compare(waiting, session, None)?);
         }
         Ok(())
     }
@@ -194,9 +193,10 @@ async fn source(
             Ok((Source::Pieces(pieces), expected))
         }
         Choice::Compare(_) => {
-            let expected = readers.iter().map(|reader| reader.size).sum();
             let whole = readers.iter().map(|reader| (reader.clone(), BlockMap::whole(reader.size))).collect();
-            Ok((Source::Compare(compare(whole, session, known)?), expected))
+            let compare = compare(whole, session, known)?;
+            let expected = compare.expected();
+            Ok((Source::Compare(compare), expected))
         }
     }
 }
@@ -212,7 +212,7 @@ fn compare(parts: Vec<(Reader, BlockMap)>, session: &Session, known: Option<Arc<
         })?;
         found.push((reader, there, map));
     }
-    Ok(Compare::new(found, session.leaf_key, known))
+    Ok(Compare::new(found, session.leaves, known))
 }
 
 fn protocol_fault(why: &str) -> Fault {

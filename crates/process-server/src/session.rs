@@ -7,7 +7,7 @@ use component::cap::Throttle;
 use component::link::LinkError;
 use protocol::Fault;
 use protocol::epoch::DiskSize;
-use protocol::leaf::LeafKey;
+use protocol::leaf::Recipe;
 use protocol::order::Replication;
 use protocol::session::Message;
 
@@ -19,7 +19,7 @@ pub(crate) struct Session {
     session: transfer::Session,
     pub(crate) target: Target,
     pub(crate) disks: Vec<DiskSize>,
-    pub(crate) leaf_key: LeafKey,
+    pub(crate) leaves: Recipe,
 }
 
 impl Deref for Session {
@@ -43,18 +43,18 @@ impl Session {
         let mut session = transfer::Session::over(link);
         let hello = Message::Hello { item: wish.item.clone(), token: wish.token.clone(), generation: wish.generation };
         match session.ask(hello, "welcome").await? {
-            Message::Welcome { position, newest, disks, has_content, leaf_key } => {
-                Ok(Session { session, target: Target { position, newest, has_content }, disks, leaf_key })
+            Message::Welcome { position, newest, disks, has_content, leaves } => {
+                Ok(Session { session, target: Target { position, newest, has_content }, disks, leaves })
             }
             other => Err(session.other_than(&other, "welcome")),
         }
     }
 
-    /// Asks the target to hash with `key`; `leaf_key` then is what it hashes with.
-    pub(crate) async fn rekey(&mut self, key: LeafKey) -> Result<(), LinkError> {
-        if self.leaf_key != key {
-            match self.session.ask(Message::Rekey { leaf_key: key }, "rekeyed").await? {
-                Message::Rekeyed { leaf_key } => self.leaf_key = leaf_key,
+    /// Asks the target to hash by `recipe`; `leaves` then is how it does.
+    pub(crate) async fn rekey(&mut self, recipe: Recipe) -> Result<(), LinkError> {
+        if self.leaves != recipe {
+            match self.session.ask(Message::Rekey { leaves: recipe }, "rekeyed").await? {
+                Message::Rekeyed { leaves } => self.leaves = leaves,
                 other => return Err(self.session.other_than(&other, "rekeyed")),
             }
         }

@@ -72,7 +72,7 @@ pub enum Frame {
         offset: u64,
         /// Bytes that the receiver read for them: none where it keeps leaves.
         read: u64,
-        /// One for each [`crate::leaf::span`] of the level (the last may cover less).
+        /// One for each [`crate::leaf::Recipe::span`] of the level (the last may cover less).
         leaves: Vec<Leaf>,
     },
 }

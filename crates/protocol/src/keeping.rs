@@ -14,6 +14,7 @@ use crate::bandwidth::Bandwidth;
 use crate::epoch::Point;
 use crate::fault::Fault;
 use crate::id::{ItemId, Lineage, PolicyName, SiteName};
+use crate::leaf::LeafSize;
 use crate::machine::MachineSpec;
 use crate::replication::Peer;
 use crate::retention::{Retention, Space};
@@ -35,6 +36,10 @@ pub struct Policy {
     /// How often a point is to be application-consistent, in ms; 0: never by itself.
     #[serde(default = "app_interval_ms")]
     pub app_interval_ms: u64,
+    /// How much of a disk one kept hash stands for, at both sites: 65536 or up to six times twice that.
+    #[serde(default)]
+    #[schema(value_type = u64)]
+    pub leaf_bytes: LeafSize,
 }
 
 /// R12: the limit from the reference's policy.
@@ -58,6 +63,7 @@ impl Policy {
             retention: Retention::default(),
             bandwidth: Bandwidth::default(),
             app_interval_ms: APP_INTERVAL_MS,
+            leaf_bytes: LeafSize::default(),
         }
     }
 }
@@ -146,6 +152,9 @@ pub struct Keeping {
     pub lineage: Lineage,
     /// Which points stay.
     pub retention: Retention,
+    /// How much of a disk one kept hash is to stand for.
+    #[serde(default)]
+    pub leaf_bytes: LeafSize,
     /// The process server that sends its epochs and cannot dial here: it is to be dialled.
     #[serde(default)]
     pub sender: Option<Peer>,
@@ -178,6 +187,9 @@ pub struct ItemManifest {
     /// How often a point of it is to be application-consistent (ms; 0: never).
     #[serde(default = "app_interval_ms")]
     pub app_interval_ms: u64,
+    /// How much of a disk one kept hash is to stand for.
+    #[serde(default)]
+    pub leaf_bytes: LeafSize,
 }
 
 /// How the history of one item stands at a master target.

@@ -22,11 +22,11 @@
 //! ```text
 //!   process server                                master target of its own site
 //!     Consult{token,item} ───────────────────────►
-//!                        ◄──────────────────────── Consulted{disks, leaf_key}
+//!                        ◄──────────────────────── Consulted{disks, leaves}
 //!     HashRequest{level 0} ──────────────────────►   Hashes               as above
 //!                                                 master target
-//!     Rekey{leaf_key} ───────────────────────────►
-//!                        ◄──────────────────────── Rekeyed{leaf_key}     now both hash alike
+//!     Rekey{leaves} ─────────────────────────────►
+//!                        ◄──────────────────────── Rekeyed{leaves}       now both hash alike
 //! ```
 //!
 //! Either end may have dialled. Control messages are JSON inside a bounded frame, so that a version can add a field;
@@ -37,12 +37,12 @@ use serde::{Deserialize, Serialize};
 use crate::epoch::{DiskSize, EpochHeader, EpochTotals, Point};
 use crate::fault::Fault;
 use crate::id::{Attempt, ItemId};
-use crate::leaf::LeafKey;
+use crate::leaf::{LeafSize, Recipe};
 use crate::position::Position;
 use crate::replication::{Moved, Sync};
 
 /// The version of the session protocol that this build speaks. A peer with another major version is refused in words.
-pub const VERSION: u32 = 6;
+pub const VERSION: u32 = 7;
 
 /// The most connections of one link.
 pub const MOST_LANES: u8 = 32;
@@ -86,18 +86,18 @@ pub enum Message {
         disks: Vec<DiskSize>,
         /// Whether the disks may hold anything but zeroes.
         has_content: bool,
-        /// The secret with which the receiver makes leaves, and the sender too.
-        leaf_key: LeafKey,
+        /// How the receiver makes leaves, and the sender too.
+        leaves: Recipe,
     },
-    /// Asks the receiver to hash with the key that other hashes were made with; before anything is compared.
+    /// Asks the receiver to hash as other hashes were made; before anything is compared.
     Rekey {
-        /// The secret.
-        leaf_key: LeafKey,
+        /// How these were made.
+        leaves: Recipe,
     },
-    /// What the receiver hashes with in this session.
+    /// How the receiver hashes in this session.
     Rekeyed {
-        /// The secret that was asked for, or its own where it keeps hashes that it would have to make anew.
-        leaf_key: LeafKey,
+        /// As it was asked, or its own way where it keeps hashes that it would have to make anew.
+        leaves: Recipe,
     },
     /// First word of a process server to the master target at its own site: it wants the kept hashes of the copy that the
     /// machine was raised from, as its newest point is. `HashRequest`s may follow.
@@ -113,8 +113,8 @@ pub enum Message {
     Consulted {
         /// The copy's disks.
         disks: Vec<DiskSize>,
-        /// The secret that they are made with.
-        leaf_key: LeafKey,
+        /// How they are made.
+        leaves: Recipe,
     },
     /// Begins an epoch. The receiver goes on with an unfinished one of an earlier attempt that builds on the same point,
     /// or rolls it back.
@@ -159,9 +159,9 @@ pub enum Message {
     HashRequest {
         /// Index into the `disks` of `Welcome` or `Consulted`.
         disk: u16,
-        /// 0 for leaves, up to [`crate::leaf::ROOT`]. Above 0 the range lies within one stretch.
+        /// 0 for leaves, up to [`Recipe::root`]. Above 0 the range lies within one stretch.
         level: u8,
-        /// First byte; a multiple of the level's [`crate::leaf::span`].
+        /// First byte; a multiple of the level's [`Recipe::span`].
         offset: u64,
         /// Number of bytes; at most [`MOST_HASHED`]; a multiple of the span, or as far as the disk goes.
         length: u64,
@@ -174,6 +174,8 @@ pub enum Message {
         size: u64,
         /// Whether only questions will be asked, and nothing is written.
         dry_run: bool,
+        /// What a leaf is to stand for.
+        leaf_bytes: LeafSize,
     },
     /// The target of a copy is ready for its frames.
     CopyReady {
@@ -181,8 +183,8 @@ pub enum Message {
         has_content: bool,
         /// Whether an earlier copy onto it had not finished.
         unfinished: bool,
-        /// The secret with which the receiver hashes, and the sender too.
-        leaf_key: LeafKey,
+        /// How the receiver hashes, and the sender too.
+        leaves: Recipe,
         /// Where this very copy was begun over another link: frames up to this sequence number arrived.
         resume_after: Option<u64>,
     },
@@ -201,6 +203,8 @@ pub enum Message {
         verify: bool,
         /// Whether only questions are to be asked.
         dry_run: bool,
+        /// What a leaf is to stand for.
+        leaf_bytes: LeafSize,
     },
     /// Last word of the sender of a copy that was fetched.
     Fetched {

@@ -12,12 +12,13 @@ const WHILE: Duration = Duration::from_secs(6);
 
 /// Messages as they are, to be twisted.
 const MESSAGES: &[&str] = &[
-    r#"{"message":"greeting","version":5,"link":"6f1c2a34-5b7d-4e8f-9a0b-1c2d3e4f5a6b","lane":0,"lanes":1}"#,
+    r#"{"message":"greeting","version":7,"link":"6f1c2a34-5b7d-4e8f-9a0b-1c2d3e4f5a6b","lane":0,"lanes":1}"#,
     r#"{"message":"hello","item":"web01","token":"0123","generation":1}"#,
-    r#"{"message":"welcome","position":null,"newest":"1.6","disks":[{"disk":"disk0","size":65536}],"has_content":true,"leaf_key":[0,1,2,3,4,5,6,7,8,9,10,11,12,13,14,15,16,17,18,19,20,21,22,23,24,25,26,27,28,29,30,31]}"#,
+    r#"{"message":"welcome","position":null,"newest":"1.6","disks":[{"disk":"disk0","size":65536}],"has_content":true,"leaves":{"key":[0,1,2,3,4,5,6,7,8,9,10,11,12,13,14,15,16,17,18,19,20,21,22,23,24,25,26,27,28,29,30,31],"bytes":131072}}"#,
     r#"{"message":"open_epoch","header":{"lineage":"6f1c2a34-5b7d-4e8f-9a0b-1c2d3e4f5a6b","attempt":"1.7","base":null,"basis":"tracked","cut_at_ms":1,"disks":[],"kind":"final","expected_bytes":0}}"#,
     r#"{"message":"seal","attempt":"1.7","totals":{"frames":1,"data_bytes":2,"zero_bytes":3,"digest":4}}"#,
     r#"{"message":"hash_request","disk":0,"level":2,"offset":0,"length":65536}"#,
+    r#"{"message":"copy","id":"6f1c2a34-5b7d-4e8f-9a0b-1c2d3e4f5a6b","size":65536,"dry_run":false,"leaf_bytes":4194304}"#,
     r#"{"message":"refused","fault":{"code":"MOV-005","message":"a","cause":"b","remedy":"c"}}"#,
 ];
 

@@ -39,6 +39,11 @@ pub trait Disk: Send + Sync {
     fn write_out(&self, _extent: Extent) {}
     /// A hint: what is read next should come from the medium rather than from memory.
     fn forget(&self) {}
+    /// Names the time in which nobody but who has this disk open wrote it, also across openings: two equal answers mean that
+    /// nobody else did in between. None where nobody can tell. A disk that is nobody else's has one name for ever.
+    fn unbroken(&self) -> Option<String> {
+        Some(String::new())
+    }
     /// A superset of the bytes in `offset .. offset + length` that may be other than zero.
     fn data(&self, offset: u64, length: u64) -> io::Result<BlockMap> {
         Ok([Extent::new(offset, length)].into_iter().collect())

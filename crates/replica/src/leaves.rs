@@ -3,9 +3,14 @@
 //! ```text
 //!   newest point ─► view ─► leaves that changed since the last hashed point ─► leaves-N.hashes ─ sync ─► leaves.json
 //! ```
-//! A leaf is the keyed hash of 64 KiB (`protocol::leaf`), or all zeroes for a block of zeroes; the key is a secret of this
-//! replica, so a leaf tells nothing to who does not have it. Hashing runs beside the epochs and keeps none waiting: it reads a view.
+//! A leaf is the keyed hash of 64 KiB or more (`protocol::leaf`), or all zeroes for a piece of zeroes; the key is a secret of
+//! this replica, so a leaf tells nothing to who does not have it. Leaves of another size than is wanted are made anew by the
+//! next pass; until it begins they are as good as ever. Hashing runs beside the epochs and keeps none waiting: it reads a view.
 //! The point that the leaves stand for is held as a view holds it, so what changed since can be told.
+//!
+//! A disk outside may be written by somebody else; the disk tells whether it was ([`Disk::unbroken`](crate::Disk::unbroken)). Leaves
+//! of a disk that was, or might have been, are told to nobody until a pass has proven every one of them: what is not what it was
+//! is spoilt then, as below. What a compare hashes before there are leaves is taken over ([`Leaves::learn`]), not read again.
 //!
 //! # Always true
 //! - `leaves.json` says which point the leaves stand for; while they are being changed it says that they stand for none.
@@ -17,16 +22,17 @@
 //! - while leaves are written: they stand for none; the next [`Leaves::update`] hashes again what changed since the point
 //!   they stood for before (or everything, if that point is not kept any more).
 
-use std::collections::BTreeSet;
 use std::io;
-use std::sync::{Arc, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard, TryLockError};
+use std::sync::{Arc, Mutex, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard, TryLockError};
 
-use protocol::leaf::{LEAF_FUNCTION, Leaf, LeafKey, SPOILT_LEAF, ZERO_LEAF, leaf};
-use protocol::{Attempt, BLOCK, BlockMap, Extent, Lineage};
+use protocol::leaf::{LEAF_FUNCTION, Leaf, LeafSize, Recipe};
+use protocol::{Attempt, Lineage};
 use serde::{Deserialize, Serialize};
 use twox_hash::XxHash3_64;
 
 use crate::error::ReplicaError;
+use crate::learnt::Learnt;
+use crate::pass::Pass;
 use crate::replica::Replica;
 use crate::store::Store;
 use crate::view::View;
@@ -37,7 +43,7 @@ pub(crate) const PREFIX: &str = "leaves";
 const RECORD: &str = "leaves.json";
 const NEW: &str = "leaves.json.new";
 /// Bytes of a page of leaves: the leaves, 24 bytes of nothing, and the checksum of all before it, seeded by its number.
-const PAGE: usize = 4096;
+pub(crate) const PAGE: usize = 4096;
 pub(crate) const PAGE_LEAVES: u64 = 127;
 /// No record is longer (bytes).
 const LONGEST: u64 = 4096;
@@ -52,11 +58,16 @@ struct Standing {
     /// What they were made with; leaves of another function are made anew.
     #[serde(default)]
     function: String,
-    key: LeafKey,
+    /// How, as both ends of a compare have to know.
+    #[serde(flatten)]
+    recipe: Recipe,
     /// The point up to which every change is in the leaves.
     at: Option<Attempt>,
     /// Some leaves may be newer than `at`.
     changing: bool,
+    /// The name of each disk's unbroken time in which its leaves are true.
+    #[serde(default)]
+    unbroken: Vec<Option<String>>,
 }
 
 #[derive(Serialize, Deserialize)]
@@ -68,8 +79,10 @@ struct Written {
 
 /// The kept leaves of one replica. They hold a point of it.
 pub struct Leaves {
-    store: Arc<Store>,
-    key: RwLock<LeafKey>,
+    pub(crate) store: Arc<Store>,
+    /// That of `standing`.
+    recipe: RwLock<Recipe>,
+    wanted: Mutex<LeafSize>,
     /// Read by who asks for leaves, several at once; written while they are brought up to date.
     state: RwLock<State>,
 }
@@ -78,6 +91,8 @@ struct State {
     standing: Standing,
     /// Of `standing.at`, if that is kept.
     held: Option<View>,
+    /// While there are none yet: what compares hashed.
+    learnt: Option<Learnt>,
 }
 
 impl State {
@@ -99,11 +114,12 @@ pub struct Hashed {
 }
 
 impl Leaves {
-    /// The leaves of `replica`; of leaves that cannot be read only the fact is kept that there are none.
+    /// The leaves of `replica`, which are to be of size `wanted`; of leaves that cannot be read only the fact is kept that
+    /// there are none.
     ///
     /// # Errors
     /// I/O: a new key could not be made durable; `Closed`, `Failed`.
-    pub fn open(replica: &Replica) -> Result<Leaves, ReplicaError> {
+    pub fn open(replica: &Replica, wanted: LeafSize) -> Result<Leaves, ReplicaError> {
         let store = replica.store().clone();
         let standing = match load(&store) {
             Some(standing) if standing.lineage == store.manifest.lineage && standing.function == LEAF_FUNCTION => {
@@ -114,7 +130,9 @@ impl Leaves {
                 let seed = [Lineage::fresh(), Lineage::fresh()].map(|lineage| lineage.0.into_bytes()).concat();
                 let key = *blake3::hash(&seed).as_bytes();
                 let (lineage, function) = (store.manifest.lineage, LEAF_FUNCTION.to_string());
-                let standing = Standing { lineage, function, key, at: None, changing: true };
+                let recipe = Recipe { key, bytes: wanted };
+                let (at, changing, unbroken) = (None, true, Vec::new());
+                let standing = Standing { lineage, function, recipe, at, changing, unbroken };
                 save(&store, &standing)?;
                 standing
             }
@@ -124,23 +142,40 @@ impl Leaves {
             Some(Err(ReplicaError::PointGone(_) | ReplicaError::Damaged { .. })) | None => None,
             Some(view) => Some(view?),
         };
-        let key = RwLock::new(standing.key);
-        Ok(Leaves { store, key, state: RwLock::new(State { standing, held }) })
+        let (recipe, wanted) = (RwLock::new(standing.recipe), Mutex::new(wanted));
+        Ok(Leaves { store, recipe, wanted, state: RwLock::new(State { standing, held, learnt: None }) })
     }
 
-    /// The secret.
-    pub fn key(&self) -> LeafKey {
-        *self.key.read().unwrap_or_else(PoisonError::into_inner)
+    /// How they are made.
+    pub fn recipe(&self) -> Recipe {
+        *self.recipe.read().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Makes leaves with `key`, unless there are some already that would have to be made anew. Says whether they are made
-    /// with it now.
+    /// Leaves are to be of that size from the next [`Leaves::update`] on; one that goes on is stopped.
+    pub fn want(&self, size: LeafSize) {
+        *self.wanted.lock().unwrap_or_else(PoisonError::into_inner) = size;
+    }
+
+    fn wanted(&self) -> LeafSize {
+        *self.wanted.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Whether the leaves are of the size that is wanted.
+    pub fn is_as_wanted(&self) -> bool {
+        self.recipe().bytes == self.wanted()
+    }
+
+    /// Makes leaves by `recipe`, unless there are some already that would have to be made anew, or another size is wanted.
+    /// Says whether they are made by it now.
     ///
     /// # Errors
     /// I/O: the key could not be made durable; it is the old one then.
-    pub fn adopt(&self, key: LeafKey) -> Result<bool, ReplicaError> {
-        if self.key() == key {
+    pub fn adopt(&self, recipe: Recipe) -> Result<bool, ReplicaError> {
+        if self.recipe() == recipe {
             return Ok(true);
+        }
+        if recipe.bytes != self.wanted() {
+            return Ok(false);
         }
         let mut state = match self.state.try_write() {
             Ok(state) => state,
@@ -150,11 +185,17 @@ impl Leaves {
         if state.standing.at.is_some() {
             return Ok(false);
         }
-        let standing = Standing { key, changing: true, ..state.standing.clone() };
-        save(&self.store, &standing)?;
-        state.standing = standing;
-        *self.key.write().unwrap_or_else(PoisonError::into_inner) = key;
+        self.remake(&mut state, recipe)?;
         Ok(true)
+    }
+
+    /// Whatever there is is none of these: they are made by `recipe`.
+    fn remake(&self, state: &mut State, recipe: Recipe) -> Result<(), ReplicaError> {
+        let standing = Standing { recipe, at: None, changing: true, ..state.standing.clone() };
+        save(&self.store, &standing)?;
+        *state = State { standing, held: None, learnt: None };
+        *self.recipe.write().unwrap_or_else(PoisonError::into_inner) = recipe;
+        Ok(())
     }
 
     /// The point that the leaves stand for; none while they stand for none, or are being changed.
@@ -173,6 +214,11 @@ impl Leaves {
         let mut hashed = Hashed { at: None, read: 0, spoilt: 0 };
         let Some(newest) = self.store.chain.newest() else { return Ok(hashed) };
         let to = newest.point.attempt;
+        let wanted = Recipe { bytes: self.wanted(), ..self.recipe() };
+        if wanted != self.recipe() {
+            self.remake(&mut state, wanted)?;
+        }
+        let stop = || stop() || !self.is_as_wanted();
         if state.settled().is_some_and(|view| view.point().attempt == to) {
             return Ok(Hashed { at: Some(to), ..hashed });
         }
@@ -183,32 +229,98 @@ impl Leaves {
             save(&self.store, &changing)?;
             state.standing = changing;
         }
+        let learnt = state.learnt.take();
+        let from = learnt.as_ref().map(|learnt| &learnt.view);
+        let mut unbroken = Vec::new();
         for disk in 0..self.store.manifest.disks.len() {
-            let changed = match state.held.as_ref().map(|held| held.changed_until(&now, disk)) {
+            // Before anything is read: what somebody writes after that has another name.
+            let name = self.store.unbroken(disk);
+            let changed = match state.held.as_ref().or(from).map(|held| held.changed_until(&now, disk)) {
                 None | Some(Err(ReplicaError::Damaged { .. })) => None,
                 Some(changed) => changed?,
             };
-            let mut pass = Pass { of: self, disk, now: &now, before: before.as_ref(), hashed: &mut hashed };
-            if pass.disk(changed, stop)?.is_none() {
+            let missing = learnt.as_ref().map(|learnt| learnt.missing(disk, &name, now.size(disk)));
+            let changed = changed.map(|changed| missing.map_or_else(|| changed.clone(), |these| changed.union(&these)));
+            let is_proven = learnt.is_some() || name.is_none() || state.standing.unbroken.get(disk) == Some(&name);
+            let before = before.as_ref().or(from);
+            let mut pass = Pass { of: self, disk, now: &now, before, is_proven, hashed: &mut hashed };
+            if pass.disk(changed, &stop)?.is_none() {
                 return Ok(hashed);
             }
+            unbroken.push(name);
         }
-        let done = Standing { at: Some(to), changing: false, ..state.standing.clone() };
+        let done = Standing { at: Some(to), changing: false, unbroken, ..state.standing.clone() };
         save(&self.store, &done)?;
-        *state = State { standing: done, held: Some(now) };
+        *state = State { standing: done, held: Some(now), learnt: None };
         Ok(Hashed { at: Some(to), ..hashed })
     }
 
+    /// Takes over what was hashed for a compare: the leaves of `disk` from `offset` on at the point of `view`. Only while there
+    /// are none; whoever would have to wait for it does not.
+    pub fn learn(&self, recipe: &Recipe, view: &View, disk: usize, offset: u64, leaves: &[Leaf]) {
+        // Who asks for leaves meanwhile must not be kept from them by that.
+        let wanted = |state: &State| state.standing.at.is_none() && state.standing.recipe == *recipe;
+        if !self.try_read().is_some_and(|state| wanted(&state)) {
+            return;
+        }
+        let mut state = match self.state.try_write() {
+            Ok(state) => state,
+            Err(TryLockError::Poisoned(poisoned)) => poisoned.into_inner(),
+            Err(TryLockError::WouldBlock) => return,
+        };
+        if !wanted(&state) {
+            return;
+        }
+        let learnt = match state.learnt.take() {
+            Some(learnt) if learnt.is_of(view.point().attempt) => Ok(learnt),
+            _ => Learnt::begin(&self.store, view),
+        };
+        let seed = |page| self.seed(disk, page);
+        // It is lost, and will be read again.
+        state.learnt =
+            learnt.and_then(|learnt| learnt.with(&self.store, recipe, disk, offset, leaves, &seed)).ok().flatten();
+    }
+
+    /// Whether there are leaves of some point, and nobody else wrote any of the disks since.
+    pub fn are_unbroken(&self) -> bool {
+        let Some(state) = self.try_read() else { return false };
+        let all = || (0..self.store.manifest.disks.len()).all(|disk| self.is_unbroken(&state.standing.unbroken, disk));
+        state.settled().is_some() && all()
+    }
+
+    /// Whether the next [`Leaves::update`] has only what changed to hash: there are leaves of the size that is wanted, and none
+    /// have to be proven because somebody else may have written a disk.
+    pub fn can_follow(&self) -> bool {
+        let Some(state) = self.try_read() else { return false };
+        let names = &state.standing.unbroken;
+        let follows = |disk| self.is_unbroken(names, disk) || self.store.unbroken(disk).is_none();
+        let all = || (0..self.store.manifest.disks.len()).all(follows);
+        self.is_as_wanted() && state.settled().is_some() && all()
+    }
+
+    /// Whether nobody else wrote the disk since its leaves were made.
+    fn is_unbroken(&self, names: &[Option<String>], disk: usize) -> bool {
+        names.get(disk).is_some_and(|name| name.is_some() && *name == self.store.unbroken(disk))
+    }
+
     /// The leaves of `offset .. offset + length` of a disk at the point `at`, without reading the disk; none when they are
-    /// not kept for that point, or are damaged. `offset` is a multiple of 64 KiB.
-    pub fn kept(&self, at: Attempt, disk: usize, offset: u64, length: u64) -> Option<Vec<Leaf>> {
+    /// not kept for that point, are made otherwise than by `recipe`, or are damaged, or somebody else may have written it. `offset` is a multiple of what one stands
+    /// for.
+    pub fn kept(&self, recipe: &Recipe, at: Attempt, disk: usize, offset: u64, length: u64) -> Option<Vec<Leaf>> {
         let state = self.try_read()?;
-        state.settled().filter(|view| view.point().attempt == at)?;
+        let settled = state.settled().filter(|view| view.point().attempt == at).map(|_| &state.standing.unbroken);
+        let learnt = state.learnt.as_ref().filter(|learnt| learnt.is_of(at));
+        let names = settled.or(learnt.map(|learnt| &learnt.unbroken)).filter(|_| state.standing.recipe == *recipe)?;
+        self.is_unbroken(names, disk).then_some(())?;
         self.store.within(disk, offset, length).ok()?;
-        let (first, last) = (offset / BLOCK, (offset + length).div_ceil(BLOCK));
+        let grain = recipe.bytes.bytes();
+        let (first, last) = (offset / grain, (offset + length).div_ceil(grain));
         let mut leaves = Vec::with_capacity((last - first) as usize);
         for page in first / PAGE_LEAVES..last.div_ceil(PAGE_LEAVES) {
             let from = page * PAGE_LEAVES;
+            if settled.is_none() && !learnt.is_some_and(|learnt| learnt.has(disk, page)) {
+                return None;
+            }
             let kept = self.page(disk, page).ok().flatten()?;
             leaves.extend_from_slice(
                 &kept[(first.max(from) - from) as usize..(last.min(from + PAGE_LEAVES) - from) as usize],
@@ -220,18 +332,24 @@ impl Leaves {
     /// Lets go of the point, so that an epoch can begin that keeps no way back. Until the next update the leaves stand for
     /// none.
     pub fn let_go(&self) {
-        self.write().held = None;
+        let mut state = self.write();
+        (state.held, state.learnt) = (None, None);
     }
 
-    /// A page of leaves (none when it is damaged), and a view of the point that it stands for; nothing while they stand
-    /// for none.
-    pub(crate) fn stand(&self, disk: usize, page: u64) -> Result<Option<(View, Option<Page>)>, ReplicaError> {
+    /// A page of leaves (none when it is damaged) that are made by `recipe`, and a view of the point that it stands for;
+    /// nothing while they stand for none.
+    pub(crate) fn stand(
+        &self,
+        recipe: &Recipe,
+        disk: usize,
+        page: u64,
+    ) -> Result<Option<(View, Option<Page>)>, ReplicaError> {
         let state = self.state.read().unwrap_or_else(PoisonError::into_inner);
-        let Some(view) = state.settled() else { return Ok(None) };
+        let Some(view) = state.settled().filter(|_| state.standing.recipe == *recipe) else { return Ok(None) };
         Ok(Some((view.clone(), self.page(disk, page)?)))
     }
 
-    fn page(&self, disk: usize, page: u64) -> Result<Option<Page>, ReplicaError> {
+    pub(crate) fn page(&self, disk: usize, page: u64) -> Result<Option<Page>, ReplicaError> {
         let name = file(disk);
         let mut bytes = vec![0; PAGE];
         match self.store.journal.read_at(&name, page * PAGE as u64, &mut bytes) {
@@ -242,8 +360,8 @@ impl Leaves {
     }
 
     /// What a page's checksum begins with.
-    fn seed(&self, disk: usize, page: u64) -> u64 {
-        let [a, b, c, d, e, f, g, h, ..] = self.key();
+    pub(crate) fn seed(&self, disk: usize, page: u64) -> u64 {
+        let [a, b, c, d, e, f, g, h, ..] = self.recipe().key;
         u64::from_le_bytes([a, b, c, d, e, f, g, h]) ^ (disk as u64) << 48 ^ page
     }
 
@@ -260,94 +378,6 @@ impl Leaves {
     }
 }
 
-/// Hashes one disk.
-struct Pass<'a> {
-    of: &'a Leaves,
-    disk: usize,
-    now: &'a View,
-    /// Of the point that all leaves of the disk stand for, as long as they do.
-    before: Option<&'a View>,
-    hashed: &'a mut Hashed,
-}
-
-impl Pass<'_> {
-    /// Hashes what changed on the disk (all of it, when that is not known); none when it was stopped.
-    fn disk(&mut self, changed: Option<BlockMap>, stop: &dyn Fn() -> bool) -> Result<Option<()>, ReplicaError> {
-        let (store, name, size) = (&self.of.store, file(self.disk), self.now.size(self.disk));
-        let journal = &store.journal;
-        let missing = match journal.length(&name) {
-            Err(error) if error.kind() == io::ErrorKind::NotFound => true,
-            length => length.map(|_| false).map_err(|error| failed(store, "reading", &name, error))?,
-        };
-        let changed = changed.filter(|_| !missing);
-        if changed.is_none() {
-            let made = journal.create(&name).and_then(|()| journal.sync_directory());
-            made.map_err(|error| failed(store, "making", &name, error))?;
-        }
-        let stretch = PAGE_LEAVES * BLOCK;
-        let pages: BTreeSet<u64> = match &changed {
-            None => (0..size.div_ceil(stretch)).collect(),
-            Some(map) => map.extents().iter().flat_map(|e| e.offset / stretch..=(e.end() - 1) / stretch).collect(),
-        };
-        for page in pages {
-            if stop() {
-                return Ok(None);
-            }
-            let whole = Extent::new(page * stretch, stretch.min(size - page * stretch));
-            let leaves = self.page(page, whole, changed.as_ref())?;
-            let bytes = encode(self.of.seed(self.disk, page), &leaves);
-            let written = journal.write_at(&name, page * PAGE as u64, &bytes);
-            written.map_err(|error| failed(store, "writing", &name, error))?;
-        }
-        // The standing that is recorded next must not be believed before this.
-        journal.sync(&name).map_err(|error| failed(store, "syncing", &name, error))?;
-        Ok(Some(()))
-    }
-
-    /// The leaves of the page that stands for `whole`.
-    fn page(&mut self, page: u64, whole: Extent, changed: Option<&BlockMap>) -> Result<Vec<Leaf>, ReplicaError> {
-        // A page that was torn by a power cut, or decayed, is made anew.
-        let kept = if changed.is_some() { self.of.page(self.disk, page)? } else { None };
-        let all: BlockMap = [whole].into_iter().collect();
-        let (mut leaves, known, changed) = match (kept, changed) {
-            (Some(leaves), Some(changed)) => (leaves, self.before, changed.intersection(&all)),
-            _ => (vec![ZERO_LEAF; PAGE_LEAVES as usize], None, all),
-        };
-        let data = self.now.data(self.disk, whole.offset, whole.length)?;
-        for piece in changed.aligned(BLOCK, whole.end()).pieces(BLOCK) {
-            let leaf = &mut leaves[((piece.offset - whole.offset) / BLOCK) as usize];
-            let one: BlockMap = [piece].into_iter().collect();
-            let in_part = changed.intersection(&one).bytes() < piece.length;
-            if in_part && *leaf == SPOILT_LEAF {
-                continue;
-            }
-            if in_part && let Some(before) = known {
-                self.hashed.read += piece.length;
-                if self.leaf(before, piece)? != *leaf {
-                    *leaf = SPOILT_LEAF;
-                    self.hashed.spoilt += 1;
-                    continue;
-                }
-            }
-            *leaf = if data.intersection(&one).is_empty() {
-                ZERO_LEAF
-            } else {
-                self.hashed.read += piece.length;
-                self.leaf(self.now, piece)?
-            };
-        }
-        Ok(leaves)
-    }
-
-    fn leaf(&self, view: &View, piece: Extent) -> Result<Leaf, ReplicaError> {
-        let mut block = vec![0; piece.length as usize];
-        match view.read(self.disk, piece.offset, &mut block) {
-            Err(error) if error.is_unreadable() => Ok(SPOILT_LEAF),
-            read => read.map(|()| leaf(&self.of.key(), &block)),
-        }
-    }
-}
-
 /// Forgets what an earlier replica at the place may have left.
 pub(crate) fn forget(retention: &dyn Volume) -> Result<(), ReplicaError> {
     match retention.remove(RECORD) {
@@ -358,15 +388,15 @@ pub(crate) fn forget(retention: &dyn Volume) -> Result<(), ReplicaError> {
     }
 }
 
-fn file(disk: usize) -> String {
+pub(crate) fn file(disk: usize) -> String {
     format!("{PREFIX}-{disk}.hashes")
 }
 
-fn failed(store: &Store, doing: &str, name: &str, error: io::Error) -> ReplicaError {
+pub(crate) fn failed(store: &Store, doing: &str, name: &str, error: io::Error) -> ReplicaError {
     ReplicaError::io(format!("{doing} {}", store.journal.describe(name)), error)
 }
 
-fn encode(seed: u64, leaves: &[Leaf]) -> Vec<u8> {
+pub(crate) fn encode(seed: u64, leaves: &[Leaf]) -> Vec<u8> {
     let mut bytes = leaves.concat();
     bytes.resize(PAGE - 8, 0);
     let checksum = XxHash3_64::oneshot_with_seed(seed, &bytes);

@@ -42,6 +42,11 @@ impl DiskRecord {
     pub fn file_name(&self) -> String {
         format!("{}.raw", self.key)
     }
+
+    /// The name of the file in the replica's directory where the opener may note how a disk outside looks at rest.
+    pub fn rest_name(&self) -> String {
+        format!("{}.rest", self.key)
+    }
 }
 
 /// Where the bytes of a replica's disk are.

@@ -39,6 +39,13 @@ pub struct Replica {
 }
 
 impl Replica {
+    /// Has the disks look whether somebody else wrote them, and note how they look at rest.
+    pub fn watch(&self) {
+        for disk in 0..self.store.manifest.disks.len() {
+            self.store.unbroken(disk);
+        }
+    }
+
     /// Makes a replica. Disks inside the directory are made too when `spec.content` is empty; all others are there.
     ///
     /// # Errors

@@ -131,6 +131,11 @@ impl Store {
 
     // ---- disks
 
+    /// See [`Disk::unbroken`].
+    pub fn unbroken(&self, disk: usize) -> Option<String> {
+        self.disk(disk).ok()?.unbroken()
+    }
+
     pub fn disk(&self, disk: usize) -> Result<Arc<dyn Disk>, ReplicaError> {
         self.disks.read().expect("nobody panics here").get(disk).cloned().ok_or(ReplicaError::Closed)
     }

@@ -86,8 +86,9 @@ impl Stores {
                 remove(self.retention.as_ref(), &name)?;
             }
         }
-        for record in manifest.disks.iter().filter(|record| record.home == DiskHome::Inside) {
-            remove(self.directory.as_ref(), &record.file_name())?;
+        for record in &manifest.disks {
+            let name = if record.home == DiskHome::Inside { record.file_name() } else { record.rest_name() };
+            remove(self.directory.as_ref(), &name)?;
         }
         let sync = |volume: &dyn Volume| {
             volume.sync_directory().map_err(|e| ReplicaError::io(format!("syncing {}", volume.describe("")), e))

@@ -7,8 +7,7 @@
 //! It reads what a view would read, so a block that was changed since the hashed point is proven where it stands in the
 //! journal. It changes nothing and keeps nobody waiting; what is damaged is named, and the rest is still read.
 
-use protocol::leaf::leaf;
-use protocol::{Attempt, BLOCK, BlockMap, DiskKey, Extent};
+use protocol::{Attempt, BlockMap, DiskKey, Extent};
 
 use crate::error::ReplicaError;
 use crate::history::{Images, Segment};
@@ -132,13 +131,15 @@ impl Scrub<'_> {
     fn disk(&mut self, replica: &Replica, leaves: &Leaves, disk: usize) -> Result<Option<()>, ReplicaError> {
         let size = replica.disks()[disk].size;
         let (mut broken, mut unknown) = (Vec::new(), Vec::new());
-        let mut block = vec![0; BLOCK as usize];
-        for page in 0..size.div_ceil(BLOCK * PAGE_LEAVES) {
+        let recipe = leaves.recipe();
+        let grain = recipe.bytes.bytes();
+        let mut block = vec![0; grain as usize];
+        for page in 0..size.div_ceil(grain * PAGE_LEAVES) {
             replica.store().usable()?;
-            let from = page * PAGE_LEAVES * BLOCK;
-            let whole = Extent::new(from, (PAGE_LEAVES * BLOCK).min(size - from));
+            let from = page * PAGE_LEAVES * grain;
+            let whole = Extent::new(from, (PAGE_LEAVES * grain).min(size - from));
             // The leaves may move on to another point between two pages, never within one.
-            let Some((view, kept)) = leaves.stand(disk, page)? else { break };
+            let Some((view, kept)) = leaves.stand(&recipe, disk, page)? else { break };
             self.found.at = Some(view.point().attempt);
             let Some(kept) = kept else {
                 unknown.push(whole);
@@ -148,8 +149,8 @@ impl Scrub<'_> {
                 Err(error) if error.is_unreadable() => [whole].into_iter().collect(),
                 data => data?,
             };
-            for (at, wanted) in (from..whole.end()).step_by(BLOCK as usize).zip(&kept) {
-                let piece = Extent::new(at, BLOCK.min(whole.end() - at));
+            for (at, wanted) in (from..whole.end()).step_by(grain as usize).zip(&kept) {
+                let piece = Extent::new(at, grain.min(whole.end() - at));
                 let block = &mut block[..piece.length as usize];
                 if data.intersection(&[piece].into_iter().collect()).is_empty() {
                     block.fill(0);
@@ -164,7 +165,7 @@ impl Scrub<'_> {
                         read => read?,
                     }
                 }
-                if leaf(&leaves.key(), block) != *wanted {
+                if recipe.leaf(block) != *wanted {
                     broken.push(piece);
                 }
             }

@@ -12,3 +12,4 @@ mod resume;
 mod rules;
 mod simulated;
 mod trust;
+mod unbroken;

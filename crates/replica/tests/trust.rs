@@ -9,7 +9,7 @@ use std::sync::Arc;
 use crate::simulated::{Dice, Machine, SimulatedDisk, SimulatedVolume};
 use bytes::Bytes;
 use protocol::epoch::{Basis, DiskSize};
-use protocol::leaf::leaf;
+use protocol::leaf::{LeafSize, Recipe};
 use protocol::{Attempt, BLOCK, EpochHeader, Extent, Lineage, PointKind};
 use replica::{
     Content, Disk, DiskHome, DiskRecord, Leaves, Payload, Place, Replica, ReplicaError, Spec, Stores, Verified, Write,
@@ -19,11 +19,11 @@ use replica::{
 /// More than one page of leaves, and not a whole number of them.
 const SIZE: u64 = 130 * BLOCK + 4096;
 
-fn at(number: u64) -> Attempt {
+pub fn at(number: u64) -> Attempt {
     Attempt { generation: 1, number }
 }
 
-fn epoch(replica: &Replica, number: u64, writes: &[Write]) -> Result<(), ReplicaError> {
+pub fn epoch(replica: &Replica, number: u64, writes: &[Write]) -> Result<(), ReplicaError> {
     let mut epoch = replica.begin(&header(replica, number))?;
     epoch.apply(writes)?;
     epoch.seal(0).map(drop)
@@ -48,11 +48,11 @@ fn noise(dice: &mut Dice, length: u64) -> Bytes {
     (0..length).map(|_| dice.roll() as u8).collect::<Vec<u8>>().into()
 }
 
-fn write(disk: u16, offset: u64, bytes: Bytes) -> Write {
+pub fn write(disk: u16, offset: u64, bytes: Bytes) -> Write {
     Write { disk, offset, payload: Payload::Data(bytes) }
 }
 
-fn spec(sizes: &[u64]) -> Spec {
+pub fn spec(sizes: &[u64]) -> Spec {
     let record = |(n, size): (usize, &u64)| DiskRecord {
         key: format!("disk{n}").parse().unwrap(),
         size: *size,
@@ -72,7 +72,7 @@ fn made(directory: &Path) -> (Replica, Leaves) {
     let mut dice = Dice(1);
     let first = [write(0, 0, noise(&mut dice, 5 * BLOCK)), write(0, SIZE - 4096, noise(&mut dice, 4096))];
     epoch(&replica, 1, &first).unwrap();
-    let leaves = Leaves::open(&replica).unwrap();
+    let leaves = Leaves::open(&replica, LeafSize::default()).unwrap();
     leaves.update(&|| false).unwrap();
     epoch(&replica, 2, &[write(0, BLOCK + 5, noise(&mut dice, 10_000))]).unwrap();
     (replica, leaves)
@@ -96,16 +96,17 @@ fn flip(file: &Path, at: u64) {
 }
 
 /// Every leaf of every disk is that of the newest point.
-fn check(replica: &Replica, leaves: &Leaves) {
+pub fn check(replica: &Replica, leaves: &Leaves) {
     let newest = replica.newest().unwrap().attempt;
     let view = replica.view(newest).unwrap();
     for disk in 0..replica.disks().len() {
         let size = view.size(disk);
-        let kept = leaves.kept(newest, disk, 0, size).unwrap();
-        for (n, offset) in (0..size).step_by(BLOCK as usize).enumerate() {
-            let mut block = vec![0; BLOCK.min(size - offset) as usize];
+        let (recipe, grain) = (leaves.recipe(), leaves.recipe().bytes.bytes());
+        let kept = leaves.kept(&recipe, newest, disk, 0, size).unwrap();
+        for (n, offset) in (0..size).step_by(grain as usize).enumerate() {
+            let mut block = vec![0; grain.min(size - offset) as usize];
             view.read(disk, offset, &mut block).unwrap();
-            assert!(kept[n] == leaf(&leaves.key(), &block), "disk {disk}, leaf {n}");
+            assert!(kept[n] == recipe.leaf(&block), "disk {disk}, leaf {n}");
         }
     }
 }
@@ -115,18 +116,18 @@ fn only_what_changed_is_read_again_and_leaves_survive_a_restart() {
     let directory = tempfile::tempdir().unwrap();
     let (replica, leaves) = made(directory.path());
     assert_eq!(leaves.at(), Some(at(1)), "an epoch later they still stand for the first point");
-    assert_eq!(leaves.kept(at(2), 0, 0, SIZE), None);
+    assert_eq!(leaves.kept(&leaves.recipe(), at(2), 0, 0, SIZE), None);
     let hashed = leaves.update(&|| false).unwrap();
     assert_eq!((hashed.at, hashed.read), (Some(at(2)), 2 * BLOCK), "a block that was written in part is proven first");
     check(&replica, &leaves);
     assert_eq!(leaves.update(&|| false).unwrap().read, 0);
-    let some = leaves.kept(at(2), 0, 126 * BLOCK, 4 * BLOCK + 4096).unwrap();
-    assert_eq!(some, leaves.kept(at(2), 0, 0, SIZE).unwrap()[126..]);
-    let key = leaves.key();
+    let some = leaves.kept(&leaves.recipe(), at(2), 0, 126 * BLOCK, 4 * BLOCK + 4096).unwrap();
+    assert_eq!(some, leaves.kept(&leaves.recipe(), at(2), 0, 0, SIZE).unwrap()[126..]);
+    let recipe = leaves.recipe();
     drop((leaves, replica));
     let replica = Replica::open(&place(directory.path()), &open_inside).unwrap();
-    let leaves = Leaves::open(&replica).unwrap();
-    assert_eq!((leaves.key(), leaves.at()), (key, Some(at(2))));
+    let leaves = Leaves::open(&replica, LeafSize::default()).unwrap();
+    assert_eq!((leaves.recipe(), leaves.at()), (recipe, Some(at(2))));
     // The point that they stand for is let go: everything is hashed.
     epoch(&replica, 3, &[write(0, 7 * BLOCK, vec![9; 4096].into())]).unwrap();
     replica.prune_before(at(3)).unwrap();
@@ -137,7 +138,7 @@ fn only_what_changed_is_read_again_and_leaves_survive_a_restart() {
     drop(leaves);
     epoch(&replica, 4, &[write(0, 7 * BLOCK, vec![8; 4096].into())]).unwrap();
     replica.prune_before(at(4)).unwrap();
-    let leaves = Leaves::open(&replica).unwrap();
+    let leaves = Leaves::open(&replica, LeafSize::default()).unwrap();
     assert_eq!(leaves.at(), None);
     assert_eq!(leaves.update(&|| false).unwrap().read, 6 * BLOCK + 4096);
     check(&replica, &leaves);
@@ -169,12 +170,37 @@ fn stopped_half_way_the_leaves_stand_for_nothing_until_they_are_hashed_again() {
     let asked = std::cell::Cell::new(0);
     let second = || asked.replace(asked.get() + 1) == 1;
     assert_eq!(leaves.update(&second).unwrap().at, None);
-    assert_eq!((leaves.at(), leaves.kept(at(3), 0, 0, BLOCK)), (None, None));
+    assert_eq!((leaves.at(), leaves.kept(&leaves.recipe(), at(3), 0, 0, BLOCK)), (None, None));
     drop(leaves);
-    let leaves = Leaves::open(&replica).unwrap();
+    let leaves = Leaves::open(&replica, LeafSize::default()).unwrap();
     assert_eq!(leaves.at(), None);
     assert_eq!(leaves.update(&|| false).unwrap().read, 2 * BLOCK, "what changed since the first point");
     check(&replica, &leaves);
+}
+
+#[test]
+fn leaves_of_another_size_than_is_wanted_serve_until_a_pass_makes_them_anew() {
+    let directory = tempfile::tempdir().unwrap();
+    let (replica, leaves) = made(directory.path());
+    leaves.update(&|| false).unwrap();
+    let before = leaves.recipe();
+    leaves.want("256K".parse().unwrap());
+    assert!(!leaves.is_as_wanted() && leaves.kept(&before, at(2), 0, 0, SIZE).is_some());
+    // Asked as the other end makes them: not believed to be that.
+    let wanted = Recipe { bytes: "256K".parse().unwrap(), ..before };
+    assert_eq!(leaves.kept(&wanted, at(2), 0, 0, SIZE), None);
+    assert!(!leaves.adopt(Recipe { key: [9; 32], ..before }).unwrap(), "a size that is not wanted any more");
+    // Broken off they stand for none, and the next pass goes on as wanted.
+    assert_eq!(leaves.update(&|| true).unwrap().at, None);
+    assert_eq!((leaves.kept(&before, at(2), 0, 0, SIZE), leaves.recipe()), (None, wanted));
+    drop(leaves);
+    let leaves = Leaves::open(&replica, wanted.bytes).unwrap();
+    assert_eq!(leaves.update(&|| false).unwrap().read, 10 * BLOCK + 4096);
+    assert_eq!((leaves.recipe(), leaves.kept(&wanted, at(2), 0, 0, SIZE).unwrap().len()), (wanted, 33));
+    check(&replica, &leaves);
+    assert_eq!(scrub(&replica, &leaves).damage, []);
+    flip(&place(directory.path()).directory.join("disk0.raw"), 5 * BLOCK);
+    assert_eq!(scrub(&replica, &leaves).damage[0].extents.extents(), [Extent::new(4 * BLOCK, 4 * BLOCK)]);
 }
 
 #[test]
@@ -241,7 +267,7 @@ fn without_kept_leaves_the_journal_alone_is_proven_and_it_is_said() {
     let (replica, leaves) = made(directory.path());
     drop(leaves);
     flip(&place(directory.path()).retention.join("leaves.json"), 30);
-    let leaves = Leaves::open(&replica).unwrap();
+    let leaves = Leaves::open(&replica, LeafSize::default()).unwrap();
     let found = scrub(&replica, &leaves);
     assert_eq!((found.at, found.disk_bytes, found.damage.len()), (None, 0, 0));
     assert!(found.journal_bytes > 0);
@@ -255,8 +281,9 @@ fn find_a_flip(disks: &[Arc<SimulatedDisk>], dice: &mut Dice, replica: &Replica,
     disks[disk].write_at(offset, &[byte ^ 1]).unwrap();
     let found = scrub(replica, leaves);
     let [damage] = &found.damage[..] else { panic!("{found:?}") };
-    let start = offset / BLOCK * BLOCK;
-    let named = Extent::new(start, BLOCK.min(disks[disk].size() - start));
+    let grain = leaves.recipe().bytes.bytes();
+    let start = offset / grain * grain;
+    let named = Extent::new(start, grain.min(disks[disk].size() - start));
     assert_eq!((&damage.disk, damage.extents.extents()), (&replica.disks()[disk].key, &[named][..]));
     disks[disk].write_at(offset, &[byte]).unwrap();
     // A power cut would bring the flip alone back.
@@ -279,7 +306,8 @@ fn after_any_power_cut_the_leaves_are_true_a_scrub_finds_nothing_and_then_the_by
             Ok(disk as Arc<dyn Disk>)
         };
         let mut replica = Replica::create_on(stores(), &spec(&sizes), &open).unwrap();
-        let mut leaves = Leaves::open(&replica).unwrap();
+        let size = |dice: &mut Dice| LeafSize::try_from(BLOCK << dice.below(3)).unwrap();
+        let mut leaves = Leaves::open(&replica, size(&mut dice)).unwrap();
         let mut number = 0;
         for _ in 0..6 {
             machine.power().cut_after = dice.chance(70).then(|| dice.below(60));
@@ -301,6 +329,7 @@ fn after_any_power_cut_the_leaves_are_true_a_scrub_finds_nothing_and_then_the_by
             let off = machine.power().off;
             assert!(off || hashed.is_ok(), "seed {seed}: {hashed:?}");
             if off || dice.chance(40) {
+                let leaves_before = leaves.recipe().bytes;
                 drop((replica, leaves));
                 directory.crash();
                 retention.crash();
@@ -309,7 +338,8 @@ fn after_any_power_cut_the_leaves_are_true_a_scrub_finds_nothing_and_then_the_by
                 machine.power().cut_after = None;
                 cuts += u64::from(off);
                 replica = Replica::open_on(stores(), &open).unwrap();
-                leaves = Leaves::open(&replica).unwrap();
+                let wanted = if dice.chance(20) { size(&mut dice) } else { leaves_before };
+                leaves = Leaves::open(&replica, wanted).unwrap();
             }
             machine.power().cut_after = None;
             if let Ok(hashed) = hashed {

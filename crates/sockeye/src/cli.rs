@@ -419,4 +419,16 @@ mod tests {
         assert!(parse("sockeye failback web01 --complete-at 22:00 --offline").is_err());
         assert!(parse("sockeye complete web01 --at 22:00/04:00").is_ok());
     }
+
+    #[test]
+    fn a_size_that_no_leaf_can_have_is_refused_and_those_it_can_have_are_told() {
+        for verb in ["copy a b", "policy add polite"] {
+            for size in ["63K", "8M", "0", "65536", "96K"] {
+                let refused = Cli::try_parse_from(format!("sockeye {verb} --leaf-size {size}").split(' ')).unwrap_err();
+                let said = refused.to_string();
+                assert!(said.contains(size) && said.contains("64K, 128K, 256K, 512K, 1M, 2M and 4M"), "{said}");
+            }
+            assert!(Cli::try_parse_from(format!("sockeye {verb} --leaf-size 256K").split(' ')).is_ok());
+        }
+    }
 }

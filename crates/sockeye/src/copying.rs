@@ -51,7 +51,7 @@ pub async fn copy(screen: Screen, copy: &Copy) -> Result<Ending, Trouble> {
         CopySync::Compare => Sync::Compare,
         CopySync::Full => Sync::Full,
     };
-    let wish = Wish { sync, verify: copy.verify, dry_run: copy.dry_run };
+    let wish = Wish { sync, verify: copy.verify, dry_run: copy.dry_run, leaf_bytes: copy.leaf_size };
     let bar = bar(screen);
     let progress = {
         let bar = bar.clone();

@@ -19,16 +19,16 @@ use std::sync::Arc;
 
 use component::link::LinkError;
 use futures::future::BoxFuture;
-use protocol::leaf::{Leaf, LeafKey, ROOT, ZERO_LEAF, nodes, span};
+use protocol::leaf::{Leaf, Recipe, ZERO_LEAF};
 use protocol::session::MOST_ASKED;
-use protocol::{BLOCK, BlockMap, Extent, Fault};
+use protocol::{BlockMap, Extent, Fault};
 use tokio_util::task::AbortOnDropHandle;
 
-use crate::{Piece, Pieces, Question, Reader, Session, Stopped};
+use crate::{Piece, Pieces, Question, Reader, Session, Stopped, begins_anew};
 
 /// Whoever knows hashes of the source without reading it.
 pub trait Known: Send + Sync + 'static {
-    /// The leaves of `extent` of the sender's disk of that index, made with the key that the compare began with; none where
+    /// The leaves of `extent` of the sender's disk of that index, made as the compare makes them; none where
     /// it has to be read. [`protocol::leaf::SPOILT_LEAF`], which the target may have, too, is never among them.
     fn leaves(&self, disk: u16, extent: Extent) -> BoxFuture<'_, Option<Vec<Leaf>>>;
 }
@@ -55,23 +55,31 @@ pub struct Compare {
     further: VecDeque<Asked>,
     asked: VecDeque<Asked>,
     differs: Pieces,
-    /// The target's: both ends hash with it.
-    key: LeafKey,
+    /// The target's: both ends hash like that.
+    recipe: Recipe,
     known: Option<Arc<dyn Known>>,
+    expected: u64,
     done: u64,
     read_there: u64,
 }
 
 impl Compare {
-    /// Compares these parts of each reader's disk, in whole blocks, with the target's disk of that index; `key` is the
-    /// target's, and that of what is `known`.
-    pub fn new(parts: Vec<(Reader, u16, BlockMap)>, key: LeafKey, known: Option<Arc<dyn Known>>) -> Compare {
-        let mut left = VecDeque::new();
+    /// Compares these parts of each reader's disk, and what else the leaves stand for that they touch, with the target's disk
+    /// of that index; `recipe` is the target's, and that of what is `known`.
+    pub fn new(parts: Vec<(Reader, u16, BlockMap)>, recipe: Recipe, known: Option<Arc<dyn Known>>) -> Compare {
+        let (mut left, mut expected) = (VecDeque::new(), 0);
         for (reader, there, map) in parts {
-            left.extend(map.pieces(span(ROOT)).map(|stretch| (reader.clone(), there, stretch)));
+            let map = map.aligned(recipe.bytes.bytes(), reader.size);
+            expected += map.bytes();
+            left.extend(map.pieces(recipe.span(recipe.root())).map(|stretch| (reader.clone(), there, stretch)));
         }
         let (further, asked, differs) = Default::default();
-        Compare { left, further, asked, differs, key, known, done: 0, read_there: 0 }
+        Compare { left, further, asked, differs, recipe, known, expected, done: 0, read_there: 0 }
+    }
+
+    /// Bytes of the disks that will be compared.
+    pub fn expected(&self) -> u64 {
+        self.expected
     }
 
     /// Bytes of the disks that were compared so far.
@@ -84,12 +92,15 @@ impl Compare {
         self.read_there
     }
 
-    /// A new session, in which the target hashes with `key`: what was asked for in the old one is asked for again.
+    /// A new session, in which the target hashes by `recipe`: what was asked for in the old one is asked for again.
     ///
     /// # Errors
-    /// The session ended.
-    pub async fn resume(&mut self, session: &mut Session, key: LeafKey) -> Result<(), LinkError> {
-        let same = std::mem::replace(&mut self.key, key) == key;
+    /// The session ended; the leaves are of another size, so that the compare has to begin anew.
+    pub async fn resume(&mut self, session: &mut Session, recipe: Recipe) -> Result<(), Stopped> {
+        if recipe.bytes != self.recipe.bytes {
+            return Err(begins_anew("the target makes hashes of another size now"));
+        }
+        let same = std::mem::replace(&mut self.recipe, recipe) == recipe;
         if !same {
             self.known = None;
         }
@@ -97,7 +108,7 @@ impl Compare {
             if !same {
                 let extent = asked.question.extent;
                 (asked.question.level, asked.stretch) = (0, extent);
-                asked.here = hashing(&asked.reader, extent, key, None);
+                asked.here = hashing(&asked.reader, extent, recipe, None);
             }
         }
         for asked in &self.asked {
@@ -138,10 +149,12 @@ impl Compare {
                 Some(further) => further,
                 None => {
                     let Some((reader, disk, extent)) = self.left.pop_front() else { return Ok(()) };
-                    let ends = extent.length == span(ROOT) || extent.end() == reader.size;
-                    let is_whole = extent.offset.is_multiple_of(span(ROOT)) && ends;
-                    let here = hashing(&reader, extent, self.key, self.known.clone());
-                    let question = Question { disk, level: if is_whole { ROOT } else { 0 }, extent };
+                    let root = self.recipe.root();
+                    let span = self.recipe.span(root);
+                    let ends = extent.length == span || extent.end() == reader.size;
+                    let is_whole = extent.offset.is_multiple_of(span) && ends;
+                    let here = hashing(&reader, extent, self.recipe, self.known.clone());
+                    let question = Question { disk, level: if is_whole { root } else { 0 }, extent };
                     Asked { reader, question, stretch: extent, here }
                 }
             };
@@ -159,15 +172,16 @@ impl Compare {
             Here::Known(leaves) => leaves,
             Here::Hashing(task) => task.await.map_err(|error| broken(&error.to_string()))??.into(),
         };
-        let part = &here[((extent.offset - stretch.offset) / BLOCK) as usize..];
-        let ours = nodes(&self.key, &part[..extent.length.div_ceil(BLOCK) as usize], level);
+        let part = &here[self.recipe.count(extent.offset - stretch.offset)..];
+        let ours = self.recipe.nodes(&part[..self.recipe.count(extent.length)], level);
         if there.len() != ours.len() {
             return Err(broken("the target sent another number of hashes than it was asked for"));
         }
         let (mut differs, mut zero) = (BlockMap::new(), BlockMap::new());
         for (n, (here, there)) in ours.iter().zip(there).enumerate() {
-            let offset = extent.offset + n as u64 * span(level);
-            let part = Extent::new(offset, span(level).min(extent.end() - offset));
+            let span = self.recipe.span(level);
+            let offset = extent.offset + n as u64 * span;
+            let part = Extent::new(offset, span.min(extent.end() - offset));
             match here == there {
                 true => self.done += part.length,
                 false if *here == ZERO_LEAF => zero.insert(part),
@@ -192,7 +206,7 @@ impl Compare {
     }
 }
 
-fn hashing(reader: &Reader, extent: Extent, key: LeafKey, known: Option<Arc<dyn Known>>) -> Here {
+fn hashing(reader: &Reader, extent: Extent, recipe: Recipe, known: Option<Arc<dyn Known>>) -> Here {
     let reader = reader.clone();
     Here::Hashing(AbortOnDropHandle::new(tokio::spawn(async move {
         if let Some(known) = known
@@ -200,7 +214,7 @@ fn hashing(reader: &Reader, extent: Extent, key: LeafKey, known: Option<Arc<dyn 
         {
             return Ok(leaves);
         }
-        reader.leaves(extent, key).await
+        reader.leaves(extent, recipe).await
     })))
 }
 

@@ -17,7 +17,7 @@ use std::time::{Duration, Instant};
 use component::link::{LinkError, Traffic};
 use protocol::epoch::EpochTotals;
 use protocol::fault::code;
-use protocol::leaf::LeafKey;
+use protocol::leaf::Recipe;
 use protocol::order::Moved;
 use protocol::{Extent, Fault};
 
@@ -114,9 +114,10 @@ impl Flow {
         }
     }
 
-    /// Goes on with a compare of `expected` bytes instead of what was not begun yet.
-    pub fn compare(&mut self, compare: Compare, expected: u64) {
-        (self.source, self.expected) = (Source::Compare(compare), expected);
+    /// Goes on with a compare instead of what was not begun yet.
+    pub fn compare(&mut self, compare: Compare) {
+        self.expected = compare.expected();
+        self.source = Source::Compare(compare);
     }
 
     /// Sends the next piece; false when there is none any more.
@@ -153,12 +154,12 @@ impl Flow {
         Ok(true)
     }
 
-    /// Brings a session to where the last one ended: frames after `resume_after` are sent again. The target hashes with
-    /// `key` now.
+    /// Brings a session to where the last one ended: frames after `resume_after` are sent again. The target hashes by
+    /// `recipe` now.
     ///
     /// # Errors
     /// [`Stopped`].
-    pub async fn resume(&mut self, session: &mut Session, key: LeafKey, resume_after: u64) -> Result<(), Stopped> {
+    pub async fn resume(&mut self, session: &mut Session, recipe: Recipe, resume_after: u64) -> Result<(), Stopped> {
         if resume_after < self.taken || resume_after >= self.next_sequence {
             // It counts differently: only a new beginning is honest.
             let known = (self.taken, self.next_sequence - 1);
@@ -178,7 +179,7 @@ impl Flow {
             session.send(&piece.frame(*sequence)).await?;
         }
         if let Source::Compare(compare) = &mut self.source {
-            compare.resume(session, key).await?;
+            compare.resume(session, recipe).await?;
         }
         Ok(())
     }

@@ -10,14 +10,14 @@ use bytes::Bytes;
 use futures::stream::FuturesOrdered;
 use futures::{StreamExt, TryStreamExt, stream};
 use protocol::fault::code;
-use protocol::leaf::{Leaf, LeafKey, ZERO_LEAF, leaf};
+use protocol::leaf::{Leaf, Recipe, ZERO_LEAF};
 use protocol::{BLOCK, BlockMap, DiskKey, Extent, Fault};
 use replica::Disk;
 
 use crate::HASHERS;
 
-/// How many reads of an export are in flight at once. Guessed: enough to hide an NBD round trip on a unix socket.
-const READS: usize = 16;
+/// How many bytes of an export are being read at once. Guessed: enough to hide an NBD round trip on a unix socket.
+const READ_BYTES: u64 = 16 * BLOCK;
 /// Bytes that a disk is asked for at once while it is hashed (measured: `dd` is fastest with this, too).
 const CHUNK: u64 = 256 * 1024;
 const ALLOCATION: &str = "base:allocation";
@@ -135,48 +135,50 @@ impl Reader {
         Ok((of(0), of(nbd::status::HOLE)))
     }
 
-    /// The leaves of `extent`, which begins at a multiple of [`BLOCK`]. Holes are not read.
-    pub(crate) async fn leaves(&self, extent: Extent, key: LeafKey) -> Result<Vec<Leaf>, Fault> {
+    /// The leaves of `extent`, which begins at a multiple of what one stands for. Holes are not read.
+    pub(crate) async fn leaves(&self, extent: Extent, recipe: Recipe) -> Result<Vec<Leaf>, Fault> {
         // Never closed.
         let _permit = HASHERS.acquire().await;
         if let Source::Disk(disk) = &self.source {
             let (disk, name, count) = (disk.clone(), self.key.clone(), self.read.clone());
             return blocking(move || {
-                let (leaves, read) = leaves_of(disk.as_ref(), extent, &key).map_err(|error| lost(&name, &error))?;
+                let (leaves, read) = leaves_of(disk.as_ref(), extent, &recipe).map_err(|error| lost(&name, &error))?;
                 count.fetch_add(read, Ordering::Relaxed);
                 Ok(leaves)
             })
             .await;
         }
         let data = self.data(extent).await?;
-        let blocks = (extent.offset..extent.end()).step_by(BLOCK as usize);
-        let leaves = stream::iter(blocks.map(|offset| {
-            let block = Extent::new(offset, BLOCK.min(extent.end() - offset));
-            let is_hole = data.intersection(&[block].into_iter().collect()).is_empty();
+        let grain = recipe.bytes.bytes();
+        let pieces = (extent.offset..extent.end()).step_by(grain as usize);
+        let leaves = stream::iter(pieces.map(|offset| {
+            let piece = Extent::new(offset, grain.min(extent.end() - offset));
+            let is_hole = data.intersection(&[piece].into_iter().collect()).is_empty();
             async move {
                 match is_hole {
                     true => Ok(ZERO_LEAF),
-                    false => Ok(leaf(&key, &self.read(block).await?)),
+                    false => Ok(recipe.leaf(&self.read(piece).await?)),
                 }
             }
         }));
-        leaves.buffered(READS).try_collect().await
+        leaves.buffered((READ_BYTES / grain).max(1) as usize).try_collect().await
     }
 }
 
 /// The leaves of a part of a disk, and how much was read for them. Blocks.
-pub(crate) fn leaves_of(disk: &dyn Disk, extent: Extent, key: &LeafKey) -> std::io::Result<(Vec<Leaf>, u64)> {
-    let mut leaves = vec![ZERO_LEAF; extent.length.div_ceil(BLOCK) as usize];
-    let mut read = 0;
-    let mut buffer = vec![0; CHUNK.min(extent.length) as usize];
-    let data = disk.data(extent.offset, extent.length)?.aligned(BLOCK, extent.end());
-    for chunk in data.pieces(CHUNK) {
+pub(crate) fn leaves_of(disk: &dyn Disk, extent: Extent, recipe: &Recipe) -> std::io::Result<(Vec<Leaf>, u64)> {
+    let mut leaves = vec![ZERO_LEAF; recipe.count(extent.length)];
+    let (mut read, grain) = (0, recipe.bytes.bytes());
+    let most = CHUNK.max(grain);
+    let mut buffer = vec![0; most.min(extent.length) as usize];
+    let data = disk.data(extent.offset, extent.length)?.aligned(grain, extent.end());
+    for chunk in data.pieces(most) {
         let bytes = &mut buffer[..chunk.length as usize];
         disk.read_at(chunk.offset, bytes)?;
         read += chunk.length;
-        let first = ((chunk.offset - extent.offset) / BLOCK) as usize;
-        for (n, block) in bytes.chunks(BLOCK as usize).enumerate() {
-            leaves[first + n] = leaf(key, block);
+        let first = recipe.count(chunk.offset - extent.offset);
+        for (n, piece) in bytes.chunks(grain as usize).enumerate() {
+            leaves[first + n] = recipe.leaf(piece);
         }
     }
     Ok((leaves, read))

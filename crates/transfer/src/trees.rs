@@ -10,9 +10,9 @@ use futures::StreamExt;
 use futures::stream::FuturesOrdered;
 use protocol::fault::code;
 use protocol::frame::Frame;
-use protocol::leaf::{Leaf, LeafKey, ROOT, nodes, span};
+use protocol::leaf::{Leaf, Recipe};
 use protocol::session::{MOST_HASHED, Message};
-use protocol::{BLOCK, Extent, Fault};
+use protocol::{Extent, Fault};
 use tokio_util::task::AbortOnDropHandle;
 
 use crate::HASHERS;
@@ -25,11 +25,11 @@ pub trait Hashed: Send + Sync + 'static {
     /// The size of a disk in bytes; none if there is no such disk.
     fn size(&self, disk: u16) -> Option<u64>;
 
-    /// What they are hashed with.
-    fn key(&self) -> LeafKey;
+    /// How they are hashed.
+    fn recipe(&self) -> Recipe;
 
-    /// The leaves of `extent`, which begins at a multiple of [`BLOCK`] and lies on the disk, and how much was read for
-    /// them. Blocks; called from several threads at once.
+    /// The leaves of `extent`, which begins at a multiple of what one stands for and lies on the disk, and how much was read
+    /// for them. Blocks; called from several threads at once.
     ///
     /// # Errors
     /// The disk cannot be read.
@@ -41,7 +41,7 @@ pub trait Hashed: Send + Sync + 'static {
 pub struct Question {
     /// Index of the disk in the target's order.
     pub disk: u16,
-    /// 0 for leaves, up to [`ROOT`].
+    /// 0 for leaves, up to [`Recipe::root`].
     pub level: u8,
     /// Of which range.
     pub extent: Extent,
@@ -76,7 +76,7 @@ impl Trees {
     /// `MOV-005`: there is no answer to that.
     pub fn ask(&mut self, question: Question) -> Result<(), Fault> {
         let size = self.of.size(question.disk).unwrap_or_default();
-        if !makes_sense(&question, size) {
+        if !makes_sense(&question, &self.of.recipe(), size) {
             let cause = "hashes were asked for that do not exist";
             return Err(Fault::new(code::PROTOCOL, "the sender broke the session", cause));
         }
@@ -117,23 +117,25 @@ impl Trees {
     }
 }
 
-fn makes_sense(question: &Question, size: u64) -> bool {
+fn makes_sense(question: &Question, recipe: &Recipe, size: u64) -> bool {
     let Question { level, extent: Extent { offset, length }, .. } = *question;
     let Some(end) = offset.checked_add(length).filter(|end| *end <= size) else { return false };
-    let span = span(level);
+    let span = recipe.span(level);
     let whole = offset.is_multiple_of(span) && (level == 0 || end.is_multiple_of(span) || end == size);
-    let one_stretch = length > 0 && stretch(offset, size).end() >= end;
-    length > 0 && whole && if level == 0 { length <= MOST_HASHED } else { level <= ROOT && one_stretch }
+    let one_stretch = length > 0 && stretch(recipe, offset, size).end() >= end;
+    length > 0 && whole && if level == 0 { length <= MOST_HASHED } else { level <= recipe.root() && one_stretch }
 }
 
 /// The stretch that `offset` lies in.
-fn stretch(offset: u64, size: u64) -> Extent {
-    let from = offset - offset % span(ROOT);
-    Extent::new(from, span(ROOT).min(size - from))
+fn stretch(recipe: &Recipe, offset: u64, size: u64) -> Extent {
+    let span = recipe.span(recipe.root());
+    let from = offset - offset % span;
+    Extent::new(from, span.min(size - from))
 }
 
 fn answer(of: &dyn Hashed, kept: &Kept, question: Question) -> Result<Frame, Fault> {
     let Question { disk, level, extent } = question;
+    let recipe = of.recipe();
     let known = {
         let kept = kept.lock().unwrap_or_else(PoisonError::into_inner);
         let covers = |of: &Extent| of.offset <= extent.offset && of.end() >= extent.end();
@@ -154,7 +156,7 @@ fn answer(of: &dyn Hashed, kept: &Kept, question: Question) -> Result<Frame, Fau
             ((extent, leaves), read)
         }
     };
-    let from = ((extent.offset - of_these.offset) / BLOCK) as usize;
-    let part = &leaves[from..from + extent.length.div_ceil(BLOCK) as usize];
-    Ok(Frame::Hashes { disk, level, offset: extent.offset, read, leaves: nodes(&of.key(), part, level) })
+    let from = recipe.count(extent.offset - of_these.offset);
+    let part = &leaves[from..from + recipe.count(extent.length)];
+    Ok(Frame::Hashes { disk, level, offset: extent.offset, read, leaves: recipe.nodes(part, level) })
 }

@@ -9,6 +9,7 @@ use std::sync::{Arc, Mutex};
 use component::{Link, LinkError};
 use protocol::fault::code;
 use protocol::frame::Frame;
+use protocol::leaf::LeafSize;
 use protocol::order::Sync;
 use protocol::session::Message;
 use protocol::{BLOCK, BlockMap, Fault};
@@ -101,8 +102,8 @@ impl Pair {
         self.directory.path().join("target.raw")
     }
 
-    /// Changes so many whole blocks of the source by a byte each.
-    fn change(&mut self, blocks: u64) {
+    /// Changes so many whole blocks of the source by a byte each; which.
+    fn change(&mut self, blocks: u64) -> std::collections::BTreeSet<u64> {
         let disk = FileDisk::open(&self.source()).unwrap();
         let mut changed = std::collections::BTreeSet::new();
         while (changed.len() as u64) < blocks {
@@ -114,10 +115,11 @@ impl Pair {
             bytes[(self.dice.roll() % BLOCK) as usize] ^= 128;
             disk.write_at(block * BLOCK, &bytes).unwrap();
         }
+        changed
     }
 
     async fn copy(&self, sync: Sync) -> Result<Copied, Failure> {
-        self.copy_as(Wish { sync, verify: true, dry_run: false }).await
+        self.copy_as(Wish { sync, verify: true, dry_run: false, leaf_bytes: LeafSize::default() }).await
     }
 
     async fn copy_as(&self, wish: Wish) -> Result<Copied, Failure> {
@@ -155,7 +157,15 @@ impl Pair {
             let next = async || {
                 let mut link = dialled.lock().await.recv().await.unwrap();
                 let wished = link.incoming.message("a wish").await?;
-                assert_eq!(wished, Message::Fetch { sync: wish.sync, verify: wish.verify, dry_run: wish.dry_run });
+                assert_eq!(
+                    wished,
+                    Message::Fetch {
+                        sync: wish.sync,
+                        verify: wish.verify,
+                        dry_run: wish.dry_run,
+                        leaf_bytes: wish.leaf_bytes
+                    }
+                );
                 Ok(link)
             };
             // One that failed is given again, to whoever dials next.
@@ -264,7 +274,10 @@ async fn only_blocks_that_differ_travel_and_a_full_copy_reads_nothing_at_the_tar
         for blocks in [0, 1, 7, 150] {
             pair.change(blocks);
             let before = allocated(&pair.target());
-            let dry = pair.copy_as(Wish { sync: Sync::Compare, verify: false, dry_run: true }).await.unwrap();
+            let dry = pair
+                .copy_as(Wish { sync: Sync::Compare, verify: false, dry_run: true, leaf_bytes: LeafSize::default() })
+                .await
+                .unwrap();
             assert!(blocks == 0 || !pair.are_equal(), "a dry run wrote");
             let copied = pair.copy(Sync::Compare).await.unwrap();
             assert!(pair.are_equal() && !pair.is_marked());
@@ -277,6 +290,27 @@ async fn only_blocks_that_differ_travel_and_a_full_copy_reads_nothing_at_the_tar
         drop(target);
         let copied = pair.copy(Sync::Full).await.unwrap();
         assert!(pair.are_equal() && copied.moved.read_target == 0, "{copied:?}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn larger_leaves_find_the_same_and_of_each_that_differs_all_travels() {
+    for mut pair in both(9) {
+        pair.copy(Sync::Full).await.unwrap();
+        for size in ["128K", "512K", "4M"] {
+            let leaf_bytes: LeafSize = size.parse().unwrap();
+            let changed = pair.change(3);
+            let leaves: std::collections::BTreeSet<u64> =
+                changed.iter().map(|block| block * BLOCK / leaf_bytes.bytes()).collect();
+            let reach = |leaf: &u64| leaf_bytes.bytes().min(SIZE - leaf * leaf_bytes.bytes());
+            let most = leaves.iter().map(reach).sum::<u64>();
+            let wish = Wish { sync: Sync::Compare, verify: true, dry_run: false, leaf_bytes };
+            let copied = pair.copy_as(wish).await.unwrap();
+            assert!(pair.are_equal() && !pair.is_marked(), "{size}");
+            assert_eq!(copied.moved.changed, most, "{size}: {copied:?}");
+            let again = pair.copy_as(wish).await.unwrap();
+            assert_eq!((again.moved.changed, pair.are_equal()), (0, true), "{size}");
+        }
     }
 }
 
@@ -323,7 +357,10 @@ async fn a_sender_that_is_started_again_finds_the_same_receiver_waiting() {
     };
     let mut receiving = Receiving::new(Box::new(open), Mark::beside(&pair.target()));
     let (mut near, far) = Link::pair();
-    near.outgoing.say(Message::Copy { id: uuid::Uuid::new_v4(), size: SIZE, dry_run: false }).await.unwrap();
+    near.outgoing
+        .say(Message::Copy { id: uuid::Uuid::new_v4(), size: SIZE, dry_run: false, leaf_bytes: LeafSize::default() })
+        .await
+        .unwrap();
     let first = Frame::Data { sequence: 1, disk: 0, offset: 0, bytes: vec![1; 512].into() };
     near.outgoing.send(&first).await.unwrap();
     let talk = async {
@@ -335,7 +372,10 @@ async fn a_sender_that_is_started_again_finds_the_same_receiver_waiting() {
     assert!(pair.is_marked());
 
     let receiving = Arc::new(tokio::sync::Mutex::new(receiving));
-    let copied = pair.send_to(receiving, Wish { sync: Sync::Full, verify: true, dry_run: false }).await.unwrap();
+    let copied = pair
+        .send_to(receiving, Wish { sync: Sync::Full, verify: true, dry_run: false, leaf_bytes: LeafSize::default() })
+        .await
+        .unwrap();
     assert!(copied.resumed && pair.are_equal() && !pair.is_marked(), "{copied:?}");
 }
 
@@ -349,7 +389,15 @@ async fn who_only_asks_what_would_travel_is_not_written_to_by_a_sender_that_goes
     let sending = async {
         let mut link = dialled.recv().await.unwrap();
         link.incoming.message("a wish").await.unwrap();
-        link.outgoing.say(Message::Copy { id: uuid::Uuid::new_v4(), size: SIZE, dry_run: false }).await.unwrap();
+        link.outgoing
+            .say(Message::Copy {
+                id: uuid::Uuid::new_v4(),
+                size: SIZE,
+                dry_run: false,
+                leaf_bytes: LeafSize::default(),
+            })
+            .await
+            .unwrap();
         let refused = link.incoming.message("readiness").await.unwrap_err();
         assert!(refused.fault().is(code::LINK), "{refused:?}");
         // It is asked again, for nothing but that.
@@ -360,7 +408,7 @@ async fn who_only_asks_what_would_travel_is_not_written_to_by_a_sender_that_goes
         tell.send(far).unwrap();
         Ok(near)
     };
-    let wish = Wish { sync: Sync::Full, verify: false, dry_run: true };
+    let wish = Wish { sync: Sync::Full, verify: false, dry_run: true, leaf_bytes: LeafSize::default() };
     tokio::select! {
         copied = fetch(&mut receiving, dial, wish) => panic!("{copied:?}"),
         _again = sending => {}
@@ -382,7 +430,10 @@ async fn a_sender_that_breaks_the_rules_changes_nothing() {
         let mut receiving = Receiving::new(Box::new(open.clone()), Mark::beside(&pair.target()));
         let (mut near, far) = Link::pair();
         let taken = tokio::spawn(async move { receiving.take(far).await });
-        near.outgoing.say(Message::Copy { id, size: 1 << 20, dry_run: false }).await.unwrap();
+        near.outgoing
+            .say(Message::Copy { id, size: 1 << 20, dry_run: false, leaf_bytes: LeafSize::default() })
+            .await
+            .unwrap();
         near.incoming.message("readiness").await.unwrap();
         near.outgoing.send(&frame).await.unwrap();
         // It may be refused already.

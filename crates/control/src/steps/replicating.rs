@@ -5,6 +5,7 @@ use std::collections::BTreeMap;
 use protocol::bandwidth::Bandwidth;
 use protocol::fault::{Fault, code};
 use protocol::id::{Attempt, Lineage, PolicyName, SiteName};
+use protocol::leaf::LeafSize;
 use protocol::order::{Order, Role, Sync};
 use protocol::retention::Retention;
 use protocol::stage::{Side, Stage};
@@ -49,6 +50,7 @@ impl Context<'_> {
             retention: Retention::default(),
             bandwidth: Bandwidth::default(),
             app_interval_ms: 0,
+            leaf_bytes: LeafSize::default(),
             home_copy: Copy { authored: Some(1), ..Copy::default() },
             away_copy: Copy { at_rest: true, ..Copy::default() },
             wish: None,

@@ -3,6 +3,7 @@
 use bytes::Bytes;
 use protocol::epoch::{Basis, DiskSize};
 use protocol::fault::code;
+use protocol::leaf::LeafSize;
 use protocol::order::Grant;
 use protocol::{Changes, EpochHeader, EpochTotals, Lineage, Point, PointKind, Position};
 use replica::{Content, DiskHome, DiskRecord, Payload, Place, Spec, Write, open_inside};
@@ -138,7 +139,8 @@ async fn after_a_point_old_ones_go_aside_but_those_that_are_needed() {
     let status = bench.item.keeping();
     assert_eq!((status.points, status.space, status.fault), (145, Space::Enough, None));
     // Another policy: an hour and no more, at once.
-    bench.item.keep_by(&Retention { then: vec![], app_consistent: None, ..Retention::default() }).unwrap();
+    let none_older = Retention { then: vec![], app_consistent: None, ..Retention::default() };
+    bench.item.keep_by(&none_older, LeafSize::default()).unwrap();
     bench.item.tended().await;
     let left: Vec<u64> = bench.item.replica.points().iter().map(|p| p.attempt.number).collect();
     assert_eq!(left, [vec![5], (283..=288).collect()].concat());
@@ -151,7 +153,7 @@ async fn a_budget_is_kept_and_told_of_and_a_pinned_point_stays_whatever_it_costs
     let (disks, volume) = (tempfile::tempdir().unwrap(), Volume::of_mib(64));
     let bench = Bench::new(disks.path(), volume.0.path(), 4 << 20);
     let budget = Some(Budget { bytes: 6 << 20, alarm_percent: 50 });
-    bench.item.keep_by(&Retention { budget, ..Retention::default() }).unwrap();
+    bench.item.keep_by(&Retention { budget, ..Retention::default() }, LeafSize::default()).unwrap();
     let mut seen = Vec::new();
     for number in 1..=12 {
         bench.point(number, 16).await.unwrap();

@@ -50,17 +50,7 @@ impl Back {
         let (stop, stopped) = oneshot::channel();
         let task = tokio::spawn(master_target::run(config, async { drop(stopped.await) }));
         line.lead_to(sites.control.registered(RECEIVER).await.unwrap());
-        let changes = Changes::Unknown(Distrust::MapAbsent);
-        let take_over = Order::TakeOver {
-            item: item(),
-            lineage: sites.lineage,
-            machine: NAME.into(),
-            settled: Settled { since: None, changes, stamps: Default::default() },
-            authored: Some(GENERATION),
-            grant: Grant { generation: RAISED, token: TOKEN.into() },
-            no_way_back: false,
-        };
-        sites.control.order(RECEIVER, take_over).await.unwrap();
+        take_over(&sites).await;
         let standpoint = Order::Standpoint { item: item(), reader: Some(TOKEN.into()) };
         let Outcome::Stands { position } = sites.order(standpoint).await.unwrap() else { panic!("it stands nowhere") };
         Back { sites, line, standpoint: position, sender: None, receiver: Part { stop, task } }
@@ -75,7 +65,7 @@ impl Back {
     pub async fn replicate(&mut self, sync: Sync, beneath: Option<Peer>) {
         let wish = Replication {
             generation: RAISED,
-            target: Target::Dial(Peer { name: RECEIVER.into(), address: self.line.address.clone() }),
+            target: Target::Dial(self.receiver()),
             token: TOKEN.into(),
             standpoint: Some(self.standpoint.clone()),
             beneath,
@@ -97,6 +87,23 @@ impl Back {
         let task = tokio::spawn(process_server::run(config, async { drop(stopped.await) }));
         self.sender = Some(Part { stop, task });
         self.sites.control.registered(SENDER).await;
+    }
+
+    /// The master target at home, at the other end of the line.
+    pub fn receiver(&self) -> Peer {
+        Peer { name: RECEIVER.into(), address: self.line.address.clone() }
+    }
+
+    /// The way back is given up, and begun again later: nothing flows meanwhile.
+    pub async fn give_up_and_begin_again(&mut self) {
+        self.sites.control.replicate(SENDER, vec![]);
+        if let Some(sender) = self.sender.take() {
+            sender.end().await;
+        }
+        self.sites.control.forget_status(SENDER);
+        let give_back = Order::GiveBack { item: NAME.parse().unwrap() };
+        self.sites.control.order(RECEIVER, give_back).await.unwrap();
+        take_over(&self.sites).await;
     }
 
     /// The status once the first epoch is sealed.
@@ -123,6 +130,21 @@ impl Back {
         self.receiver.end().await;
         self.sites.end().await;
     }
+}
+
+/// Takes the old primary over, of which nothing is known.
+async fn take_over(sites: &Sites) {
+    let changes = Changes::Unknown(Distrust::MapAbsent);
+    let take_over = Order::TakeOver {
+        item: NAME.parse().unwrap(),
+        lineage: sites.lineage,
+        machine: NAME.into(),
+        settled: Settled { since: None, changes, stamps: Default::default() },
+        authored: Some(GENERATION),
+        grant: Grant { generation: RAISED, token: TOKEN.into() },
+        no_way_back: false,
+    };
+    sites.control.order(RECEIVER, take_over).await.unwrap();
 }
 
 fn spec() -> MachineSpec {

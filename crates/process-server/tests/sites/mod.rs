@@ -19,6 +19,7 @@ use platforms::simulated::Simulated;
 use platforms::{Platform, Start};
 use protocol::epoch::{DiskSize, Point};
 use protocol::keeping::{ItemManifest, Keeping};
+use protocol::leaf::LeafSize;
 use protocol::machine::{Boot, DiskFormat, DiskSource, DiskSpec, MachineSpec};
 use protocol::order::{Grant, Order, Outcome, Replication, ReplicationStatus, Sync};
 use protocol::replication::{Peer, Target};
@@ -137,9 +138,11 @@ pub fn keeping(lineage: Lineage) -> Keeping {
         interval_ms: 1000,
         bandwidth: Bandwidth::default(),
         app_interval_ms: 0,
+        leaf_bytes: LeafSize::default(),
     };
     let retention = Retention::default();
-    Keeping { item: NAME.parse().unwrap(), lineage, retention, sender: None, manifest }
+    let leaf_bytes = LeafSize::default();
+    Keeping { item: NAME.parse().unwrap(), lineage, retention, leaf_bytes, sender: None, manifest }
 }
 
 impl Sites {

@@ -5,6 +5,7 @@ use std::path::PathBuf;
 use std::str::FromStr;
 
 use clap::{Args, ValueEnum};
+use protocol::leaf::LeafSize;
 use protocol::replication::Peer;
 
 /// Where a disk is.
@@ -72,6 +73,10 @@ pub struct Copy {
     /// How the blocks that travel are found; an empty target needs no compare
     #[arg(long, value_enum, default_value_t = CopySync::Compare)]
     pub sync: CopySync,
+    /// How much of the disks one hash stands for, 64K to 4M: larger ones are fewer to be told, but where one byte differs all
+    /// that its hash stands for travels
+    #[arg(long, value_name = "SIZE", default_value_t = LeafSize::default())]
+    pub leaf_size: LeafSize,
     /// Connections to another host, and to each NBD export that takes several; 1 to 32
     #[arg(long, value_name = "N", default_value_t = component::CONNECTIONS, value_parser = clap::value_parser!(u8).range(1..=32))]
     pub connections: u8,

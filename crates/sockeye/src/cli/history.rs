@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use clap::{Args, Subcommand};
 use protocol::id::{Attempt, ItemId, PolicyName, SiteName};
+use protocol::leaf::LeafSize;
 use protocol::retention::Spacing;
 
 use super::bandwidth::BandwidthOptions;
@@ -83,6 +84,9 @@ pub struct AddPolicy {
     /// Make none app-consistent, unless somebody asks for one
     #[arg(long, conflicts_with = "app_every")]
     pub app_never: bool,
+    /// How much of a disk one of the hashes stands for that are kept of each replica, 64K to 4M; others are made anew
+    #[arg(long, value_name = "SIZE", default_value_t = LeafSize::default())]
+    pub leaf_size: LeafSize,
     #[command(flatten)]
     pub bandwidth: BandwidthOptions,
     #[command(flatten)]

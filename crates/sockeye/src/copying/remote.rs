@@ -100,7 +100,9 @@ async fn wished(door: &tokio::sync::Mutex<Door>) -> Option<(Link, Wish)> {
     loop {
         let mut link = door.lock().await.next().await?;
         match tokio::time::timeout(WISH, link.incoming.message("a wish")).await {
-            Ok(Ok(Message::Fetch { sync, verify, dry_run })) => return Some((link, Wish { sync, verify, dry_run })),
+            Ok(Ok(Message::Fetch { sync, verify, dry_run, leaf_bytes })) => {
+                return Some((link, Wish { sync, verify, dry_run, leaf_bytes }));
+            }
             Ok(Ok(_)) => {
                 let cause = "the one that dialled did not ask for a copy; sockeye send gives one, and takes none";
                 let fault = Fault::new(code::PROTOCOL, "there is nothing here to be written to", cause);

@@ -1,6 +1,7 @@
 //! Policies, what another one costs, and how a history stands.
 
 use protocol::keeping::{KeepingStatus, Policy, PolicyEffect};
+use protocol::leaf::LeafSize;
 use protocol::retention::{Retention, Space, Spacing};
 
 use super::table::table;
@@ -30,7 +31,11 @@ pub fn policy(policy: &Policy) -> String {
     };
     let app = app_every(policy);
     let kept = retention(&policy.retention);
-    format!("policy {}: RPO limit {limit}; app-consistent {app}; keeps {kept}{bandwidth}", policy.name)
+    let leaves = match policy.leaf_bytes {
+        usual if usual == LeafSize::default() => String::new(),
+        size => format!("; a kept hash for each {size}"),
+    };
+    format!("policy {}: RPO limit {limit}; app-consistent {app}; keeps {kept}{leaves}{bandwidth}", policy.name)
 }
 
 /// How often a point is app-consistent.

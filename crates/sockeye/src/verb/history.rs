@@ -86,7 +86,8 @@ fn of(add: &AddPolicy) -> Policy {
     };
     let rpo_limit_ms = u64::try_from(add.rpo_limit.as_millis()).unwrap_or(u64::MAX);
     let app_interval_ms = if add.app_never { 0 } else { u64::try_from(add.app_every.as_millis()).unwrap_or(u64::MAX) };
-    Policy { name: add.name.clone(), rpo_limit_ms, retention, bandwidth: add.bandwidth.typed(), app_interval_ms }
+    let (name, leaf_bytes) = (add.name.clone(), add.leaf_size);
+    Policy { name, rpo_limit_ms, retention, bandwidth: add.bandwidth.typed(), app_interval_ms, leaf_bytes }
 }
 
 /// Shows what a policy means and asks; false when nothing is to be done any more.
@@ -194,6 +195,7 @@ mod tests {
         assert_eq!(policy.retention.then, [spacing(60, 86_400), spacing(3600, 30 * 86_400)]);
         assert_eq!((policy.retention.app_consistent, policy.app_interval_ms), (None, 0));
         assert_eq!(typed("sockeye policy add often --app-every 15m").app_interval_ms, 900_000);
+        assert_eq!(typed("sockeye policy add large --leaf-size 1M").leaf_bytes.bytes(), 1 << 20);
         assert_eq!(policy.retention.budget, Some(Budget { bytes: 2 << 30, alarm_percent: 90 }));
         assert!(typed("sockeye policy add hour --then-none").retention.then.is_empty());
         let polite = typed(

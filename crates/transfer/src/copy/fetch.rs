@@ -53,9 +53,9 @@ pub async fn fetch(
 }
 
 async fn open(dial: &impl AsyncFn() -> Result<Link, LinkError>, wish: Wish) -> Result<Link, LinkError> {
-    let Wish { sync, verify, dry_run } = wish;
+    let Wish { sync, verify, dry_run, leaf_bytes } = wish;
     let mut link = dial().await?;
-    link.outgoing.say(Message::Fetch { sync, verify, dry_run }).await?;
+    link.outgoing.say(Message::Fetch { sync, verify, dry_run, leaf_bytes }).await?;
     Ok(link)
 }
 

@@ -8,7 +8,7 @@ use component::link::{Incoming, Link, LinkError, Outgoing, refuse};
 use protocol::epoch::EpochTotals;
 use protocol::fault::code;
 use protocol::frame::Frame;
-use protocol::leaf::{Leaf, LeafKey};
+use protocol::leaf::{Leaf, LeafKey, Recipe};
 use protocol::session::{MOST_ASKED, Message};
 use protocol::{Extent, Fault};
 use replica::Disk;
@@ -73,12 +73,12 @@ struct Written {
 struct Leaves {
     disk: Arc<dyn Disk>,
     size: u64,
-    key: LeafKey,
+    recipe: Recipe,
 }
 
 impl Hashed for Leaves {
-    fn key(&self) -> LeafKey {
-        self.key
+    fn recipe(&self) -> Recipe {
+        self.recipe
     }
 
     fn size(&self, disk: u16) -> Option<u64> {
@@ -86,7 +86,7 @@ impl Hashed for Leaves {
     }
 
     fn leaves(&self, _: u16, extent: Extent) -> Result<(Vec<Leaf>, u64), Fault> {
-        leaves_of(self.disk.as_ref(), extent, &self.key).map_err(|error| unusable("read", &error))
+        leaves_of(self.disk.as_ref(), extent, &self.recipe).map_err(|error| unusable("read", &error))
     }
 }
 
@@ -150,7 +150,8 @@ impl Receiving {
     }
 
     async fn follow(&mut self, incoming: &mut Incoming, outgoing: &mut Outgoing) -> Result<Taken, Ended> {
-        let Message::Copy { id, size, dry_run } = incoming.message("the announcement of a copy").await? else {
+        let Message::Copy { id, size, dry_run, leaf_bytes } = incoming.message("the announcement of a copy").await?
+        else {
             return Err(broken("it does not begin with the announcement of a copy").into());
         };
         if self.only_asked && !dry_run {
@@ -173,9 +174,10 @@ impl Receiving {
             let data = tokio::task::spawn_blocking(move || disk.data(0, size)).await.map_err(io::Error::other);
             !data.flatten().map_err(|error| unusable("read", &error))?.is_empty()
         };
-        outgoing.say(Message::CopyReady { has_content, unfinished, leaf_key: self.key, resume_after }).await?;
+        let recipe = Recipe { key: self.key, bytes: leaf_bytes };
+        outgoing.say(Message::CopyReady { has_content, unfinished, leaves: recipe, resume_after }).await?;
 
-        let mut trees = Trees::new(Arc::new(Leaves { disk: disk.clone(), size, key: self.key }));
+        let mut trees = Trees::new(Arc::new(Leaves { disk: disk.clone(), size, recipe }));
         let (queue, queued) = mpsc::channel(QUEUE);
         let through = Arc::new(AtomicU64::new(now.written.taken));
         let (news, mut newly) = watch::channel(());

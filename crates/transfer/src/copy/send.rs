@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use component::link::{Link, LinkError};
 use protocol::fault::code;
-use protocol::leaf::LeafKey;
+use protocol::leaf::{LeafSize, Recipe};
 use protocol::order::{Moved, Sync};
 use protocol::session::Message;
 use protocol::{BlockMap, Extent, Fault};
@@ -28,6 +28,8 @@ pub struct Wish {
     pub verify: bool,
     /// Whether only the bytes are counted that would travel.
     pub dry_run: bool,
+    /// What one hash stands for.
+    pub leaf_bytes: LeafSize,
 }
 
 /// What a copy did, or would do.
@@ -58,7 +60,7 @@ pub enum Failure {
 struct Ready {
     has_content: bool,
     unfinished: bool,
-    key: LeafKey,
+    leaves: Recipe,
     resume_after: Option<u64>,
 }
 
@@ -112,7 +114,7 @@ async fn sent(
     slot: &mut Option<Session>,
 ) -> Result<Copied, Failure> {
     let id = Uuid::new_v4();
-    let (session, ready) = begin(&dial, (id, wish.dry_run), &reader, None).await.map_err(nothing_written)?;
+    let (session, ready) = begin(&dial, (id, wish), &reader, None).await.map_err(nothing_written)?;
     let session = slot.insert(session);
     let resumed = ready.unfinished;
     // What had arrived of another copy does not travel again; onto nothing there is nothing to compare with.
@@ -130,11 +132,11 @@ async fn sent(
         return Ok(Copied { size: reader.size, sync, resumed, moved });
     }
     let mut flow = Flow::new(vec![reader.clone()], source, expected, read, session);
-    let again = async |error| begin(&dial, (id, false), &reader, Some(error)).await;
+    let again = async |error| begin(&dial, (id, wish), &reader, Some(error)).await;
     carry(&mut flow, session, again, progress).await?;
     let moved = flow.moved(session);
     if wish.verify {
-        verify(&reader, session, ready.key, progress).await.map_err(Failure::Failed)?;
+        verify(&reader, session, ready.leaves, progress).await.map_err(Failure::Failed)?;
     }
     Ok(Copied { size: reader.size, sync, resumed, moved })
 }
@@ -150,7 +152,7 @@ async fn carry(
     loop {
         let flowed = match resume.take() {
             None => flow_all(flow, session, progress).await,
-            Some((key, after)) => match flow.resume(session, key, after).await {
+            Some((recipe, after)) => match flow.resume(session, recipe, after).await {
                 Ok(()) => flow_all(flow, session, progress).await,
                 stopped => stopped,
             },
@@ -168,7 +170,7 @@ async fn carry(
                 let (next, ready) = again(error).await.map_err(|fault| broken_off(flow, fault))?;
                 (*session, is_first) = (next, false);
                 match ready.resume_after {
-                    Some(after) => resume = Some((ready.key, after)),
+                    Some(after) => resume = Some((ready.leaves, after)),
                     None => {
                         let Stopped::Fault(fault) = begins_anew("the target was started again") else { continue };
                         return Err(broken_off(flow, fault));
@@ -210,18 +212,19 @@ pub(super) fn half_written(mut fault: Fault) -> Fault {
 /// A session with a target that is ready, dialled again for a while after a link broke.
 async fn begin(
     dial: &impl AsyncFn() -> Result<Link, LinkError>,
-    (id, dry_run): (Uuid, bool),
+    (id, wish): (Uuid, Wish),
     reader: &Reader,
     broken: Option<LinkError>,
 ) -> Result<(Session, Ready), Fault> {
+    let announced = Message::Copy { id, size: reader.size, dry_run: wish.dry_run, leaf_bytes: wish.leaf_bytes };
     let begun = Instant::now();
     let patience = if broken.is_some() { PATIENCE } else { Duration::ZERO };
     loop {
         let ready = async {
             let mut session = Session::over(dial().await?);
-            match session.ask(Message::Copy { id, size: reader.size, dry_run }, "the target's readiness").await? {
-                Message::CopyReady { has_content, unfinished, leaf_key: key, resume_after } => {
-                    Ok((session, Ready { has_content, unfinished, key, resume_after }))
+            match session.ask(announced.clone(), "the target's readiness").await? {
+                Message::CopyReady { has_content, unfinished, leaves, resume_after } => {
+                    Ok((session, Ready { has_content, unfinished, leaves, resume_after }))
                 }
                 other => Err(session.other_than(&other, "the target's readiness")),
             }
@@ -239,7 +242,7 @@ async fn begin(
 async fn source(reader: &Reader, sync: Sync, ready: &Ready) -> Result<(Source, u64), Fault> {
     let whole = BlockMap::whole(reader.size);
     if sync == Sync::Compare {
-        return Ok((Source::Compare(Compare::new(vec![(reader.clone(), 0, whole)], ready.key, None)), reader.size));
+        return Ok((Source::Compare(Compare::new(vec![(reader.clone(), 0, whole)], ready.leaves, None)), reader.size));
     }
     let data = reader.data(Extent::new(0, reader.size)).await?;
     let zero = if ready.has_content { whole.difference(&data) } else { BlockMap::new() };
@@ -284,10 +287,10 @@ async fn flow_all(
 async fn verify(
     reader: &Reader,
     session: &mut Session,
-    key: LeafKey,
+    recipe: Recipe,
     progress: &(dyn Fn(u64, u64) + Send + std::marker::Sync),
 ) -> Result<(), Fault> {
-    let mut compare = Compare::new(vec![(reader.clone(), 0, BlockMap::whole(reader.size))], key, None);
+    let mut compare = Compare::new(vec![(reader.clone(), 0, BlockMap::whole(reader.size))], recipe, None);
     if let Some(piece) = compare.next(session).await.map_err(fault)? {
         let cause = format!("from byte {} on", piece.offset());
         return Err(Fault::new(code::COPY_DIFFERS, "the copy is not what its source is", cause));

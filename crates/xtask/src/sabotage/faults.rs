@@ -25,7 +25,7 @@ const fn by(package: &'static str, binary: &'static str, test: &'static str, say
 
 const POWER_CUT: &str = "no_schedule_of_epochs_and_power_cuts_loses_or_changes_a_point";
 
-pub(crate) const FAULTS: [Fault; 24] = [
+pub(crate) const FAULTS: [Fault; 25] = [
     Fault {
         name: "disks-cut-separately",
         what: "the first disk is cut, the guest goes on for 300 ms, then the others are cut",
@@ -174,6 +174,19 @@ pub(crate) const FAULTS: [Fault; 24] = [
             "after_a_crash_of_the_host_only_the_old_primary_is_read_whole",
             "home is not what the machine is",
         )],
+    },
+    Fault {
+        name: "stamp-not-looked-at",
+        what: "nobody looks whether something else wrote a disk that a replica stands on",
+        catchers: &[
+            by(
+                "process-server",
+                "beneath",
+                "a_disk_that_something_else_wrote_meanwhile_is_read_whole_again",
+                "home is not what the machine is",
+            ),
+            by("master-target", "lib", "witness::tests::our_own_writes_break_nothing_and_another_ones_do", "a write"),
+        ],
     },
     Fault {
         name: "overlay-map-ignored",
