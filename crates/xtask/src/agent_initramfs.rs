@@ -33,12 +33,14 @@ done
 echo 60000 > /proc/sys/vm/dirty_writeback_centisecs
 echo 60000 > /proc/sys/vm/dirty_expire_centisecs
 for card in /sys/class/net/eth*; do
-  [ -e $card ] && echo "CARD ${card##*/} $($b cat $card/address) $($b readlink $card/device/..)"
+  [ -e $card ] && echo "CARD ${card##*/} $($b cat $card/address) $($b readlink -f $card/device)"
 done
 address=$($b sed -n 's/.*address=\([0-9./]*\).*/\1/p' /proc/cmdline)
 if [ -n "$address" ]; then
   # What a guest keeps of its configuration is on its disk.
-  $b --install -s /bin
+  # Busybox's shell would take its own ifup for Debian's.
+  $b --install -s /bin 2>/dev/null
+  $b rm -f /bin/ifup /bin/ifdown
   for folder in etc/network var/lib; do
     $b mkdir -p /files/$folder /$folder
     $b mount -o bind /files/$folder /$folder
@@ -48,11 +50,11 @@ if [ -n "$address" ]; then
     $b sync
   fi
   $b mkdir -p /run/network
-  ifup -a
+  PATH=/usr/sbin:/sbin:/usr/bin:/bin /usr/sbin/ifup -a || echo 'AGENT-ERROR ifup'
 fi
 for disk in /sys/block/*; do
   if [ "$($b cat $disk/serial 2>/dev/null)" = sockeye-seed ]; then
-    echo "SEED ${disk##*/} $($b grep -a instance-id /dev/${disk##*/})"
+    echo "SEED ${disk##*/} $($b grep -a -o 'instance-id: .*' /dev/${disk##*/})"
   fi
 done
 blocked=
@@ -97,7 +99,7 @@ pub(crate) fn build(kernel: &Path, agent: &Path, ifupdown: &Path) -> Result<Vec<
     let modules = Modules::of(kernel)?;
     let order = modules.in_order(&MODULES)?;
     let mut archive = Archive::default();
-    for folder in ["etc", "etc/qemu", "usr", "usr/sbin", "usr/lib", "lib", "lib64"] {
+    for folder in ["bin", "etc", "etc/qemu", "usr", "usr/sbin", "usr/lib", "lib", "lib64"] {
         archive.folder(folder);
     }
     for name in &order {
@@ -112,8 +114,12 @@ pub(crate) fn build(kernel: &Path, agent: &Path, ifupdown: &Path) -> Result<Vec<
         // It goes by the name that it is called with.
         archive.program(&format!("usr/sbin/{name}"), &std::fs::read(&ifup)?);
     }
+    // The shell that Debian has.
+    let shell = Path::new("/bin/dash");
+    archive.program("bin/sh", &std::fs::read(shell).context("there is no dash")?);
     let mut needed = libraries(&program)?;
     needed.extend(libraries(&ifup)?);
+    needed.extend(libraries(shell)?);
     needed.sort();
     needed.dedup();
     for library in needed {
