@@ -141,6 +141,12 @@ impl Context<'_> {
     }
 }
 
+/// Whether an address was made of what a router said and of the card's own (EUI-64): it comes when the router speaks next.
+fn by_router(address: &str) -> bool {
+    let plain = address.split('/').next().and_then(|address| address.parse::<std::net::Ipv6Addr>().ok());
+    plain.is_some_and(|address| address.octets()[11..13] == [0xff, 0xfe])
+}
+
 /// What the guest had at home and has not now, if anything.
 fn differs(item: &Item, learnt: &GuestNetwork, now: &GuestNetwork) -> Option<Fault> {
     let missing: Vec<String> = learnt
@@ -149,7 +155,8 @@ fn differs(item: &Item, learnt: &GuestNetwork, now: &GuestNetwork) -> Option<Fau
         .filter(|card| item.addresses.iter().any(|given| given.mac == card.mac))
         .flat_map(|card| {
             let now = now.of(&card.mac);
-            let gone = card.addresses.iter().filter(move |address| !now.contains(address.as_str()));
+            let theirs = card.addresses.iter().filter(|address| !by_router(address));
+            let gone = theirs.filter(move |address| !now.contains(address.as_str()));
             gone.map(|address| format!("{address} of {} ({})", card.name, card.mac))
         })
         .collect();

@@ -185,7 +185,11 @@ bring_up() { # card manager mac
       else
         quiet nmcli --wait 30 device connect "$1"
       fi ;;
-    systemd-networkd) quiet networkctl reload && quiet networkctl reconfigure "$1" ;;
+    systemd-networkd)
+      quiet networkctl reload && quiet networkctl reconfigure "$1"
+      for wait in /lib/systemd/systemd-networkd-wait-online /usr/lib/systemd/systemd-networkd-wait-online; do
+        [ -x $wait ] && { quiet $wait --interface="$1" --timeout=20; break; }
+      done ;;
     ifupdown) quiet ip address flush dev "$1"; quiet ifup --force "$1" ;;
   esac
 }
