@@ -6,6 +6,7 @@ use axum::http::StatusCode;
 use control::Control;
 use protocol::difference::{Difference, Pair};
 use protocol::epoch::Point;
+use protocol::guest::{GuestTold, ItemNetwork, SetItemNetwork};
 use protocol::id::{Attempt, ItemId, SiteName};
 use protocol::keeping::{AddPoint, KeptPoint, PinPoint};
 use protocol::quote::Quoted;
@@ -151,4 +152,39 @@ pub async fn quote(
     Of(Path(item)): Of<Path<ItemId>>,
 ) -> Result<Json<Vec<Quoted>>, Refusal> {
     Ok(Json(control.quotes(&item).await?))
+}
+
+/// The addresses of an item's guest: what is given for each place, what it had at home, and what it has now.
+#[utoipa::path(get, path = "/api/v1/items/{item}/network", tag = "items", params(("item" = ItemId, Path)), security(("token" = [])),
+    responses((status = 200, body = ItemNetwork), (status = "4XX", body = Problem, content_type = "application/problem+json")))]
+pub async fn network(
+    _: Admin,
+    State(control): State<Control>,
+    Of(Path(item)): Of<Path<ItemId>>,
+) -> Result<Json<ItemNetwork>, Refusal> {
+    Ok(Json(control.item_network(&item).await?))
+}
+
+/// Says which addresses an item's guest shall have, at all places, from the next move on.
+#[utoipa::path(put, path = "/api/v1/items/{item}/network", tag = "items", params(("item" = ItemId, Path)),
+    request_body = SetItemNetwork, security(("token" = [])),
+    responses((status = 200, body = ItemNetwork), (status = "4XX", body = Problem, content_type = "application/problem+json")))]
+pub async fn set_network(
+    _: Admin,
+    State(control): State<Control>,
+    Of(Path(item)): Of<Path<ItemId>>,
+    Body(wanted): Body<SetItemNetwork>,
+) -> Result<Json<ItemNetwork>, Refusal> {
+    Ok(Json(control.set_item_network(&item, wanted).await?))
+}
+
+/// Gives the guest the addresses that it is to have where its machine runs, now. Done already: nothing changes.
+#[utoipa::path(post, path = "/api/v1/items/{item}/network/apply", tag = "items", params(("item" = ItemId, Path)), security(("token" = [])),
+    responses((status = 200, body = GuestTold), (status = "4XX", body = Problem, content_type = "application/problem+json")))]
+pub async fn apply_network(
+    _: Admin,
+    State(control): State<Control>,
+    Of(Path(item)): Of<Path<ItemId>>,
+) -> Result<Json<GuestTold>, Refusal> {
+    Ok(Json(control.apply_item_network(&item).await?))
 }

@@ -81,6 +81,8 @@ fn described() -> OpenApiRouter<Control> {
         .routes(routes!(items::difference))
         .routes(routes!(items::explain))
         .routes(routes!(items::quote))
+        .routes(routes!(items::network, items::set_network))
+        .routes(routes!(items::apply_network))
         .routes(routes!(policies::list))
         .routes(routes!(policies::set, policies::remove))
         .routes(routes!(policies::apply))

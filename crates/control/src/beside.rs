@@ -144,7 +144,7 @@ mod tests {
 
     #[test]
     fn a_test_keeps_nothing_waiting_but_what_would_forget_its_item() {
-        let test = Operation::TestFailover { point: None };
+        let test = Operation::TestFailover { point: None, network: None };
         let view = Operation::EndView { view: 1 };
         assert!(exclude(&test, &Operation::Cleanup {}) && exclude(&view, &view));
         assert!(!exclude(&test, &Operation::Commit { keep_history: false }) && !exclude(&Operation::Cancel {}, &test));

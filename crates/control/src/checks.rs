@@ -14,7 +14,7 @@ use crate::beside::View;
 use crate::component::Fleet;
 use crate::item::Item;
 use crate::view::{power_words, test_of, unknown_site};
-use crate::{complete, landing, sequence};
+use crate::{complete, guest_network, landing, sequence};
 
 pub(crate) struct Checks<'a> {
     pub(crate) fleet: &'a Fleet,
@@ -222,14 +222,14 @@ pub(crate) fn of(fleet: &Fleet, item: &Item, operation: &Operation) -> Vec<Check
 }
 
 /// The checks of what is to stand beside the item.
-pub(crate) fn beside(fleet: &Fleet, item: &Item, operation: &Operation) -> Vec<Check> {
+pub(crate) fn beside(fleet: &Fleet, items: &[Item], item: &Item, operation: &Operation) -> Vec<Check> {
     let Some(side) = sequence::beside(item, operation) else { return vec![] };
     let (mut checks, site) = (Checks { fleet, done: vec![] }, item.site(side));
     checks.component(site, Role::MasterTarget);
     if let Operation::View { site: Some(site), .. } | Operation::Verify { site: Some(site) } = operation {
         checks.note(format!("{site} is a site of {}", item.name), item.keeper_at(Some(site)).map(|_| ()));
     }
-    if let Operation::TestFailover { .. } = operation {
+    if let Operation::TestFailover { network, .. } = operation {
         let test = item.test_name();
         let pending = item.test.as_ref().map(|test| {
             let cause = format!("{} runs from point {}", test.machine, test.point);
@@ -242,12 +242,17 @@ pub(crate) fn beside(fleet: &Fleet, item: &Item, operation: &Operation) -> Vec<C
         });
         checks.note(format!("no test of {} is under way", item.name), pending.map_or(Ok(()), Err));
         checks.note(format!("{site} has no machine {test} yet"), taken.map_or(Ok(()), Err));
+        if let Some(network) = network {
+            checks.done.extend(guest_network::isolated(fleet, items, site, network));
+        }
         let reach = match item.spec.cards.len() {
             0 => "it has no network card".to_string(),
             1 => "its network card is connected to nothing".to_string(),
             cards => format!("its {cards} network cards are connected to nothing"),
         };
-        checks.note(format!("{test} reaches nobody: {reach}"), Ok(()));
+        if network.is_none() {
+            checks.note(format!("{test} reaches nobody: {reach}"), Ok(()));
+        }
     }
     checks.done
 }

@@ -12,6 +12,7 @@ use std::collections::BTreeMap;
 
 use protocol::bandwidth::Bandwidth;
 use protocol::fault::{Fault, code};
+use protocol::guest::{CardAddresses, GuestNetwork};
 use protocol::id::{Attempt, ItemId, Lineage, PolicyName, SiteName};
 use protocol::leaf::LeafSize;
 use protocol::machine::{Boot, MachineSpec, Settled};
@@ -103,6 +104,15 @@ pub struct Item {
     /// What the networks of home are called at the other side.
     #[serde(default)]
     pub networks: BTreeMap<String, String>,
+    /// Which addresses its guest has where.
+    #[serde(default)]
+    pub addresses: Vec<CardAddresses>,
+    /// Which it had at home when its agent was last asked there.
+    #[serde(default)]
+    pub guest: Option<GuestNetwork>,
+    /// Its guest's configuration is ours, and its own is kept in it.
+    #[serde(default)]
+    pub readdressed: bool,
     /// Its history.
     pub lineage: Lineage,
     /// The generation that is authorised to run.
@@ -164,7 +174,7 @@ impl Item {
     /// What its owner changed at home since it was protected, as home last told.
     pub fn learn(&mut self, told: &MachineSpec) {
         if self.is_of(told) {
-            self.spec = MachineSpec { disks: self.spec.disks.clone(), ..told.clone() };
+            self.spec = MachineSpec { disks: self.spec.disks.clone(), seed: None, ..told.clone() };
         }
     }
 

@@ -32,6 +32,7 @@ mod engine;
 mod events;
 mod exchange;
 mod fault_page;
+mod guest_network;
 mod host;
 mod item;
 mod job;

@@ -43,7 +43,7 @@ fn event(operation: &Operation) -> Option<Event> {
 fn beside_already(item: Option<&Item>, operation: &Operation) -> bool {
     let Some(item) = item else { return false };
     match operation {
-        Operation::TestFailover { point } => {
+        Operation::TestFailover { point, .. } => {
             item.test.as_ref().is_some_and(|test| point.is_none_or(|point| point == test.point))
         }
         Operation::Cleanup {} => item.test.is_none(),
@@ -236,6 +236,7 @@ impl Control {
                 sketch.checks = checks::protect(&self.fleet(), &items, request.item.as_str(), &request.operation);
                 let known = self.policy(policy).await.err();
                 sketch.checks.push(Check { what: format!("there is a policy {policy}"), fault: known });
+                sketch.checks.extend(self.guest_at_protect(&request.operation).await?);
                 let site = |side| if side == Side::Home { from.to_string() } else { to.to_string() };
                 sketch.steps = named(sequence::protect(&request.operation), machine, site);
             }
@@ -251,9 +252,11 @@ impl Control {
             && sketch.job.is_none()
             && !already
         {
+            let items = item::all(self.database()).await?;
             sketch.checks = checks::of(&self.fleet(), &item, &request.operation);
-            sketch.checks.extend(checks::beside(&self.fleet(), &item, &request.operation));
+            sketch.checks.extend(checks::beside(&self.fleet(), &items, &item, &request.operation));
             sketch.deletes = checks::deletes(&item, &request.operation);
+            sketch.checks.extend(self.guest_at_move(&item, &request.operation).await?);
             let site = |side| item.site(side).to_string();
             sketch.steps = named(sequence::steps(&item, &request.operation), &item.spec.name, site);
             match &request.operation {
@@ -264,7 +267,7 @@ impl Control {
                     self.look_at_points(&mut sketch, &item, item.stage.runs_at(), *point).await;
                 }
                 Operation::Failover { point, .. }
-                | Operation::TestFailover { point }
+                | Operation::TestFailover { point, .. }
                 | Operation::View { point, .. } => {
                     let side = sequence::beside(&item, &request.operation);
                     let side = side.unwrap_or(item.stage.runs_at().other());

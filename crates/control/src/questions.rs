@@ -164,9 +164,20 @@ impl Control {
         order: Order,
         patience: Duration,
     ) -> Result<Outcome, Fault> {
+        self.ask_about(component, item.name.as_str(), order, patience).await
+    }
+
+    /// The same about what is no item yet.
+    pub(crate) async fn ask_about(
+        &self,
+        component: &str,
+        about: &str,
+        order: Order,
+        patience: Duration,
+    ) -> Result<Outcome, Fault> {
         let id = format!("{}-ask-{}", self.installation(), &token::fresh()[..16]);
         // Under a name of its own: a question never waits behind the work that is under way on the item.
-        order_book::issue(self.database(), &id, component, &format!("{} {id}", item.name), &order).await?;
+        order_book::issue(self.database(), &id, component, &format!("{about} {id}"), &order).await?;
         self.wake_exchanges();
         let until = tokio::time::Instant::now() + patience;
         let answer = loop {
@@ -189,7 +200,7 @@ impl Control {
     }
 }
 
-fn unasked(answer: &Outcome) -> Fault {
+pub(crate) fn unasked(answer: &Outcome) -> Fault {
     let cause = format!("{answer:?}").chars().take(300).collect::<String>();
-    Fault::new(code::INTERNAL, "a master target answered another question than the one it was asked", cause)
+    Fault::new(code::INTERNAL, "a component answered another question than the one it was asked", cause)
 }

@@ -2,23 +2,27 @@
 //!
 //! ```text
 //!   unplanned   stop? · end replication · close · raise (paused) · AUTHORISE · release
-//!   planned     converge · shut down · last delta · end replication · close · raise · AUTHORISE · release · let go
+//!   planned     learn? · converge · shut down · last delta · end replication · close · raise · AUTHORISE · release · let go
 //!   change      discard · raise (paused) · AUTHORISE · release
 //!   reprotect   settle · take over · standpoint · replicate · first copy
 //!   failback    reprotect (unless protected) · converge · wait for Complete · planned
 //!   elsewhere   relocate? · make disks · standpoint · replicate (full), in the place of settle · take over
 //!   commit      absorb · COMMIT · fold (at home)
+//!
+//!   a move, and a test, ends with the guest's addresses where some were given
 //! ```
 //!
 //! `S` is the side where the machine runs, `T` the other one: no sequence exists for one direction only. Capitals mark
 //! the point of no return.
 
+use protocol::guest::Place;
 use protocol::operation::Landing;
 use protocol::order::Sync;
 use protocol::rest::{FailoverKind, Operation};
 use protocol::stage::{Side, Stage};
 
 use crate::beside::View;
+use crate::guest_network;
 use crate::item::Item;
 use crate::stage_table::Event;
 use crate::work::Work;
@@ -28,14 +32,22 @@ pub const SHUT_DOWN_MS: u64 = 60_000;
 
 /// The steps of `protect`; the item does not exist yet.
 pub fn protect(operation: &Operation) -> Vec<Work> {
-    let Operation::Protect { machine, from, to, interval_ms, policy, networks } = operation else { return vec![] };
+    let Operation::Protect { machine, from, to, interval_ms, policy, networks, addresses } = operation else {
+        return vec![];
+    };
     let (machine, from, to, networks) = (machine.clone(), from.clone(), to.clone(), networks.clone());
-    vec![
-        Work::CreateItem { machine, from, to, interval_ms: *interval_ms, policy: policy.clone(), networks },
-        Work::PrepareReplica { at: Side::Away },
-        Work::Replicate { from: Side::Home, sync: Sync::Full, offline: false },
-        Work::AwaitFirst { from: Side::Home, then: Some(Event::FirstPoint) },
-    ]
+    let (interval_ms, policy) = (*interval_ms, policy.clone());
+    let learnt = (!addresses.is_empty()).then_some(Work::LearnGuest);
+    let addresses = addresses.clone();
+    let created = Work::CreateItem { machine, from, to, interval_ms, policy, networks, addresses };
+    let begun = [created].into_iter().chain(learnt);
+    begun
+        .chain([
+            Work::PrepareReplica { at: Side::Away },
+            Work::Replicate { from: Side::Home, sync: Sync::Full, offline: false },
+            Work::AwaitFirst { from: Side::Home, then: Some(Event::FirstPoint) },
+        ])
+        .collect()
 }
 
 /// The steps of any other operation that is a job of its own.
@@ -46,7 +58,10 @@ pub fn steps(item: &Item, operation: &Operation) -> Vec<Work> {
         Operation::Unprotect { delete } => unprotect(item, *delete),
         Operation::Failover { kind, point } => failover(item, *kind, *point),
         Operation::ChangePoint { point } => change_point(item, *point),
-        Operation::TestFailover { point } => vec![Work::RaiseTest { at: item.keeper(), point: *point }],
+        Operation::TestFailover { point, network } => {
+            let raised = Work::RaiseTest { at: item.keeper(), point: *point, network: network.clone() };
+            [raised].into_iter().chain(guest_network::steps(item, Place::Test)).collect()
+        }
         Operation::Cleanup {} => end_test(item, true),
         Operation::View { point, writable, .. } => {
             let served = beside(item, operation).map(|at| Work::ServeView { at, point: *point, writable: *writable });
@@ -81,6 +96,7 @@ fn failover(item: &Item, kind: FailoverKind, point: Option<protocol::Attempt>) -
     let mut steps = vec![Work::Stage { event: Event::Failover, undo: Some(Event::UndoneProtected) }];
     match kind {
         FailoverKind::Planned { shut_down_timeout_ms, then_power_off, max_downtime_ms } => {
+            steps.extend(guest_network::learnt_first(item));
             steps.push(Work::Converge { max_downtime_ms });
             steps.push(Work::ShutDown { at: from, timeout_ms: shut_down_timeout_ms, then_power_off });
             steps.extend(completing(item));
@@ -95,6 +111,9 @@ fn failover(item: &Item, kind: FailoverKind, point: Option<protocol::Attempt>) -
             Work::Stage { event: Event::Started, undo: None },
         ]),
     }
+    if matches!(kind, FailoverKind::Unplanned { .. }) {
+        steps.extend(guest_network::steps(item, guest_network::place(to)));
+    }
     steps
 }
 
@@ -104,12 +123,14 @@ fn change_point(item: &Item, point: Option<protocol::Attempt>) -> Vec<Work> {
     let at = item.stage.runs_at();
     let generation = item.generation + 1;
     let stands_on = item.last_move.as_ref().and_then(|last| last.point);
-    vec![
+    let mut steps = vec![
         Work::Discard { at, generation: item.generation, point: stands_on },
         Work::Raise { at, generation, point },
         Work::Authorise { at, generation, raised: true, planned: false },
         Work::Release { at },
-    ]
+    ];
+    steps.extend(guest_network::steps(item, guest_network::place(at)));
+    steps
 }
 
 /// From the machine standing still to the move being ready for commit.
@@ -117,7 +138,7 @@ fn completing(item: &Item) -> Vec<Work> {
     let from = item.stage.runs_at();
     let to = from.other();
     let generation = item.generation + 1;
-    vec![
+    let mut steps = vec![
         Work::FinalDelta { at: from },
         Work::StopReplication,
         Work::CloseReplica { at: to },
@@ -126,7 +147,9 @@ fn completing(item: &Item) -> Vec<Work> {
         Work::Release { at: to },
         Work::LetGo { at: from, required: false },
         Work::Stage { event: Event::Started, undo: None },
-    ]
+    ];
+    steps.extend(guest_network::steps(item, guest_network::place(to)));
+    steps
 }
 
 /// From nothing being replicated to epochs on their way to the other side.
@@ -246,6 +269,7 @@ fn take_back(item: &Item) -> Vec<Work> {
     ];
     // Both copies went on since they were equal, one of them perhaps unseen: nothing less than a compare is honest.
     steps.extend(reverse(back, Sync::Compare, false, false, false));
+    steps.extend(guest_network::steps(item, guest_network::place(back)));
     steps.push(Work::AwaitFirst { from: back, then: Some(Event::FirstPoint) });
     steps
 }

@@ -15,6 +15,8 @@ pub struct Settings {
     pub shut_down_first: Duration,
     /// How long an undo waits for a component that is gone before its order is left in the book.
     pub undo_patience: Duration,
+    /// How long the agent of a guest that has moved may take until it answers.
+    pub agent_patience: Duration,
     /// For tests.
     #[doc(hidden)]
     pub hooks: Hooks,
@@ -26,6 +28,7 @@ impl Default for Settings {
             connected_within: Duration::from_secs(10),
             shut_down_first: Duration::from_secs(30),
             undo_patience: Duration::from_secs(15),
+            agent_patience: Duration::from_secs(300),
             hooks: Hooks::default(),
         }
     }

@@ -5,6 +5,7 @@
 
 mod beside;
 mod converging;
+mod guest;
 mod ordering;
 mod raising;
 mod receiving;
@@ -93,9 +94,9 @@ impl<'a> Context<'a> {
     /// Does the step.
     pub(crate) async fn perform(&mut self) -> Result<Ending, Halt> {
         match self.work.clone() {
-            Work::CreateItem { machine, from, to, interval_ms, policy, networks } => {
-                self.create_item(&machine, &from, &to, interval_ms, &policy, &networks).await
-            }
+            created @ Work::CreateItem { .. } => self.create_item(created).await,
+            Work::LearnGuest => self.learn_guest().await,
+            Work::SetGuest { place } => self.set_guest(place).await,
             Work::Stage { event, .. } => self.stage(event).await,
             Work::Relocate { to, .. } => self.relocate(&to).await,
             Work::MakeDisks { at, datastore } => self.make_disks(at, datastore.as_deref()).await,
@@ -109,7 +110,7 @@ impl<'a> Context<'a> {
             Work::CloseReplica { at } => self.close_replica(at).await,
             Work::Raise { at, generation, point } => self.raise(at, generation, point).await,
             Work::Discard { at, .. } => self.discard(at).await,
-            Work::RaiseTest { at, point } => self.raise_test(at, point).await,
+            Work::RaiseTest { at, point, network } => self.raise_test(at, point, network.as_deref()).await,
             Work::LowerTest { at, required } => self.lower_test(at, required).await,
             Work::ServeView { at, point, writable } => self.serve_view(at, point, writable).await,
             Work::EndView { at, view, required } => self.end_view(at, view, required).await,

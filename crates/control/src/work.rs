@@ -6,6 +6,7 @@
 use std::collections::BTreeMap;
 
 use protocol::beside::test_name;
+use protocol::guest::{CardAddresses, Place};
 use protocol::id::{Attempt, PolicyName, SiteName};
 use protocol::order::Sync;
 use protocol::rest::{MAX_DOWNTIME_MS, ShutDownFirst};
@@ -34,6 +35,16 @@ pub enum Work {
         /// What the networks of home are called away.
         #[serde(default)]
         networks: BTreeMap<String, String>,
+        /// Which addresses its guest has where.
+        #[serde(default)]
+        addresses: Vec<CardAddresses>,
+    },
+    /// Ask the guest at home which addresses it has, and remember them.
+    LearnGuest,
+    /// Give the guest the addresses of a place, or its own configuration back.
+    SetGuest {
+        /// The place.
+        place: Place,
     },
     /// Take an event to the table; undone by another one.
     Stage {
@@ -120,6 +131,9 @@ pub enum Work {
         at: Side,
         /// The point, the newest if none is given.
         point: Option<Attempt>,
+        /// The network that its cards are connected with; nothing if none is given.
+        #[serde(default)]
+        network: Option<String>,
     },
     /// Throw the test machine away.
     LowerTest {
@@ -306,9 +320,16 @@ impl Work {
                 format!("bring {machine} up at {}{}, paused", site(*at), from_point(point))
             }
             Work::Discard { at, .. } => format!("remove {machine} at {} with everything it wrote", site(*at)),
-            Work::RaiseTest { at, point } => {
+            Work::RaiseTest { at, point, network } => {
                 let (test, from) = (test_name(machine), from_point(point));
-                format!("bring {test} up at {}{from}, connected to nothing", site(*at))
+                let network = network.as_ref().map_or("nothing".into(), |network| format!("the network {network}"));
+                format!("bring {test} up at {}{from}, connected to {network}", site(*at))
+            }
+            Work::LearnGuest => format!("ask the guest of {machine} which addresses it has at home"),
+            Work::SetGuest { place: Place::Home } => format!("see that {machine}'s guest has its addresses of home"),
+            Work::SetGuest { place: Place::Away } => format!("give {machine}'s guest its addresses of away"),
+            Work::SetGuest { place: Place::Test } => {
+                format!("give {}'s guest the addresses of a test", test_name(machine))
             }
             Work::LowerTest { at, .. } => format!("remove {} at {}", test_name(machine), site(*at)),
             Work::ServeView { at, point, writable } => {

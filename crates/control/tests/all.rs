@@ -4,6 +4,7 @@ mod beside;
 mod caps;
 mod circle;
 mod cut_over;
+mod guest_network;
 mod hosts;
 mod jobs;
 mod landing;

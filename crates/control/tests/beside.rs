@@ -52,7 +52,7 @@ async fn a_test_runs_under_its_own_name_while_replication_goes_on_and_cleanup_le
 
     assert!(world.run(test_failover()).await.steps.is_empty(), "it is so already");
     let newest = world.control().points(&item(), None).await.unwrap().pop().unwrap().point.attempt;
-    let refused = world.start_job(Operation::TestFailover { point: Some(newest) }).await.unwrap_err();
+    let refused = world.start_job(Operation::TestFailover { point: Some(newest), network: None }).await.unwrap_err();
     assert!(refused.is(code::TEST_PENDING) && refused.remedy.contains("sockeye cleanup web01"), "{refused:?}");
     // What a site lists is not offered for protection.
     let site = "cloud".parse().unwrap();
@@ -71,6 +71,7 @@ async fn a_test_runs_under_its_own_name_while_replication_goes_on_and_cleanup_le
         interval_ms: 1000,
         policy: protocol::PolicyName::standard(),
         networks: Default::default(),
+        addresses: vec![],
     };
     let plan = world.control().plan(Request { item: "web01-test".parse().unwrap(), operation }).await.unwrap();
     assert!(plan.checks.iter().any(|check| check.fault.as_ref().is_some_and(|fault| fault.is(code::TEST_MACHINE))));

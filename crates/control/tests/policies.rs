@@ -108,10 +108,14 @@ async fn a_policy_without_sense_or_of_an_unknown_name_or_in_use_is_refused_and_n
     assert!(control.set_policy(set(restless, false)).await.unwrap_err().is(code::BAD_REQUEST));
     assert_eq!(control.policies().await.unwrap(), [Policy::standard()]);
 
-    let Operation::Protect { machine, from, to, interval_ms, networks, .. } = protect() else { unreachable!() };
+    let Operation::Protect { machine, from, to, interval_ms, networks, addresses, .. } = protect() else {
+        unreachable!()
+    };
     let policy = "nightly".parse().unwrap();
-    let refused =
-        world.start_job(Operation::Protect { machine, from, to, interval_ms, policy, networks }).await.unwrap_err();
+    let refused = world
+        .start_job(Operation::Protect { machine, from, to, interval_ms, policy, networks, addresses })
+        .await
+        .unwrap_err();
     assert!(refused.is(code::UNKNOWN_POLICY), "{refused:?}");
     world.run(protect()).await;
     assert!(control.apply_policy(&item(), apply("nightly", false)).await.unwrap_err().is(code::UNKNOWN_POLICY));

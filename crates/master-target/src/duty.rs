@@ -215,6 +215,18 @@ impl Duty for MasterTarget {
                 let what = Takeover { item, lineage, machine, settled, authored, grant, no_way_back };
                 take_over(shelf, what).await
             }
+            (Order::SetGuest { machine, what, within_ms }, _) => {
+                let (platform, within) = (&*shelf.platform, Duration::from_millis(within_ms));
+                let tell = |words: &str| ticket.step(words, None);
+                let given = platforms::guest::give(platform, &machine, &what, within, &tell);
+                tokio::select! {
+                    told = given => told.map(|told| Outcome::GuestSet { told }),
+                    () = ticket.cancelled() => {
+                        let message = format!("the guest of {machine} was not given its addresses");
+                        Err(Fault::new(code::CANCELLED, message, "control asks no longer"))
+                    }
+                }
+            }
             // Not behind the item's own orders: what stands beside it neither waits for a move nor keeps one waiting.
             (Order::RaiseTest { item, spec, point }, _) => {
                 let item = shelf.must(&item)?;

@@ -16,6 +16,7 @@
 //! - What changed is forgotten only by [`Capture::acknowledged`]. Whatever else happens, it is part of the next cut.
 //! - Unknown is said as unknown, never as "nothing changed".
 
+pub mod guest;
 mod host;
 pub mod libvirt;
 pub mod qemu;
@@ -25,8 +26,12 @@ use std::collections::BTreeMap;
 use std::time::Duration;
 
 use async_trait::async_trait;
+use protocol::fault::code;
+use protocol::guest::GuestNetwork;
 use protocol::machine::{DiskSource, DiskSpec, Machine, MachineSpec, Settled, SiteFacts};
 use protocol::{Attempt, Changes, DiskKey, Fault, Freeze, Lineage, Quiesce};
+
+use self::guest::Ran;
 
 /// How a machine is started.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -159,12 +164,47 @@ pub trait Platform: Send + Sync {
     /// `PLT-002`, `PLT-001`.
     async fn stamps(&self, name: &str) -> Result<BTreeMap<DiskKey, String>, Fault>;
 
+    /// Which addresses the cards of a machine that runs have, as an agent in its guest tells.
+    ///
+    /// # Errors
+    /// `PLT-015` when none answers; `PLT-002`; `PLT-001`.
+    async fn guest_network(&self, name: &str) -> Result<GuestNetwork, Fault> {
+        Err(unheard(self.name(), name))
+    }
+
+    /// Runs a program in the guest, by its agent, and waits for its end.
+    ///
+    /// # Errors
+    /// `PLT-018` when the agent runs none; `PLT-019` when it cannot run this one, or that does not end in time; `PLT-015`;
+    /// `PLT-002`; `PLT-001`.
+    async fn run_in_guest(
+        &self,
+        name: &str,
+        _program: &str,
+        _arguments: &[String],
+        _patience: Duration,
+    ) -> Result<Ran, Fault> {
+        Err(unheard(self.name(), name))
+    }
+
+    /// Takes [`MachineSpec::seed`] out of the description of a machine, which may run: it is there until that ends.
+    ///
+    /// # Errors
+    /// `PLT-002`; `PLT-001`.
+    async fn forget_seed(&self, name: &str) -> Result<(), Fault>;
+
     /// Opens the machine for capture and cleans up what a dead predecessor left open (its exports, filters and scratch;
     /// a guest that it had paused goes on, one that it had frozen is thawed). Change maps stay as they are.
     ///
     /// # Errors
     /// `PLT-002`; `PLT-001`, among others when the machine is [`protocol::machine::Power::Off`].
     async fn capture(&self, name: &str, lineage: Lineage) -> Result<Box<dyn Capture>, Fault>;
+}
+
+/// Of a platform that speaks with no agent.
+fn unheard(platform: &str, machine: &str) -> Fault {
+    let why = format!("agents of guests are not spoken with under {platform}");
+    Fault::new(code::NO_GUEST_AGENT, format!("the guest of {machine} cannot be asked"), why)
 }
 
 /// A change map that the hypervisor holds: the changes since a cut.

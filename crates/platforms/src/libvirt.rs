@@ -10,7 +10,7 @@
 //!      ├────── remarks    what does not come along         same      whether the disks are still those
 //!      ├────── inventory  networks and storage pools
 //!      ├────── access     what QEMU must reach, as whom libvirt runs it
-//!      ├────── agent      freezes the guest for a cut
+//!      ├────── agent      freezes the guest for a cut, and is asked what else it knows
 //!      └────── fold       overlays into the disks beneath them
 //! ```
 //! # Always true
@@ -41,12 +41,14 @@ mod start;
 mod virsh;
 
 use std::collections::BTreeMap;
+use std::fs::File;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use async_trait::async_trait;
 use protocol::extent::BlockMap;
 use protocol::fault::code;
+use protocol::guest::GuestNetwork;
 use protocol::machine::{Boot, DiskSource, DiskSpec, Machine, MachineSpec, Power, Settled, SiteFacts};
 use protocol::{DiskKey, Fault, Lineage};
 use xmltree::Element;
@@ -57,6 +59,7 @@ use self::chain::Chain;
 use self::document::Document;
 use self::domain::{Base, Target};
 use self::virsh::{Virsh, VirshError};
+use crate::guest::{Ran, seed};
 use crate::host::folder::Folder;
 use crate::host::marks::Carry;
 use crate::host::{image, nvram, overlays, rest};
@@ -158,6 +161,15 @@ impl Libvirt {
                 format!("it is {now:?}").to_lowercase(),
             )),
         }
+    }
+
+    /// Gives libvirt the machine's XML.
+    async fn write(&self, site: &Site, folder: &Folder, lock: &File, document: &Element) -> Result<(), Fault> {
+        let file = folder.file("domain.xml");
+        let cannot = |why: String| folder.fault("cannot be defined", why);
+        std::fs::write(&file, document.written()).map_err(|why| cannot(why.to_string()))?;
+        let defined = site.virsh.run(lock, &["define", "--validate", &file.to_string_lossy()]).await;
+        defined.map(drop).map_err(|why| cannot(why.to_string()))
     }
 
     /// What a machine's XML is to be written on.
@@ -275,14 +287,12 @@ impl Platform for Libvirt {
         // The overlays first: a description without them could be started by someone who then found them absent.
         overlays::create(&folder, spec).await?;
         relay::note(&folder, before.iter().chain([spec]))?;
+        seed::define(&folder, spec)?;
         let document = domain::written(&folder, spec, self.base(spec).await?).map_err(cannot)?;
         if let Some(path) = domain::nvram(&document) {
             nvram::write(&folder, spec, Path::new(&path))?;
         }
-        let file = folder.file("domain.xml");
-        std::fs::write(&file, document.written()).map_err(|why| cannot(why.to_string()))?;
-        let defined = site.virsh.run(&lock, &["define", "--validate", &file.to_string_lossy()]).await;
-        defined.map_err(|why| cannot(why.to_string()))?;
+        self.write(&site, &folder, &lock, &document).await?;
         relay::note(&folder, [spec])?;
         before.map_or(Ok(()), |before| overlays::remove_replaced(&folder, &before, spec))
     }
@@ -380,6 +390,32 @@ impl Platform for Libvirt {
     async fn stamps(&self, name: &str) -> Result<BTreeMap<DiskKey, String>, Fault> {
         let folder = self.known(name).await?;
         rest::own_stamps(&folder, &self.at_site().known(&folder).await?.0)
+    }
+
+    async fn guest_network(&self, name: &str) -> Result<GuestNetwork, Fault> {
+        crate::guest::agent::network(&agent::Asked::new(self.at_site(), self.known(name).await?)).await
+    }
+
+    async fn run_in_guest(
+        &self,
+        name: &str,
+        program: &str,
+        arguments: &[String],
+        patience: Duration,
+    ) -> Result<Ran, Fault> {
+        let asked = agent::Asked::new(self.at_site(), self.known(name).await?);
+        crate::guest::agent::run(&asked, program, arguments, patience).await
+    }
+
+    async fn forget_seed(&self, name: &str) -> Result<(), Fault> {
+        let folder = self.known(name).await?;
+        let lock = folder.lock("lock", LOCK_PATIENCE).await?;
+        let site = self.at_site();
+        let mut document = site.document(&folder, &["--security-info"]).await?;
+        if domain::without_seed(document.child("devices")) {
+            self.write(&site, &folder, &lock, &document).await?;
+        }
+        seed::forget(&folder)
     }
 
     async fn capture(&self, name: &str, lineage: Lineage) -> Result<Box<dyn Capture>, Fault> {

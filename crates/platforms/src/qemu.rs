@@ -7,7 +7,7 @@
 //!     ├──── settle      let go, and say what the disks hold          changes  reading maps
 //!     │                                                              rest     whether they were touched since
 //!     ├──── capture     cut, acknowledge, fail                       qmp      the conversation with QEMU
-//!     ├──── agent       freezes the guest for a cut
+//!     ├──── agent       freezes the guest for a cut, and is asked what else it knows
 //!     └──── fold        overlays into the disks beneath them
 //! ```
 //! # Always true
@@ -41,12 +41,14 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use protocol::fault::code;
+use protocol::guest::GuestNetwork;
 use protocol::machine::{DiskSource, DiskSpec, Machine, MachineSpec, Power, Settled, SiteFacts};
 use protocol::{BlockMap, DiskKey, Fault, Lineage};
 
 use self::bitmap::Bitmaps;
 use self::capture::QemuCapture;
 use self::fleece::Bounds;
+use crate::guest::{Ran, seed};
 use crate::host::folder::Folder;
 use crate::host::marks::Carry;
 use crate::host::{image, overlays, places, rest};
@@ -200,6 +202,7 @@ impl Platform for Qemu {
         overlays::create(&folder, spec).await?;
         let before = folder.spec()?;
         firmware::define(&folder, spec)?;
+        seed::define(&folder, spec)?;
         folder.write("machine.json", spec)?;
         before.map_or(Ok(()), |before| overlays::remove_replaced(&folder, &before, spec))
     }
@@ -277,6 +280,28 @@ impl Platform for Qemu {
     async fn stamps(&self, name: &str) -> Result<BTreeMap<DiskKey, String>, Fault> {
         let folder = self.known(name)?;
         rest::own_stamps(&folder, &folder.known_spec()?)
+    }
+
+    async fn guest_network(&self, name: &str) -> Result<GuestNetwork, Fault> {
+        crate::guest::agent::network(&agent::Asked::new(self.known(name)?)).await
+    }
+
+    async fn run_in_guest(
+        &self,
+        name: &str,
+        program: &str,
+        arguments: &[String],
+        patience: Duration,
+    ) -> Result<Ran, Fault> {
+        crate::guest::agent::run(&agent::Asked::new(self.known(name)?), program, arguments, patience).await
+    }
+
+    async fn forget_seed(&self, name: &str) -> Result<(), Fault> {
+        let folder = self.known(name)?;
+        let _lock = folder.lock("lock", LOCK_PATIENCE).await?;
+        let spec = folder.known_spec()?;
+        folder.write("machine.json", &MachineSpec { seed: None, ..spec })?;
+        seed::forget(&folder)
     }
 
     async fn capture(&self, name: &str, lineage: Lineage) -> Result<Box<dyn Capture>, Fault> {

@@ -308,6 +308,11 @@ impl Platform for Simulated {
         Ok(SiteFacts { networks: vec!["user".into()], pools: vec![] })
     }
 
+    async fn forget_seed(&self, name: &str) -> Result<(), Fault> {
+        self.world.site().guest(name)?.spec.seed = None;
+        Ok(())
+    }
+
     async fn machine(&self, name: &str) -> Result<Option<Machine>, Fault> {
         Ok(self.world.site().guests.get(name).map(Guest::machine))
     }

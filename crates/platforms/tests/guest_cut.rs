@@ -84,6 +84,7 @@ impl Site {
             },
             disks: ["a.raw", "b.raw"].into_iter().enumerate().map(disk).collect(),
             cards: vec![],
+            seed: None,
             native: BTreeMap::new(),
         }
     }

@@ -9,6 +9,7 @@ use component::clock::now_ms;
 use component::{Duty, Heartbeat, Ticket};
 use platforms::{Start, Stopped};
 use protocol::fault::code;
+use protocol::guest::GuestNetwork;
 use protocol::machine::{Power, SiteFacts};
 use protocol::order::{Order, Outcome, Replication, Wishes};
 use protocol::{Attempt, Fault, ItemId, Lineage};
@@ -224,6 +225,10 @@ impl Duty for ProcessServer {
             Order::Settle { machine, lineage, stop } => {
                 ticket.step(format!("reading the change maps of {machine}"), None);
                 self.settle(&machine, lineage, stop).await
+            }
+            Order::TellGuest { machine } => {
+                let network = self.means.platform.guest_network(&machine).await?;
+                Ok(Outcome::Guest { network: GuestNetwork { at_ms: now_ms(), ..network } })
             }
             Order::TellChanged { machine, lineage } => {
                 let bytes = self.means.platform.changed(&machine, lineage).await?;

@@ -29,7 +29,7 @@ async fn known_point(sites: &mut Sites) -> (Attempt, Vec<Vec<u8>>) {
 }
 
 async fn spec(sites: &Sites) -> MachineSpec {
-    sites.home.machine(NAME).await.unwrap().unwrap().spec.isolated(TEST)
+    sites.home.machine(NAME).await.unwrap().unwrap().spec.isolated(TEST, None)
 }
 
 async fn raise_test(sites: &Sites, point: Option<Attempt>) -> Result<Attempt, protocol::Fault> {

@@ -64,6 +64,7 @@ async fn raise(sites: &Sites, generation: u64) -> Result<Outcome, Fault> {
         boot: Boot::Firmware,
         disks,
         cards: vec![],
+        seed: None,
         native: Default::default(),
     };
     order(sites, Order::Raise { item: NAME.parse().unwrap(), spec, point: None, generation }).await

@@ -84,6 +84,10 @@ catalogue! {
     NO_NETWORK = "CTL-030", "a network that the machine is to be connected with is not at the site", "make one of that name there, or say which takes its place: sockeye protect VM --network A=B";
     NO_DATASTORE = "CTL-031", "the site has no place for the machine's disks (R14)", "choose another with --datastore, or make room; see: sockeye site show SITE";
     NO_ORIGINAL = "CTL-032", "the original machine is not at home any more (H13)", "let it be created there: sockeye failback ITEM --create-vm; its disks are copied whole";
+    BAD_ADDRESSES = "CTL-033", "addresses were given that the machine's guest cannot have", "give them as PLACE:MAC=ADDRESS/LENGTH[,gateway=ADDRESS][,dns=ADDRESS]; the machine's cards: sockeye vm list";
+    NO_ADDRESSES_HOME = "CTL-034", "a guest would be given addresses away, and nobody could give it those of home back", "install qemu-guest-agent in the guest and start it, or give home's addresses as well: --address home:MAC=ADDRESS/LENGTH";
+    ADDRESSES_DIFFER = "CTL-035", "the guest has not got the addresses that it is to have", "look at it: sockeye network show ITEM; when its network is in order: sockeye network apply ITEM";
+    NETWORK_OF_PRODUCTION = "CTL-036", "the network of a test is one of production", "name a network that only tests use, or leave --network away: the test is then connected to nothing";
     NO_ADDRESS = "MOV-008", "two movers only dial out, so that neither can be dialled", "let one of the two be reached: start that site's master target without --outbound-only, or the other site's process server with --listen";
     // RPL: replicas
     REPLICA_ABSENT = "RPL-001", "the master target keeps no replica of the item", "protect the item again";
@@ -113,6 +117,9 @@ catalogue! {
     CAPTURED = "PLT-010", "the machine's disks are being captured", "end its replication first, then repeat";
     NO_GUEST_AGENT = "PLT-015", "no agent of the guest answers", "install qemu-guest-agent in the guest, give the machine its channel (org.qemu.guest_agent.0) and start it anew; without it: sockeye point add ITEM";
     GUEST_NOT_FROZEN = "PLT-016", "the guest's agent did not freeze its file systems", "look at the agent's log and at the freeze hook in the guest; then repeat";
+    GUEST_RUNS_NOTHING = "PLT-018", "the guest's agent runs no programs, or lets us see none", "let it run them (guest-exec and guest-exec-status must not be among the blocked commands of /etc/qemu/qemu-ga.conf or of its service), restart it, then: sockeye network apply ITEM";
+    GUEST_NOT_ADDRESSED = "PLT-019", "the guest did not take the addresses that it was to have", "look at the cause; its own configuration is in /var/lib/sockeye-guest/kept in the guest; then: sockeye network apply ITEM";
+    AGENT_LATE = "PLT-020", "the guest's agent did not answer in time after the start", "see that the guest has started and runs its agent, then: sockeye network apply ITEM";
     // CPY: copying a disk that is no item's
     COPY_SOURCE = "CPY-001", "the source of a copy cannot be used", "look at its path or address; end the program that writes it, or copy from a snapshot or a view";
     COPY_TARGET = "CPY-002", "the target of a copy cannot be used", "look at its path or address, its size and its free space; end the program that uses it; then run the same command again";

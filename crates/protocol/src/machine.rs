@@ -8,6 +8,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
+use crate::guest::Seed;
 use crate::id::Attempt;
 use crate::id::DiskKey;
 use crate::position::Changes;
@@ -29,6 +30,9 @@ pub struct MachineSpec {
     /// The network cards in the order in which the guest sees them.
     #[serde(default)]
     pub cards: Vec<NetworkCard>,
+    /// What the guest reads about its network when it starts, on a small disk behind its own ones.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub seed: Option<Seed>,
     /// What only one platform understands, by platform name; passed on untouched.
     #[serde(default)]
     pub native: BTreeMap<String, serde_json::Value>,
@@ -66,9 +70,16 @@ impl MachineSpec {
         self
     }
 
-    /// The same machine under another name and connected to nothing: what a test of it is.
-    pub fn isolated(&self, name: &str) -> MachineSpec {
-        let cards = self.cards.iter().map(|card| NetworkCard { connection: Connection::Nothing, ..card.clone() });
+    /// The networks that its cards are connected with.
+    pub fn networks(&self) -> BTreeSet<&str> {
+        self.missing_networks(&[])
+    }
+
+    /// The same machine under another name, all its cards connected with the one network that is given, or with nothing: what a
+    /// test of it is.
+    pub fn isolated(&self, name: &str, network: Option<&str>) -> MachineSpec {
+        let connection = network.map_or(Connection::Nothing, |network| Connection::Network(network.into()));
+        let cards = self.cards.iter().map(|card| NetworkCard { connection: connection.clone(), ..card.clone() });
         MachineSpec { name: name.into(), cards: cards.collect(), ..self.clone() }
     }
 }

@@ -10,6 +10,7 @@ use std::collections::BTreeMap;
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
+use crate::guest::CardAddresses;
 use crate::id::{Attempt, PolicyName, SiteName};
 use crate::order::Sync;
 use crate::quote::Window;
@@ -34,6 +35,9 @@ pub enum Operation {
         /// What the networks that it is connected with at its site are called at the other one; the same where nothing is said.
         #[serde(default)]
         networks: BTreeMap<String, String>,
+        /// Which addresses its guest has away, in a test, and at home if not its own (R19).
+        #[serde(default)]
+        addresses: Vec<CardAddresses>,
     },
     /// Stop replicating and forget the item; its machine runs on.
     Unprotect {
@@ -53,10 +57,13 @@ pub enum Operation {
         /// The point to start from; the newest if none is given.
         point: Option<Attempt>,
     },
-    /// Start a copy of the machine from a recovery point, connected to nothing, while everything else goes on.
+    /// Start a copy of the machine from a recovery point, on no network of production, while everything else goes on.
     TestFailover {
         /// The point to start from; the newest if none is given.
         point: Option<Attempt>,
+        /// The network that all its cards are connected with; nothing if none is given.
+        #[serde(default)]
+        network: Option<String>,
     },
     /// End the test failover: its machine and everything it wrote are thrown away.
     Cleanup {},

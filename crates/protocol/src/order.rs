@@ -18,18 +18,18 @@ use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
 use crate::bandwidth::Bandwidth;
-use crate::beside::ServedDisk;
-use crate::difference::{Difference, Pair};
-use crate::epoch::{DiskSize, Point};
+use crate::difference::Pair;
+use crate::epoch::DiskSize;
 use crate::fault::Fault;
+use crate::guest::GuestWish;
 use crate::id::{Attempt, DiskKey, ItemId, Lineage, SiteName};
 use crate::keeping::{Keeping, KeepingStatus};
 use crate::machine::{Machine, MachineSpec, NewDisks, Settled, SiteFacts};
-use crate::position::{Changes, Distrust, Position};
+pub use crate::outcome::Outcome;
+use crate::position::Changes;
 pub use crate::replication::{
     AppStatus, Grant, Moved, Progress, Replication, ReplicationPhase, ReplicationStatus, Sync,
 };
-use crate::verified::Verified;
 
 /// The part that a process plays at its site.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize, ToSchema)]
@@ -203,7 +203,22 @@ pub enum Order {
         lineage: Lineage,
     },
 
+    /// Tell which addresses the guest has. Outcome: `Guest`; PLT-015 where no agent answers.
+    TellGuest {
+        /// The machine's name.
+        machine: String,
+    },
+
     // ---- master target: replicas and the machines raised from them
+    /// Give the guest of a machine that runs other addresses, or its own configuration back. Outcome: `GuestSet`.
+    SetGuest {
+        /// The machine's name.
+        machine: String,
+        /// What is to be done.
+        what: GuestWish,
+        /// How long its agent may take until it answers, in ms.
+        within_ms: u64,
+    },
     /// Make an empty replica and take epochs for it. Outcome: `Nothing`.
     PrepareReplica {
         /// The item.
@@ -380,115 +395,11 @@ impl Order {
             | Order::FinalDelta { .. }
             | Order::AppPoint { .. }
             | Order::Settle { .. }
+            | Order::TellGuest { .. }
             | Order::TellChanged { .. } => Role::ProcessServer,
             _ => Role::MasterTarget,
         }
     }
-}
-
-/// What an order came to.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case", tag = "outcome")]
-pub enum Outcome {
-    /// It is done; there is nothing to tell.
-    Nothing,
-    /// The machine stands still.
-    Stopped {
-        /// Whether the guest did it by itself.
-        by_guest: bool,
-        /// When it was found to stand still, ms since 1970.
-        at_ms: u64,
-    },
-    /// The last epoch is durable at the target.
-    Final {
-        /// Its point.
-        point: Point,
-        /// Bytes that had changed, were read here and were sent.
-        moved: Moved,
-        /// What identifies each disk now; to be compared when the copy is taken over.
-        stamps: BTreeMap<DiskKey, String>,
-        /// How long the target took to make it durable after all of it was sent, in ms.
-        #[serde(default)]
-        seal_ms: u64,
-    },
-    /// Where the machine's disks stand.
-    Settled {
-        /// The maps that were left.
-        settled: Settled,
-        /// Whether the guest had to be stopped for it (R26).
-        was_running: bool,
-    },
-    /// What the machine's change map holds.
-    Changed {
-        /// Bytes that changed since the cut that it counts from; none where no map is held, or none that can be believed.
-        bytes: Option<u64>,
-    },
-    /// The copy is a replica now.
-    Taken {
-        /// The point that keeps its state; none for a copy that was damaged, which the first epoch repairs.
-        kept: Option<Point>,
-        /// Why its changes are not known, if so: the first epoch will be a compare.
-        distrust: Option<Distrust>,
-        /// How many bytes its own map says have changed, if known.
-        changed_bytes: Option<u64>,
-    },
-    /// The replica takes no epochs.
-    Closed {
-        /// Its newest point.
-        newest: Option<Point>,
-    },
-    /// The machine stands ready, paused.
-    Raised {
-        /// The point that it stands on.
-        point: Point,
-    },
-    /// The point is served.
-    Serves {
-        /// The point.
-        point: Point,
-        /// Where each disk is found.
-        disks: Vec<ServedDisk>,
-    },
-    /// The replica holds the state of the attempt.
-    Absorbed {
-        /// The point.
-        point: Point,
-    },
-    /// Where the raised machine's disks stood at its start.
-    Stands {
-        /// The position without the machine's own writes.
-        position: Position,
-    },
-    /// The machine runs on its own disks.
-    Folded {
-        /// Where those stood when its generation began, without its own writes since.
-        position: Position,
-        /// The folders that pinned points were written to, at the master target's host.
-        #[serde(default)]
-        exported: Vec<String>,
-    },
-    /// The points that are kept.
-    Points {
-        /// Oldest first.
-        points: Vec<Point>,
-        /// Those of them that are pinned.
-        pins: Vec<Attempt>,
-    },
-    /// A point was taken; `AddPoint` has pinned it too.
-    Added {
-        /// The point.
-        point: Point,
-    },
-    /// What the two points differ in.
-    Differ {
-        /// By disk.
-        difference: Difference,
-    },
-    /// What a scrub found.
-    Verified {
-        /// What was read, and what of it is damaged.
-        verified: Verified,
-    },
 }
 
 /// An empty set of changes for a copy of which control knows that nothing wrote it since `since`.

@@ -232,6 +232,12 @@ pub struct Figures {
     pub served: Option<ServedView>,
     /// What a scrub of the replica read, and what it found.
     pub verified: Option<Verified>,
+    /// What went wrong without keeping the job from its end.
+    #[serde(default)]
+    pub warnings: Vec<Fault>,
+    /// What the guest told when it was given its addresses, a line each.
+    #[serde(default)]
+    pub guest: Vec<String>,
     /// Bytes of the old side's unreplicated changes, as far as they are known.
     pub unreplicated_bytes: Option<u64>,
 }

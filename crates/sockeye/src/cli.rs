@@ -20,6 +20,7 @@ mod history;
 mod host;
 mod machine;
 mod moves;
+mod network;
 mod role;
 mod token;
 mod value;
@@ -36,6 +37,7 @@ pub use history::{AddPolicy, OnPoint, PointVerb, PolicyVerb, Sure};
 pub use host::{Host, HostRole, Init, Join};
 pub use machine::{Disk, VmDefine, VmLocal, VmStop};
 pub use moves::{ChangePoint, Commit, Complete, Failback, Failover, Protect, Reprotect, Then, Unprotect, View, Which};
+pub use network::NetworkVerb;
 pub use role::{Demo, MasterTarget, Mover, PlatformName, ProcessServer, Server, Up};
 pub use token::{AddToken, TokenVerb};
 
@@ -132,6 +134,9 @@ pub enum Verb {
 Replication and everything else goes on meanwhile. Exit code 1 when something is damaged: which disk and where is shown, and
 comes with --output json.")]
     Verify(Verify),
+    /// The addresses of a protected machine's guest, at each place
+    #[command(subcommand)]
+    Network(NetworkVerb),
     /// What was started, how it goes, and its figures
     #[command(subcommand)]
     Job(JobVerb),

@@ -16,6 +16,7 @@ use std::time::Duration;
 use protocol::Fault;
 use protocol::difference::Difference;
 use protocol::epoch::Point;
+use protocol::guest::{GuestTold, ItemNetwork, SetItemNetwork};
 use protocol::id::{Attempt, ItemId, PolicyName, SiteName};
 use protocol::keeping::{AddPoint, ApplyPolicy, KeptPoint, PinPoint, Policy, PolicyEffect, SetPolicy};
 use protocol::quote::Quoted;
@@ -157,6 +158,22 @@ impl Client {
         query.extend(site.iter().map(|site| ("site", site.as_str())));
         let patient = Client { time: READING_TIME, ..self.clone() };
         patient.get(&format!("/api/v1/items/{item}/points/difference"), &query).await
+    }
+
+    /// The addresses of its guest.
+    pub async fn network(&self, item: &ItemId) -> Result<Answer<ItemNetwork>, Trouble> {
+        self.get(&format!("/api/v1/items/{item}/network"), &[]).await
+    }
+
+    /// Says which it shall have.
+    pub async fn set_network(&self, item: &ItemId, wanted: &SetItemNetwork) -> Result<Answer<ItemNetwork>, Trouble> {
+        self.put(&format!("/api/v1/items/{item}/network"), wanted).await
+    }
+
+    /// Gives the guest what it is to have where it runs, now.
+    pub async fn apply_network(&self, item: &ItemId) -> Result<Answer<GuestTold>, Trouble> {
+        let patient = Client { time: READING_TIME, ..self.clone() };
+        patient.post(&format!("/api/v1/items/{item}/network/apply"), None::<&()>).await
     }
 
     /// What moving the item would cost.

@@ -15,6 +15,7 @@ pub mod history;
 pub mod item;
 pub mod job;
 pub mod list;
+pub mod network;
 pub mod plan;
 pub mod progress;
 pub mod quote;
@@ -94,7 +95,16 @@ impl Screen {
 
 /// An error as the contract wants it.
 pub fn error(fault: &Fault) -> String {
-    let mut text = format!("error {}: {}", fault.code, fault.message);
+    said("error", fault)
+}
+
+/// What went wrong without keeping anything from its end, in the same form.
+pub fn warning(fault: &Fault) -> String {
+    said("warning", fault)
+}
+
+fn said(how: &str, fault: &Fault) -> String {
+    let mut text = format!("{how} {}: {}", fault.code, fault.message);
     for (title, part) in [("because", &fault.cause), ("next", &fault.remedy)] {
         if !part.is_empty() {
             text.push_str(&format!("\n  {:<8} {part}", format!("{title}:")));

@@ -12,6 +12,7 @@ pub mod history;
 pub mod job;
 pub mod login;
 pub mod machine;
+pub mod network;
 pub mod request;
 pub mod see;
 pub mod token;
@@ -60,6 +61,7 @@ pub async fn run(global: &Global, verb: Verb) -> Result<Ending, Trouble> {
         Verb::Item(verb) => see::item(&desk()?, verb).await,
         Verb::Points(points) => see::points(&desk()?, points).await,
         Verb::Point(verb) => history::point(&desk()?, verb).await,
+        Verb::Network(verb) => network::run(&desk()?, verb).await,
         Verb::Policy(verb) => history::policy(&desk()?, verb).await,
         Verb::Component(verb) => see::component(&desk()?, verb).await,
         Verb::Token(verb) => token::run(&desk()?, verb).await,

@@ -8,6 +8,7 @@ mod circle;
 mod contract;
 mod copying;
 mod freeze;
+mod guest_network;
 mod install;
 mod joining;
 mod kill;

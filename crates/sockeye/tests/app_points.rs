@@ -113,6 +113,7 @@ impl Sites {
             boot: Boot::Kernel { kernel, initrd, command_line },
             disks: vec![DiskSpec { key: "files".parse().unwrap(), size, source }],
             cards: vec![],
+            seed: None,
             native: Default::default(),
         };
         let runtime = tokio::runtime::Runtime::new().unwrap();
@@ -185,7 +186,7 @@ fn a_point_made_with_the_guests_agent_needs_no_repair_and_has_all_that_was_writt
     assert!(ran("debugfs", &["-R", "cat /marker", &image]).starts_with("quiesced"), "the hook ran before");
 
     let plan: Plan = world.ask(&["failover", FILES, "--test", "--point", "latest-app", "--dry-run"], 0).unwrap();
-    assert_eq!(plan.request.operation, Operation::TestFailover { point: Some(point.attempt) });
+    assert_eq!(plan.request.operation, Operation::TestFailover { point: Some(point.attempt), network: None });
     // A process server that is started again makes one at once. It is killed between freeze and thaw: the hook is slow, and the
     // guest freezes when nobody is left who asked for it.
     sites.world.kill(At::Home, Part::ProcessServer);

@@ -3,11 +3,12 @@
 //!
 //! ```text
 //!   initrd.img                        init, busybox, ledger
-//!   initrd-agent.img = initrd.img ‖   qemu-ga and its libraries · ext4 and virtio_console · a hook · /agent, which `init` runs
+//!   initrd-agent.img = initrd.img ‖   qemu-ga, ifup and their libraries · ext4, virtio_console, virtio_net · a hook · /agent, which `init` runs
 //! ```
 //! The guest mounts the disk with the serial number `files` as ext4 and writes numbered files to it that nobody ever syncs. Words of
 //! the kernel's command line say what it does: `hooks=ok,fail,slow` how the hook behaves at the first freeze, the second, and so on
-//! (`ok` at all that are not named; `slow` takes five seconds).
+//! (`ok` at all that are not named; `slow` takes five seconds); `address=10.1.0.5/24` that its first card is configured so, by Debian's
+//! own ifupdown, with files that lie on the disk; `blocked` that its agent runs no programs, `noagent` that there is none.
 
 use std::path::{Path, PathBuf};
 
@@ -17,7 +18,7 @@ use crate::command::output;
 use crate::cpio::Archive;
 use crate::initramfs::Modules;
 
-const MODULES: [&str; 3] = ["crc32c_generic", "virtio_console", "ext4"];
+const MODULES: [&str; 4] = ["crc32c_generic", "virtio_console", "virtio_net", "ext4"];
 
 /// Run by `init` before the ledger.
 const AGENT: &str = r#"b=/bin/busybox
@@ -31,9 +32,37 @@ for disk in /sys/block/*; do
 done
 echo 60000 > /proc/sys/vm/dirty_writeback_centisecs
 echo 60000 > /proc/sys/vm/dirty_expire_centisecs
+for card in /sys/class/net/eth*; do
+  [ -e $card ] && echo "CARD ${card##*/} $($b cat $card/address) $($b readlink -f $card/device)"
+done
+address=$($b sed -n 's/.*address=\([0-9./]*\).*/\1/p' /proc/cmdline)
+if [ -n "$address" ]; then
+  # What a guest keeps of its configuration is on its disk.
+  # Busybox's shell would take its own ifup for Debian's.
+  $b --install -s /bin 2>/dev/null
+  $b rm -f /bin/ifup /bin/ifdown
+  for folder in etc/network var/lib; do
+    $b mkdir -p /files/$folder /$folder
+    $b mount -o bind /files/$folder /$folder
+  done
+  if [ ! -e /etc/network/interfaces ]; then
+    $b printf 'auto lo\niface lo inet loopback\n\n# mine\nauto eth0\niface eth0 inet static\n  address %s\n' $address > /etc/network/interfaces
+    $b sync
+  fi
+  $b mkdir -p /run/network
+  PATH=/usr/sbin:/sbin:/usr/bin:/bin /usr/sbin/ifup -a || echo 'AGENT-ERROR ifup'
+fi
+for disk in /sys/block/*; do
+  if [ "$($b cat $disk/serial 2>/dev/null)" = sockeye-seed ]; then
+    echo "SEED ${disk##*/} $($b grep -a -o 'instance-id: .*' /dev/${disk##*/})"
+  fi
+done
+blocked=
+$b grep -q blocked /proc/cmdline && blocked='-b guest-exec'
 for port in /sys/class/virtio-ports/*; do
+  $b grep -q noagent /proc/cmdline && break
   if [ "$($b cat $port/name 2>/dev/null)" = org.qemu.guest_agent.0 ]; then
-    /usr/sbin/qemu-ga -m virtio-serial -p /dev/${port##*/} -t /run -f /run/qemu-ga.pid -F/etc/qemu/fsfreeze-hook &
+    /usr/sbin/qemu-ga -m virtio-serial -p /dev/${port##*/} -t /run -f /run/qemu-ga.pid -F/etc/qemu/fsfreeze-hook $blocked &
     echo "AGENT $port"
   fi
 done
@@ -65,12 +94,12 @@ fi
 exit 0
 "#;
 
-/// The second archive, from the unpacked kernel package and the unpacked package of the agent.
-pub(crate) fn build(kernel: &Path, agent: &Path) -> Result<Vec<u8>> {
+/// The second archive, from the unpacked packages of the kernel, of the agent and of ifupdown.
+pub(crate) fn build(kernel: &Path, agent: &Path, ifupdown: &Path) -> Result<Vec<u8>> {
     let modules = Modules::of(kernel)?;
     let order = modules.in_order(&MODULES)?;
     let mut archive = Archive::default();
-    for folder in ["etc", "etc/qemu", "usr", "usr/sbin", "usr/lib", "lib", "lib64"] {
+    for folder in ["bin", "etc", "etc/qemu", "usr", "usr/sbin", "usr/lib", "lib", "lib64"] {
         archive.folder(folder);
     }
     for name in &order {
@@ -79,7 +108,21 @@ pub(crate) fn build(kernel: &Path, agent: &Path) -> Result<Vec<u8>> {
     let program = agent.join("usr/sbin/qemu-ga");
     archive.program("usr/sbin/qemu-ga", &std::fs::read(&program).context("the package has no qemu-ga")?);
     let mut folders = vec![];
-    for library in libraries(&program)? {
+    let ifup = [ifupdown.join("sbin/ifup"), ifupdown.join("usr/sbin/ifup")].into_iter().find(|file| file.is_file());
+    let ifup = ifup.context("the package has no ifup")?;
+    for name in ["ifup", "ifdown", "ifquery"] {
+        // It goes by the name that it is called with.
+        archive.program(&format!("usr/sbin/{name}"), &std::fs::read(&ifup)?);
+    }
+    // The shell that Debian has.
+    let shell = Path::new("/bin/dash");
+    archive.program("bin/sh", &std::fs::read(shell).context("there is no dash")?);
+    let mut needed = libraries(&program)?;
+    needed.extend(libraries(&ifup)?);
+    needed.extend(libraries(shell)?);
+    needed.sort();
+    needed.dedup();
+    for library in needed {
         let inside = library.strip_prefix("/")?.to_path_buf();
         let above: Vec<PathBuf> = inside.ancestors().skip(1).map(Path::to_path_buf).collect();
         for folder in above.into_iter().rev().filter(|folder| !folder.as_os_str().is_empty()) {

@@ -24,8 +24,7 @@ const SUITE: &str = "bookworm";
 /// The build from which a newer one is upgraded to: the last before the mover protocol 7. Once there are releases, the one before.
 const OLDER: &str = "bc71abf";
 /// What making the image starts.
-const PROGRAMS: [(&str, &str); 4] =
-    [("debootstrap", "debootstrap"), ("sfdisk", "fdisk"), ("mcopy", "mtools"), ("losetup", "mount")];
+const PROGRAMS: [(&str, &str); 3] = [("debootstrap", "debootstrap"), ("sfdisk", "fdisk"), ("losetup", "mount")];
 /// What the image is made from.
 const RECIPE: [&str; 5] = [
     include_str!("long/debian.sh"),

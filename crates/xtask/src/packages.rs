@@ -11,7 +11,7 @@ use anyhow::{Context, Result, bail};
 use crate::command::{is_installed, output, run, works};
 
 /// A program the tests, the demo or a bench start, or a file that one of them needs, and the package that brings it.
-const PROGRAMS: [(&str, &str); 21] = [
+const PROGRAMS: [(&str, &str); 22] = [
     ("qemu-system-x86_64", "qemu-system-x86"),
     ("qemu-img", "qemu-utils"),
     ("qemu-nbd", "qemu-utils"),
@@ -23,6 +23,7 @@ const PROGRAMS: [(&str, &str); 21] = [
     ("nft", "nftables"),
     ("unshare", "util-linux"),
     ("fsfreeze", "util-linux"),
+    ("mtype", "mtools"),
     ("kill", "procps"),
     ("mkfs.ext4", "e2fsprogs"),
     ("python3", "python3"),

@@ -5,7 +5,7 @@
 //!   cloud kernel package ─unpack─► target/guest/vmlinuz
 //!   busybox package ─unpack─┐
 //!   modules of the kernel ──┼────► target/guest/initrd.img
-//!   static `ledger` ────────┴─► with QEMU's guest agent: target/guest/initrd-agent.img
+//!   static `ledger` ────────┴─► with QEMU's guest agent and ifupdown: target/guest/initrd-agent.img
 //! ```
 //! # If it is interrupted
 //! Files and folders get their names by a rename when they are whole; run it again.
@@ -51,7 +51,8 @@ fn build_guest(root: &Path, guest: &Path) -> Result<()> {
     let mut initrd = initramfs::build(&kernel, &busybox, &ledger)?;
     put(&guest.join("initrd.img"), &initrd)?;
     let agent = unpack(root, "qemu-guest-agent", guest.join("agent"))?;
-    initrd.extend(agent_initramfs::build(&kernel, &agent)?);
+    let ifupdown = unpack(root, "ifupdown", guest.join("ifupdown"))?;
+    initrd.extend(agent_initramfs::build(&kernel, &agent, &ifupdown)?);
     put(&guest.join("initrd-agent.img"), &initrd)
 }
 

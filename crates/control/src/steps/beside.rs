@@ -1,7 +1,9 @@
 //! Steps that begin and end what stands beside an item.
 
 use protocol::fault::{Fault, code};
+use protocol::guest::Place;
 use protocol::id::{Attempt, ItemId};
+use protocol::machine::MachineSpec;
 use protocol::order::{Order, Outcome};
 use protocol::stage::Side;
 use protocol::verified::Verified;
@@ -9,13 +11,23 @@ use protocol::verified::Verified;
 use super::ordering::{Patience, Undoing, unexpected};
 use super::{Context, Ending, Halt};
 use crate::beside::{Test, View};
+use crate::guest_network;
 
 impl Context<'_> {
-    pub(super) async fn raise_test(&mut self, at: Side, point: Option<Attempt>) -> Result<Ending, Halt> {
+    pub(super) async fn raise_test(
+        &mut self,
+        at: Side,
+        point: Option<Attempt>,
+        network: Option<&str>,
+    ) -> Result<Ending, Halt> {
         let item = self.load().await?;
         let machine = item.test_name();
-        let order =
-            Order::RaiseTest { item: self.item.clone(), spec: self.description(&item, at).isolated(&machine), point };
+        // Those of its cards that stand on no network here stand on that of the test as well.
+        let spec = MachineSpec {
+            seed: guest_network::seed(&item, Place::Test, self.id.unsigned_abs()),
+            ..self.description(&item, at).isolated(&machine, network)
+        };
+        let order = Order::RaiseTest { item: self.item.clone(), spec, point };
         match self.order(at, "raise-test", order, Patience::UntilReported).await? {
             Outcome::Raised { point } => {
                 let test = Test { side: at, machine, point: point.attempt, cut_at_ms: point.cut_at_ms };

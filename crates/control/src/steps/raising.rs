@@ -15,6 +15,7 @@ use super::stopping::NO_CUT;
 use super::{Context, Ending, Halt};
 use crate::clock::now_ms;
 use crate::database::commit;
+use crate::guest_network;
 use crate::item::{self, Item, LastMove};
 use crate::job::Notes;
 use crate::order_book;
@@ -39,7 +40,8 @@ impl Context<'_> {
             Side::Home => self.load().await?,
         };
         let point = self.notes.last.or(point);
-        let order = Order::Raise { item: self.item.clone(), spec: self.description(&item, at), point, generation };
+        let order =
+            Order::Raise { item: self.item.clone(), spec: self.raised(&item, at, generation), point, generation };
         match self.order(at, "raise", order, Patience::UntilReported).await? {
             Outcome::Raised { point: stands } => {
                 if point.is_some_and(|wanted| wanted != stands.attempt) {
@@ -83,6 +85,12 @@ impl Context<'_> {
         }
     }
 
+    /// The same with what its guest reads when no agent can tell it.
+    fn raised(&self, item: &Item, at: Side, generation: u64) -> MachineSpec {
+        let seed = guest_network::seed(item, guest_network::place(at), generation);
+        MachineSpec { seed, ..self.description(item, at) }
+    }
+
     pub(super) async fn undo_raise(&mut self, at: Side) -> Result<Option<String>, Halt> {
         if !self.may_have_acted("raise").await? {
             return Ok(None);
@@ -111,7 +119,8 @@ impl Context<'_> {
             return Ok(None);
         }
         let item = self.load().await?;
-        let order = Order::Raise { item: self.item.clone(), spec: self.description(&item, at), point, generation };
+        let order =
+            Order::Raise { item: self.item.clone(), spec: self.raised(&item, at, generation), point, generation };
         match self.undo_order(at, "raise-again", order).await? {
             Undoing::Ended(Ok(_)) => {}
             failed => return Ok(failed.words()),

@@ -1,10 +1,8 @@
 //! Steps that remember an item, turn its replication on and off, and wait for the first copy.
 
-use std::collections::BTreeMap;
-
 use protocol::bandwidth::Bandwidth;
 use protocol::fault::{Fault, code};
-use protocol::id::{Attempt, Lineage, PolicyName, SiteName};
+use protocol::id::{Attempt, Lineage};
 use protocol::leaf::LeafSize;
 use protocol::order::{Order, Role, Sync};
 use protocol::retention::Retention;
@@ -15,19 +13,15 @@ use super::{Context, Ending, Halt};
 use crate::database::commit;
 use crate::item::{self, Copy, Item};
 use crate::stage_table::Event;
+use crate::work::Work;
 use crate::{job, policy, words};
 
 impl Context<'_> {
-    pub(super) async fn create_item(
-        &mut self,
-        machine: &str,
-        from: &SiteName,
-        to: &SiteName,
-        interval_ms: u64,
-        policy: &PolicyName,
-        networks: &BTreeMap<String, String>,
-    ) -> Result<Ending, Halt> {
-        let spec = self.control.fleet().machine(from, machine).map(|(machine, _)| machine.spec.clone());
+    pub(super) async fn create_item(&mut self, created: Work) -> Result<Ending, Halt> {
+        let Work::CreateItem { machine, from, to, interval_ms, policy, networks, addresses } = created else {
+            return Ok(Ending::Done(None));
+        };
+        let spec = self.control.fleet().machine(&from, &machine).map(|(machine, _)| machine.spec.clone());
         let spec = spec.ok_or_else(|| {
             Fault::new(
                 code::UNKNOWN_VM,
@@ -37,10 +31,13 @@ impl Context<'_> {
         })?;
         let mut item = Item {
             name: self.item.clone(),
-            home: from.clone(),
-            away: to.clone(),
+            home: from,
+            away: to,
             spec,
-            networks: networks.clone(),
+            networks,
+            addresses,
+            guest: None,
+            readdressed: false,
             lineage: Lineage::fresh(),
             generation: 1,
             stage: Stage::Unprotected,
@@ -61,7 +58,7 @@ impl Context<'_> {
         item.hear(Event::Protect)?;
         self.control.tick()?;
         let mut change = self.control.database().change().await?;
-        policy::limit(&mut item, &policy::need(&mut change, policy).await?);
+        policy::limit(&mut item, &policy::need(&mut change, &policy).await?);
         item::insert(&mut change, &item).await?;
         commit(change).await?;
         self.control.tick()?;

@@ -53,7 +53,13 @@ const SOON: Duration = Duration::from_secs(3);
 const LATE: Duration = Duration::from_secs(20);
 
 pub fn settings(connected_within: Duration, hooks: Hooks) -> Settings {
-    Settings { connected_within, shut_down_first: Duration::from_secs(5), undo_patience: Duration::from_secs(1), hooks }
+    Settings {
+        connected_within,
+        shut_down_first: Duration::from_secs(5),
+        undo_patience: Duration::from_secs(1),
+        agent_patience: Duration::from_secs(5),
+        hooks,
+    }
 }
 
 impl World {
@@ -319,6 +325,7 @@ pub fn protect() -> Operation {
         interval_ms: 1000,
         policy: protocol::PolicyName::standard(),
         networks: Default::default(),
+        addresses: vec![],
     }
 }
 
@@ -334,7 +341,7 @@ pub fn planned() -> Operation {
 }
 
 pub fn test_failover() -> Operation {
-    Operation::TestFailover { point: None }
+    Operation::TestFailover { point: None, network: None }
 }
 
 pub fn view() -> Operation {

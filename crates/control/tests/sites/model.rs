@@ -5,6 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use protocol::epoch::{Point, PointKind};
 use protocol::extent::Extent;
 use protocol::fault::{Fault, code};
+use protocol::guest::{GuestNetwork, GuestWish};
 use protocol::id::{Attempt, Lineage};
 use protocol::keeping::KeepingStatus;
 use protocol::machine::{Boot, DiskFormat, DiskSource, DiskSpec, Machine, MachineSpec, Power, SiteFacts};
@@ -84,6 +85,12 @@ pub struct Model {
     pub split: bool,
     /// No agent answers in the guest.
     pub no_agent: bool,
+    /// Which addresses the guest has; none where it has no agent that tells.
+    pub guest: Option<GuestNetwork>,
+    /// What the guest says to whoever gives it addresses; none: it takes them.
+    pub guest_refuses: Option<Fault>,
+    /// What was given to guests, and to which.
+    pub given: Vec<(String, GuestWish)>,
     /// The machine as home tells of it.
     pub home_spec: MachineSpec,
     /// What the sites tell that they have.
@@ -144,6 +151,9 @@ impl Model {
             split: false,
             no_agent: false,
             home_spec: spec(),
+            guest: None,
+            guest_refuses: None,
+            given: vec![],
             facts: None,
             raised: None,
             breaches: vec![],
@@ -219,7 +229,7 @@ impl Model {
         let described = if name == "home" { self.home_spec.clone() } else { spec() };
         let vm = site.vm.iter().map(|vm| Machine { spec: described.clone(), power: vm.power, remarks: vec![] });
         let test = site.test.iter().map(|(name, ..)| Machine {
-            spec: spec().isolated(name),
+            spec: spec().isolated(name, None),
             power: Power::Running,
             remarks: vec![],
         });
@@ -371,6 +381,7 @@ pub fn spec() -> MachineSpec {
             source: DiskSource::Own { path: "disk0.raw".into(), format: DiskFormat::Raw },
         }],
         cards: vec![],
+        seed: None,
         native: BTreeMap::new(),
     }
 }

@@ -31,6 +31,7 @@ impl Model {
             Order::ListPoints { .. }
                 | Order::DiffPoints { .. }
                 | Order::TellChanged { .. }
+                | Order::TellGuest { .. }
                 | Order::AppPoint { .. }
                 | Order::PinPoint { .. }
                 | Order::AddPoint { .. }
@@ -44,6 +45,17 @@ impl Model {
     fn carry_out(&mut self, at: &str, order: &Order, wishes: &[Replication]) -> Result<Outcome, Fault> {
         let split = self.split;
         match order {
+            Order::TellGuest { .. } => match self.guest.clone() {
+                Some(network) => Ok(Outcome::Guest { network }),
+                None => Err(fault(code::NO_GUEST_AGENT, "no agent")),
+            },
+            Order::SetGuest { machine, what, .. } => {
+                self.given.push((machine.clone(), what.clone()));
+                match self.guest_refuses.clone() {
+                    Some(fault) => Err(fault),
+                    None => Ok(Outcome::GuestSet { told: vec!["it has them".into()] }),
+                }
+            }
             Order::ShutDown { .. } => {
                 let vm = self.vm(at)?;
                 if vm.power == Power::Running {
@@ -435,6 +447,8 @@ pub fn word(order: &Order) -> &'static str {
         Order::Settle { .. } => "settle",
         Order::TellChanged { .. } => "tell-changed",
         Order::AppPoint { .. } => "app-point",
+        Order::TellGuest { .. } => "tell-guest",
+        Order::SetGuest { .. } => "set-guest",
         Order::PrepareReplica { .. } => "prepare",
         Order::TakeOver { .. } => "take-over",
         Order::CloseReplica { .. } => "close",

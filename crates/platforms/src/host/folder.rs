@@ -9,7 +9,9 @@
 //!       pid                         QEMU's; gone after a clean end
 //!       life-0..2.sock              monitors for the life cycle
 //!       capture.in .out .lock       the monitor for capture, and who may speak on it
-//!       agent.in .out               the channel to the guest's agent (see `qemu::agent`); frozen.json: it may be frozen
+//!       agent.in .out .lock         the channel to the guest's agent (see `qemu::agent`), and who may speak on it
+//!       frozen.json                 the guest may be frozen
+//!       seed.img                    what the guest reads about its network when it starts
 //!       cut.lock                    held while the guest stands still for a cut
 //!       nbd.sock                    exports of open cuts
 //!       console.log                 what the guest printed, over all starts

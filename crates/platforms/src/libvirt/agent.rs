@@ -20,13 +20,16 @@
 use std::fs::File;
 use std::time::Duration;
 
+use async_trait::async_trait;
 use protocol::fault::code;
 use protocol::{Fault, Freeze, Quiesce};
+use serde_json::Value;
 use xmltree::Element;
 
 use super::document::Document;
-use super::virsh::{Timed, Virsh};
+use super::virsh::{Timed, Virsh, VirshError};
 use super::{Site, life};
+use crate::guest::agent::Ask;
 use crate::host::folder::Folder;
 
 /// The name of the agent's channel.
@@ -57,7 +60,55 @@ async fn absent(site: &Site, folder: &Folder) -> Result<Option<Fault>, Fault> {
         Some(_) => format!("no program in the guest has the channel {CHANNEL} open"),
         None => format!("the machine has no channel {CHANNEL}"),
     };
-    Ok(Some(Fault::new(code::NO_GUEST_AGENT, format!("the guest of {} cannot be frozen", folder.name()), why)))
+    Ok(Some(no_agent(folder, why)))
+}
+
+fn no_agent(folder: &Folder, why: impl Into<String>) -> Fault {
+    Fault::new(code::NO_GUEST_AGENT, format!("the guest of {} cannot be asked", folder.name()), why)
+}
+
+/// The agent of one machine, asked through libvirt, which lets one at a time speak with it.
+pub(crate) struct Asked {
+    site: Site,
+    folder: Folder,
+}
+
+impl Asked {
+    pub fn new(site: Site, folder: Folder) -> Asked {
+        Asked { site, folder }
+    }
+}
+
+#[async_trait]
+impl Ask for Asked {
+    fn machine(&self) -> &str {
+        self.folder.name()
+    }
+
+    async fn ask(&self, command: Value, patience: Duration) -> Result<Result<Value, String>, Fault> {
+        let (site, folder) = (&self.site, &self.folder);
+        if life::state(site, folder).await? != life::State::Running {
+            return Err(no_agent(folder, "its machine does not run"));
+        }
+        if let Some(fault) = absent(site, folder).await? {
+            return Err(fault);
+        }
+        let (seconds, line) = (patience.as_secs().max(1).to_string(), command.to_string());
+        let words = ["qemu-agent-command", "--timeout", &seconds, folder.name(), "--cmd", &line];
+        match site.virsh.ask(&words).await {
+            Ok(told) => {
+                let read: Result<Value, _> = serde_json::from_str(told.trim());
+                let mut answer = read.map_err(|_| no_agent(folder, "its answer cannot be read"))?;
+                Ok(Ok(answer["return"].take()))
+            }
+            // The agent's own words are in it; whatever else libvirt says is that it has no answer.
+            Err(VirshError::Refused(words)) => match words.split_once("unable to execute QEMU agent command") {
+                Some((_, words)) => Ok(Err(words.trim().into())),
+                None => Err(no_agent(folder, words)),
+            },
+            Err(why) => Err(no_agent(folder, why.to_string())),
+        }
+    }
 }
 
 /// Begins a backup by `words` with the guest frozen around it, as far as its agent does that. The caller looks whether the backup

@@ -16,6 +16,7 @@ use xmltree::Element;
 
 use super::document::Document;
 use super::relay;
+use crate::guest::seed;
 use crate::host::folder::Folder;
 use crate::host::image;
 
@@ -45,7 +46,47 @@ fn disks(domain: &Element) -> impl Iterator<Item = &Element> {
 }
 
 fn is_disk(disk: &Element) -> bool {
-    matches!(disk.has("device"), None | Some("disk" | "lun"))
+    matches!(disk.has("device"), None | Some("disk" | "lun")) && !is_seed(disk)
+}
+
+/// Whether it is what a guest reads about its network: no disk of its own.
+fn is_seed(disk: &Element) -> bool {
+    disk.text_at(&["serial"]).as_deref() == Some(seed::SERIAL)
+}
+
+/// Takes the seed out of a machine's devices; whether there was one.
+pub(crate) fn without_seed(devices: &mut Element) -> bool {
+    let disks: Vec<Element> = devices.all("disk").cloned().collect();
+    if !disks.iter().any(is_seed) {
+        return false;
+    }
+    devices.rid("disk");
+    disks.into_iter().filter(|disk| !is_seed(disk)).for_each(|disk| devices.add(disk));
+    true
+}
+
+/// Gives a machine its seed: on the bus of its first disk, for which its guest has a driver, behind all others.
+fn add_seed(folder: &Folder, devices: &mut Element) -> Result<(), String> {
+    let disks: Vec<&Element> = devices.all("disk").collect();
+    let first = disks.iter().find(|disk| is_disk(disk));
+    let bus = first.and_then(|disk| disk.has_at(&["target"], "bus")).unwrap_or("virtio").to_string();
+    let names = match bus.as_str() {
+        "virtio" => "vd",
+        "ide" => "hd",
+        _ => "sd",
+    };
+    let taken: Vec<&str> = disks.iter().filter_map(|disk| disk.has_at(&["target"], "dev")).collect();
+    let mut free = ('a'..='z').map(|letter| format!("{names}{letter}")).filter(|dev| !taken.contains(&dev.as_str()));
+    let dev = free.next().ok_or("there is no place for its seed behind its disks")?;
+    let mut disk = Element::new("disk");
+    disk.set("type", "file").set("device", "disk");
+    disk.child("driver").set("name", "qemu").set("type", "raw");
+    disk.child("source").set("file", seed::path(folder).display());
+    disk.child("target").set("dev", dev).set("bus", bus);
+    disk.child("serial").say(seed::SERIAL);
+    disk.child("readonly");
+    devices.add(disk);
+    Ok(())
 }
 
 fn target(disk: &Element) -> Result<Target, String> {
@@ -84,6 +125,7 @@ pub(crate) fn described(
         boot,
         disks: disks(domain).map(disk).collect::<Result<_, String>>()?,
         cards: devices.flat_map(|devices| devices.all("interface")).filter_map(card).collect(),
+        seed: None,
         native: [(NAME.to_string(), domain.written().into())].into(),
     })
 }
@@ -195,7 +237,11 @@ pub(crate) fn written(folder: &Folder, spec: &MachineSpec, base: Base) -> Result
         }
     }
     let devices = domain.child("devices");
+    without_seed(devices);
     set_disks(folder, spec, devices, keeps)?;
+    if spec.seed.is_some() {
+        add_seed(folder, devices)?;
+    }
     set_cards(spec, devices);
     Ok(domain)
 }

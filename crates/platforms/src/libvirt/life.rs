@@ -165,6 +165,8 @@ pub(crate) async fn shut_down(site: &Site, folder: &Folder, lock: &File, timeout
                 return hold(site, folder, lock, ours && asked.is_some()).await;
             }
             (State::Paused, Some(hold)) => return Ok(hold.into()),
+            // For a moment only: somebody cuts.
+            (State::Paused, None) if is_flushing(folder)? && start.elapsed() < FLUSH_TAKES => {}
             (State::Paused, None) => return Err(ignores(folder, "it is paused and hears nothing")),
             (State::Running, _) if start.elapsed() >= timeout => {
                 return Err(ignores(folder, &format!("it still ran after {} s", timeout.as_secs_f32())));

@@ -8,6 +8,8 @@
 //! FIFOs and not a socket for the reason that `qmp` gives: what is written reaches the agent whatever becomes of the writer, and
 //! more than one process can write, however many others are stopped in the middle of a conversation.
 //!
+//! One conversation at a time: whoever begins one has the lock `agent.lock` until its end.
+//!
 //! # The switch
 //! A process of its own holds one end of a pipe to us. When we die, or drop what is frozen, the pipe ends, and it thaws the
 //! guest at once; when we are only stopped it does so after a while. So a guest never stands still for want of us.
@@ -19,10 +21,12 @@
 //! # If power fails
 //! The guest is gone with the host.
 
+use std::fs::File;
 use std::path::Path;
 use std::process::Stdio;
 use std::time::{Duration, Instant};
 
+use async_trait::async_trait;
 use protocol::fault::code;
 use protocol::{Fault, Freeze, Quiesce};
 use serde_json::{Value, json};
@@ -31,6 +35,8 @@ use tokio::net::unix::pipe;
 use tokio::process::{Child, ChildStdin, Command};
 
 use super::qmp::Qmp;
+use super::{power, process};
+use crate::guest::agent::Ask;
 use crate::host::folder::Folder;
 
 /// The name of the channel's character device.
@@ -44,7 +50,10 @@ const CUT_TAKES: Duration = Duration::from_secs(10);
 /// The note that the guest may be frozen.
 const FROZEN: &str = "frozen.json";
 /// The longest answer that is read, in bytes.
-const LONGEST_LINE: u64 = 64 * 1024;
+const LONGEST_LINE: u64 = 1024 * 1024;
+/// Held by whoever speaks with the agent, and for how long the next one waits.
+const TURN: &str = "agent.lock";
+const TURN_PATIENCE: Duration = Duration::from_secs(20);
 /// What the agent is told.
 const THAW: &str = "{\"execute\":\"guest-fsfreeze-thaw\"}\n";
 
@@ -116,14 +125,22 @@ impl Agent {
         serde_json::from_slice(&line).map_err(|_| garbled())
     }
 
-    /// The number that is the answer to what was just said.
-    async fn number(&mut self, patience: Duration) -> Result<u32, AgentError> {
-        let line = tokio::time::timeout(patience, self.line()).await.map_err(|_| AgentError::Silent(patience))??;
-        match (line["return"].as_u64(), line["error"]["desc"].as_str()) {
-            (Some(number), _) => Ok(number.try_into().unwrap_or(u32::MAX)),
+    /// The answer to what was just said.
+    async fn answer(&mut self, patience: Duration) -> Result<Value, AgentError> {
+        let mut line =
+            tokio::time::timeout(patience, self.line()).await.map_err(|_| AgentError::Silent(patience))??;
+        match (line.get_mut("return").map(Value::take), line["error"]["desc"].as_str()) {
+            (Some(answer), _) => Ok(answer),
             (None, Some(words)) => Err(AgentError::Refused(words.to_string())),
             (None, None) => Err(AgentError::Garbled(line.to_string().chars().take(200).collect())),
         }
+    }
+
+    /// The same where it is a number.
+    async fn number(&mut self, patience: Duration) -> Result<u32, AgentError> {
+        let answer = self.answer(patience).await?;
+        let number = answer.as_u64().ok_or_else(|| AgentError::Garbled(answer.to_string().chars().take(200).collect()));
+        Ok(number?.try_into().unwrap_or(u32::MAX))
     }
 }
 
@@ -158,35 +175,89 @@ pub(crate) struct Frozen {
     folder: Folder,
     agent: Agent,
     switch: Switch,
+    /// Nobody else speaks with the agent.
+    turn: File,
     file_systems: u32,
     freeze_ms: u64,
     since: Instant,
 }
 
 fn no_agent(folder: &Folder, why: &str) -> Fault {
-    Fault::new(code::NO_GUEST_AGENT, format!("the guest of {} cannot be frozen", folder.name()), why)
+    Fault::new(code::NO_GUEST_AGENT, format!("the guest of {} cannot be asked", folder.name()), why)
 }
 
 fn not_frozen(folder: &Folder, why: impl std::fmt::Display) -> Fault {
     Fault::new(code::GUEST_NOT_FROZEN, format!("the guest of {} is not frozen", folder.name()), why.to_string())
 }
 
+async fn told(folder: &Folder, qmp: &mut Qmp, what: &'static str) -> Result<Value, Fault> {
+    qmp.execute(what, Value::Null).await.map_err(|why| folder.fault("cannot be asked", why))
+}
+
+async fn runs(folder: &Folder, qmp: &mut Qmp) -> Result<bool, Fault> {
+    Ok(told(folder, qmp, "query-status").await?["running"] == true)
+}
+
+/// Refuses a guest in which nobody listens.
+async fn present(folder: &Folder, qmp: &mut Qmp) -> Result<(), Fault> {
+    let devices = told(folder, qmp, "query-chardev").await?;
+    match devices.as_array().into_iter().flatten().find(|device| device["label"] == CHANNEL) {
+        None => Err(no_agent(folder, "the machine has no channel to it: it was started by an older version")),
+        Some(device) if device["frontend-open"] != true => {
+            Err(no_agent(folder, "no program in the guest has the channel org.qemu.guest_agent.0 open"))
+        }
+        Some(_) => Ok(()),
+    }
+}
+
+/// The agent of one machine, asked one thing at a time.
+pub(crate) struct Asked(Folder);
+
+impl Asked {
+    pub fn new(folder: Folder) -> Asked {
+        Asked(folder)
+    }
+}
+
+#[async_trait]
+impl Ask for Asked {
+    fn machine(&self) -> &str {
+        self.0.name()
+    }
+
+    async fn ask(&self, command: Value, patience: Duration) -> Result<Result<Value, String>, Fault> {
+        let folder = &self.0;
+        if process::running(folder).is_none() {
+            return Err(no_agent(folder, "its machine does not run"));
+        }
+        let mut qmp = power::converse(folder).await?;
+        if !runs(folder, &mut qmp).await? {
+            return Err(no_agent(folder, "its machine does not run"));
+        }
+        present(folder, &mut qmp).await?;
+        drop(qmp);
+        let _turn = folder.lock(TURN, TURN_PATIENCE).await.map_err(|why| no_agent(folder, &why.cause))?;
+        let answered = async {
+            let mut agent = Agent::open(folder)?;
+            agent.sync().await?;
+            agent.say(format!("{command}\n").as_bytes()).await?;
+            agent.answer(patience).await
+        };
+        match answered.await {
+            Ok(answer) => Ok(Ok(answer)),
+            Err(AgentError::Refused(words)) => Ok(Err(words)),
+            Err(why) => Err(no_agent(folder, &why.to_string())),
+        }
+    }
+}
+
 /// Freezes the file systems of a guest that runs.
 pub(crate) async fn freeze(folder: &Folder, qmp: &mut Qmp, wish: Quiesce) -> Result<Frozen, Fault> {
-    let ask = async |qmp: &mut Qmp, what: &'static str| {
-        qmp.execute(what, Value::Null).await.map_err(|why| folder.fault("cannot be asked", why))
-    };
-    if ask(qmp, "query-status").await?["running"] != true {
+    if !runs(folder, qmp).await? {
         return Err(not_frozen(folder, "it does not run"));
     }
-    let devices = ask(qmp, "query-chardev").await?;
-    match devices.as_array().into_iter().flatten().find(|device| device["label"] == CHANNEL) {
-        None => return Err(no_agent(folder, "the machine has no channel to it: it was started by an older version")),
-        Some(device) if device["frontend-open"] != true => {
-            return Err(no_agent(folder, "no program in the guest has the channel org.qemu.guest_agent.0 open"));
-        }
-        Some(_) => {}
-    }
+    present(folder, qmp).await?;
+    let turn = folder.lock(TURN, TURN_PATIENCE).await.map_err(|why| not_frozen(folder, why.cause))?;
     let mut agent = Agent::open(folder).map_err(|why| not_frozen(folder, AgentError::Io(why)))?;
     agent.sync().await.map_err(|why| not_frozen(folder, format!("its agent does not answer: {why}")))?;
     let switch = Switch::arm(&folder.file("agent.in"), wish.within + CUT_TAKES);
@@ -199,7 +270,8 @@ pub(crate) async fn freeze(folder: &Folder, qmp: &mut Qmp, wish: Quiesce) -> Res
         Err(why) => Err(why),
     };
     let freeze_ms = begun.elapsed().as_millis().try_into().unwrap_or(u64::MAX);
-    let frozen = Frozen { folder: folder.clone(), agent, switch, file_systems: 0, freeze_ms, since: Instant::now() };
+    let since = Instant::now();
+    let frozen = Frozen { folder: folder.clone(), agent, switch, turn, file_systems: 0, freeze_ms, since };
     match answer {
         Ok(file_systems) if file_systems > 0 => Ok(Frozen { file_systems, ..frozen }),
         Ok(_) => {
@@ -249,6 +321,7 @@ impl Frozen {
         let at = Instant::now();
         // What was said waits in the FIFO, for an agent that is late too.
         self.switch.disarm().await;
+        drop(self.turn);
         if let Err(fault) = self.folder.remove(FROZEN) {
             tracing::warn!(%fault, cause = fault.cause, "the next capture thaws the guest once more");
         }

@@ -26,6 +26,7 @@ use serde_json::{Value, json};
 use tokio::process::Command;
 
 use super::{accelerator, agent, firmware};
+use crate::guest::seed;
 use crate::host::folder::{self, Folder};
 use crate::host::image;
 
@@ -168,6 +169,11 @@ fn arguments(folder: &Folder, spec: &MachineSpec, accelerator: &str) -> Result<V
     say("-chardev", format!("pipe,id={},path={}", agent::CHANNEL, path(&folder.file("agent"))));
     say("-device", "virtio-serial-pci,id=serial".into());
     say("-device", format!("virtserialport,chardev={},name=org.qemu.guest_agent.0", agent::CHANNEL));
+    if spec.seed.is_some() {
+        let file = json!({ "driver": "file", "filename": seed::path(folder), "read-only": true });
+        say("-blockdev", json!({ "driver": "raw", "node-name": "seed", "read-only": true, "file": file }).to_string());
+        say("-device", format!("virtio-blk-pci,id=seed,drive=seed,serial={}", seed::SERIAL));
+    }
     Ok(words)
 }
 

@@ -87,7 +87,7 @@ mod tests {
         let real = spec(cards);
         check(&real).unwrap();
         assert!(words(&real).contains("user,id=net-0") && words(&real).contains("bridge,id=net-1,br=br-lan"));
-        let test = words(&real.isolated("m-test"));
+        let test = words(&real.isolated("m-test", None));
         assert!(!test.contains("user") && !test.contains("bridge") && !test.contains("br-lan"), "{test}");
         assert!(test.contains("hubport,id=net-0,hubid=0") && test.contains("hubport,id=net-1,hubid=1"), "{test}");
         for mac in ["52:54:00:00:00:01", "52:54:00:00:00:02"] {

@@ -128,6 +128,7 @@ impl Guest<'_> {
             boot: Boot::Kernel { kernel: file("vmlinuz"), initrd: file("initrd-agent.img"), command_line },
             disks: vec![DiskSpec { key: "files".parse().unwrap(), size, source }],
             cards: vec![],
+            seed: None,
             native: Default::default(),
         };
         bench.platform().define(&spec).await.unwrap();

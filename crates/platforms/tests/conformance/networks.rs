@@ -21,7 +21,7 @@ pub async fn a_machine_keeps_its_network_cards_and_starts_with_them_connected_to
     ];
     platform.define(&rig.spec).await.unwrap();
     assert_eq!(platform.machine(NAME).await.unwrap().unwrap().spec.cards, rig.spec.cards);
-    let test = rig.spec.isolated(NAME);
+    let test = rig.spec.isolated(NAME, None);
     assert_eq!(test.cards.iter().map(|card| &card.mac).collect::<Vec<_>>(), ["52:54:00:00:00:01", "52:54:00:00:00:02"]);
     assert!(test.cards.iter().all(|card| card.connection == Connection::Nothing));
     platform.define(&test).await.unwrap();
@@ -36,7 +36,7 @@ async fn qemu_itself_says_that_a_test_machines_cards_reach_nobody() {
     let mut rig = Rig::own(&bench, &[Raw]).await;
     rig.spec.cards = vec![card("52:54:00:00:00:01", Connection::Network("user".into()))];
     for isolated in [false, true] {
-        let spec = if isolated { rig.spec.isolated(NAME) } else { rig.spec.clone() };
+        let spec = if isolated { rig.spec.isolated(NAME, None) } else { rig.spec.clone() };
         bench.platform().define(&spec).await.unwrap();
         rig.start().await;
         let command = json!({ "command-line": "info network" });

@@ -294,7 +294,7 @@ async fn what_a_machines_owner_set_stays_when_it_is_defined_anew_or_elsewhere() 
     spec.memory_mib = 96;
     platform.define(&spec).await.unwrap();
     let uuid = bench.virsh(&["domuuid", NAME]).await;
-    let isolated = spec.isolated("web01-test");
+    let isolated = spec.isolated("web01-test", None);
     platform.define(&isolated).await.unwrap();
     for name in [NAME, "web01-test"] {
         let now = bench.virsh(&["dumpxml", "--inactive", name]).await;

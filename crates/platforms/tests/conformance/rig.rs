@@ -38,6 +38,7 @@ pub fn spec(sources: Vec<DiskSource>) -> MachineSpec {
         boot: Boot::Firmware,
         disks: sources.into_iter().enumerate().map(disk).collect(),
         cards: vec![],
+        seed: None,
         native: BTreeMap::new(),
     }
 }

@@ -160,6 +160,7 @@ fn spec() -> MachineSpec {
         boot: Boot::Firmware,
         disks: SIZES.iter().enumerate().map(disk).collect(),
         cards: vec![],
+        seed: None,
         native: Default::default(),
     }
 }

@@ -129,6 +129,7 @@ pub fn keeping(lineage: Lineage) -> Keeping {
             boot: Boot::Firmware,
             disks: vec![],
             cards: vec![],
+            seed: None,
             native: std::collections::BTreeMap::new(),
         },
         generation: GENERATION,
@@ -184,6 +185,7 @@ impl Sites {
             boot: Boot::Firmware,
             disks: specs,
             cards: vec![],
+            seed: None,
             native,
         };
         home.define(&spec).await.unwrap();

@@ -48,7 +48,16 @@ impl Home {
         let native = std::collections::BTreeMap::new();
         let (boot, name) = (Boot::Firmware, NAME.into());
         platform
-            .define(&MachineSpec { name, memory_mib: 64, vcpus: 1, boot, disks: specs, cards: vec![], native })
+            .define(&MachineSpec {
+                name,
+                memory_mib: 64,
+                vcpus: 1,
+                boot,
+                disks: specs,
+                cards: vec![],
+                seed: None,
+                native,
+            })
             .await
             .unwrap();
         Home { dir, platform }

@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use clap::{Args, ValueEnum};
+use protocol::guest::CardAddresses;
 use protocol::id::{Attempt, ItemId, PolicyName, SiteName};
 use protocol::operation::Landing;
 use protocol::order::Sync;
@@ -31,6 +32,10 @@ pub struct Protect {
     /// Connect cards that are in network A with network B there, repeatable (default: the network of the same name)
     #[arg(long = "network", value_name = "A=B", value_parser = networks)]
     pub networks: Vec<(String, String)>,
+    /// Give a card of the guest these addresses away, in a test, or at home (default: its own, put back), repeatable; PLACE is
+    /// away, test or home
+    #[arg(long = "address", value_name = "PLACE:MAC=ADDRESS/LENGTH[,gateway=G][,dns=D]")]
+    pub addresses: Vec<CardAddresses>,
     #[command(flatten)]
     pub change: Change,
 }
@@ -57,9 +62,12 @@ pub struct Failover {
     /// The side where it runs is lost: start it from a recovery point
     #[arg(long)]
     pub unplanned: bool,
-    /// Try it: start a copy of the machine under a name of its own, connected to nothing, while everything else goes on
+    /// Try it: start a copy of the machine under a name of its own, on no network of production, while everything else goes on
     #[arg(long)]
     pub test: bool,
+    /// Test: connect the copy's cards with this network, on which no protected machine stands (default: with nothing)
+    #[arg(long, value_name = "N", conflicts_with_all = ["planned", "unplanned"])]
+    pub network: Option<String>,
     /// Unplanned: whether the old machine is shut down first (try: if its site answers)
     #[arg(long, value_enum, value_name = "HOW", default_value_t = ShutDown::Try, conflicts_with_all = ["planned", "test"])]
     pub shut_down: ShutDown,

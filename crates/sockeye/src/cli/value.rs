@@ -3,6 +3,7 @@
 use std::path::PathBuf;
 use std::time::Duration;
 
+use protocol::guest::Place;
 use protocol::id::SiteName;
 use protocol::machine::DiskFormat;
 use protocol::quote::Window;
@@ -26,6 +27,11 @@ pub(super) fn networks(text: &str) -> Result<(String, String), String> {
         Some((here, there)) if !here.is_empty() && !there.is_empty() => Ok((here.into(), there.into())),
         _ => Err(format!("{text:?} is not A=B: the network where the machine is, and the one there")),
     }
+}
+
+/// `away:52:54:00:12:34:56`: a card at a place.
+pub(super) fn card_at(text: &str) -> Result<(Place, String), String> {
+    protocol::guest::card_at(text).ok_or_else(|| format!("{text:?} is no card at a place, like away:52:54:00:12:34:56"))
 }
 
 /// `1m:24h`: one every minute until they are a day old. Whole seconds.

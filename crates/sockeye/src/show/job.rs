@@ -44,6 +44,7 @@ pub fn page(job: &Job, now_ms: i64) -> String {
         text.push_str(&format!("\n  {}", step_line(step, now_ms)));
     }
     push_block(&mut text, &figures(&job.figures, now_ms));
+    job.figures.warnings.iter().for_each(|fault| push_block(&mut text, &super::warning(fault)));
     if let Some(fault) = &job.fault {
         push_block(&mut text, &super::error(fault));
     }
@@ -59,6 +60,7 @@ pub fn ending(job: &Job, now_ms: i64) -> String {
     let mut text =
         format!("job {} ({verb} {}): {} after {}", job.id, job.item, state(job.state), words::span(took(job, now_ms)));
     push_block(&mut text, &figures(&job.figures, now_ms));
+    job.figures.warnings.iter().for_each(|fault| push_block(&mut text, &super::warning(fault)));
     if let Some(next) = &job.next {
         push_block(&mut text, &format!("next: {next}"));
     }
@@ -147,6 +149,7 @@ fn figures(figures: &Figures, now_ms: i64) -> String {
         ("last delta", figures.last.as_ref().map(moved).unwrap_or_default()),
         ("expected", figures.quote.as_ref().map(quote::expected).unwrap_or_default()),
         ("downtime", downtime(figures)),
+        ("guest", figures.guest.join("\n")),
         (
             "kept apart",
             figures

@@ -83,6 +83,7 @@ fn options(operation: &Operation) -> String {
         Operation::Failover { kind: FailoverKind::Planned { shut_down_timeout_ms, then_power_off, .. }, .. } => {
             stopping(*shut_down_timeout_ms, *then_power_off)
         }
+        Operation::TestFailover { network: Some(network), .. } => format!("all cards on the network {network}"),
         Operation::Reprotect { landing: Some(landing), .. } => format!("first copy: {}", created(landing)),
         Operation::Reprotect { sync, shut_down, no_way_back, landing: None } => {
             format!("first copy: {sync}{}{}", old_machine(*shut_down), way_back(*no_way_back))

@@ -45,7 +45,7 @@ async fn define(screen: Screen, define: VmDefine) -> Result<Ending, Trouble> {
     let (memory_mib, vcpus) = (define.memory, define.vcpus);
     let name = define.name.to_string();
     let cards = define.networks.iter().map(|network| card(network)).collect();
-    let spec = MachineSpec { name, memory_mib, vcpus, boot, disks, cards, native: Default::default() };
+    let spec = MachineSpec { name, memory_mib, vcpus, boot, disks, cards, seed: None, native: Default::default() };
     let qemu = Qemu::open(&define.site_dir)?;
     qemu.define(&spec).await?;
     if define.start {

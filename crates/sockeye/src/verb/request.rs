@@ -24,7 +24,8 @@ pub async fn of(client: &Client, verb: Verb) -> Result<(Request, Change), Troubl
             let interval_ms = millis(protect.interval);
             let (from, to, policy) = (protect.from, protect.to, protect.policy);
             let networks = protect.networks.into_iter().collect();
-            let operation = Operation::Protect { machine, from, to, interval_ms, policy, networks };
+            let addresses = protect.addresses;
+            let operation = Operation::Protect { machine, from, to, interval_ms, policy, networks, addresses };
             (protect.vm, operation, protect.change)
         }
         Verb::Unprotect(unprotect) => {
@@ -35,7 +36,7 @@ pub async fn of(client: &Client, verb: Verb) -> Result<(Request, Change), Troubl
                 (millis(failover.stopping.shut_down_timeout), failover.stopping.then == Some(Then::PowerOff));
             let point = which(client, &failover.item, failover.point, None).await?;
             let operation = if failover.test {
-                Operation::TestFailover { point }
+                Operation::TestFailover { point, network: failover.network }
             } else if failover.planned {
                 let max_downtime_ms = millis(failover.max_downtime);
                 let kind = FailoverKind::Planned { shut_down_timeout_ms, then_power_off, max_downtime_ms };
@@ -202,8 +203,15 @@ mod tests {
             Operation::Reprotect { sync: Sync::Tracked, shut_down: true, no_way_back: false, landing: None };
         assert_eq!(operation("sockeye reverse web01 --shut-down"), reprotect);
         assert_eq!(operation("sockeye reprotect web01 --shut-down"), reprotect);
-        assert_eq!(operation("sockeye failover web01 --test --point 1.42"), Operation::TestFailover { point });
-        assert_eq!(operation("sockeye failover web01 --test"), Operation::TestFailover { point: None });
+        assert_eq!(
+            operation("sockeye failover web01 --test --point 1.42"),
+            Operation::TestFailover { point, network: None }
+        );
+        let lab = Some("lab".into());
+        assert_eq!(
+            operation("sockeye failover web01 --test --network lab"),
+            Operation::TestFailover { point: None, network: lab }
+        );
         assert_eq!(operation("sockeye change-point web01 --point 1.42"), Operation::ChangePoint { point });
         assert_eq!(operation("sockeye cleanup web01"), Operation::Cleanup {});
         assert_eq!(

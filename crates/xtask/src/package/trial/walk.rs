@@ -54,7 +54,7 @@ pub(super) fn walk(root: &Path, machine: &Booted) -> Result<()> {
             let line = if verb == "failback" { format!("{line} || test $? = 4") } else { line };
             bash(machine, &format!("{CLONE}/walk"), &line)?;
             // A person looks at points meanwhile, and chooses one of them later.
-            if verb == "protect" { machine.until("sockeye points web01 | grep -q \" 1.20 \"") } else { Ok(()) }
+            if verb == "protect" { machine.until("sockeye points web01 | grep -qw 1.20") } else { Ok(()) }
         })?;
     }
     claim("after the walk the machine is protected, and nothing of it is left at the cloud", || {
