@@ -106,7 +106,7 @@ fn there_and_back(barn: &Booted, loft: &Booted) -> Result<()> {
             disk("a.qcow2", "vda", "disk0"),
             disk("b.qcow2", "vdb", "disk1")
         );
-        barn.run(&format!("echo '{xml}' > /root/web01.xml; virsh define /root/web01.xml; virsh start web01"))?;
+        barn.run(&format!("echo '{xml}' > /var/tmp/web01.xml; virsh define /var/tmp/web01.xml; virsh start web01"))?;
         barn.until(&format!("grep -q ACK {console}"))?;
         let user = barn.run("stat --format %U /proc/$(cat /run/libvirt/qemu/web01.pid)")?;
         ensure!(user.trim().starts_with("libvirt"), "QEMU runs as {user}, which proves nothing");

@@ -11,7 +11,7 @@ use super::claim;
 use crate::target_dir;
 
 /// Where the clone is, on the machine.
-const CLONE: &str = "/root/clone";
+const CLONE: &str = "/var/tmp/clone";
 /// Commands that only show something, and so ask nothing.
 const ASKING_NOTHING: [&str; 6] = ["login", "vm", "status", "quote", "points", "explain"];
 /// What a walk without its lines would be shorter than.
@@ -36,7 +36,7 @@ pub(super) fn walk(root: &Path, machine: &Booted) -> Result<()> {
         ensure!(up.starts_with("sockeye up"), "{up}");
         bash(machine, CLONE, &before.join("\n"))?;
         let service =
-            format!("systemd-run --quiet --unit=walk --working-directory={CLONE}/walk --setenv=HOME=/root {up}");
+            format!("systemd-run --quiet --unit=walk --working-directory={CLONE}/walk --setenv=HOME=/var/tmp {up}");
         machine.run(&service)?;
         machine.until(&format!("test -s {CLONE}/walk/d/admin.token"))
     })?;
