@@ -10,7 +10,7 @@
 //! takes its time, every end of a machine would take seconds. So a small parent stands between.
 
 use std::fs::OpenOptions;
-use std::io;
+use std::io::{self, Write};
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
@@ -64,6 +64,10 @@ impl Libvirtd {
         for (name, text) in SETTINGS {
             std::fs::write(dir.join("etc").join(name), text)?;
         }
+        // A host of its own, as far as other libvirts can tell.
+        let host = std::fs::read_to_string("/proc/sys/kernel/random/uuid")?;
+        let mut settings = OpenOptions::new().append(true).open(dir.join("etc/libvirtd.conf"))?;
+        writeln!(settings, "host_uuid = \"{}\"", host.trim())?;
         let program = launch(dir, cache)?;
         let mut libvirtd = Libvirtd { dir: dir.into(), site: site.into(), cache: cache.into(), program };
         libvirtd.answers()?;

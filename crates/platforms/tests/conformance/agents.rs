@@ -87,7 +87,7 @@ async fn libvirt_freezes_a_guest_by_its_agent_and_never_leaves_it_frozen() {
     let bench = bench::libvirt().await;
     claims(&bench, async |bench: &LibvirtBench| {
         // The backup cannot have its socket.
-        std::fs::create_dir(bench.dir().join("machines").join(NAME).join("nbd.sock")).unwrap();
+        std::fs::create_dir(bench.dir().join("machines").join(NAME).join("run/nbd.sock")).unwrap();
     })
     .await;
 }

@@ -13,6 +13,7 @@ mod bench;
 mod changes;
 mod claims;
 mod folds;
+mod jobs;
 mod networks;
 mod others;
 mod overlays;
