@@ -158,6 +158,27 @@ fn a_disk_becomes_a_copy_and_the_second_copy_moves_one_block() {
 }
 
 #[test]
+fn with_larger_leaves_more_travels_around_a_change_here_and_to_another_host() {
+    let scene = Scene::new();
+    let (source, target) = (scene.text("source.raw"), scene.text("target.raw"));
+    std::fs::copy(&source, &target).unwrap();
+    let changed = |offset: usize, arguments: &[&str]| {
+        change(&scene.path("source.raw"), offset);
+        let report = report(&copy(&[&[&*source], arguments, &["--sync", "compare", "--verify"]].concat()));
+        assert!(scene.are_equal(), "{report}");
+        report["changed_bytes"].as_u64().unwrap()
+    };
+    assert_eq!(changed(5 << 20, &[&target]), 64 << 10);
+    let large = 64 << 10..=1 << 20;
+    let local = changed(6 << 20, &[&target, "--leaf-size", "1M"]);
+    let (mut receiving, place) = receiver(&scene);
+    let ticket = scene.text("ticket.pem");
+    let far = changed(7 << 20, &[&place, "--ticket", &ticket, "--leaf-size", "1M"]);
+    assert!(receiving.0.wait().unwrap().success());
+    assert!(large.contains(&local) && local > 64 << 10 && far == local, "{local}, {far}");
+}
+
+#[test]
 fn another_host_is_copied_to_with_its_ticket_and_not_without() {
     let scene = Scene::new();
     let source = scene.text("source.raw");
