@@ -53,13 +53,6 @@ impl LibvirtBench {
         self.daemon.uri()
     }
 
-    /// Runs virsh as a person would, and says how it was refused; none where it was not.
-    pub async fn refused(&self, words: &[&str]) -> Option<String> {
-        let ended = tokio::process::Command::new("virsh").args(["-q", "-c", &self.uri()]).args(words).output().await;
-        let ended = ended.unwrap();
-        (!ended.status.success()).then(|| String::from_utf8_lossy(&ended.stderr).into_owned())
-    }
-
     /// Runs virsh as a person would.
     pub async fn virsh(&self, words: &[&str]) -> String {
         let told = run("virsh", &[&["-q", "-c", &self.daemon.uri()], words].concat()).await;
