@@ -21,6 +21,11 @@ use crate::scene::{Scene, now_ms, play, play_bare};
 
 /// A Debian boots in a minute under emulation, when it has a processor to itself.
 const PATIENCE: Duration = Duration::from_secs(600);
+/// How the transcript begins.
+const TITLE: &str = "# A Debian with PostgreSQL through the circle
+
+What `cargo xtask test --long` typed, and what came of it: libvirt at both sites, the guest under emulation on the two cores of the development machine. `docs/proven.md` says what is claimed.
+";
 /// Where NetworkManager has the guest be, at home.
 const ADDRESS: &str = "10.1.0.5/24";
 
@@ -31,7 +36,7 @@ fn a_debian_with_postgresql_goes_round_and_keeps_what_it_committed() {
     let (image, transcript) = (asked("SOCKEYE_DEBIAN"), asked("SOCKEYE_TRANSCRIPT"));
     play_bare(Hosts::Own, &[At::Home, At::Cloud], |scene| {
         define(scene, &image)?;
-        let mut story = Story { scene, told: String::new(), began: Instant::now() };
+        let mut story = Story { scene, told: TITLE.into(), began: Instant::now() };
         let ended = story.goes_round();
         // Also of a run that fails: to be read.
         std::fs::write(transcript, &story.told)?;
@@ -102,7 +107,7 @@ impl Story<'_> {
         self.flows("protected (reverse)")?;
         self.types("quote web01")?;
         let console = self.scene.world.console(At::Home);
-        self.moves("failback web01 --complete --yes", At::Home)?;
+        self.moves("failback web01 --complete --max-downtime 1m --yes", At::Home)?;
         self.at_its_address(&console)?;
         self.types("commit web01 --yes")?;
         self.types("reverse web01 --yes")?;
@@ -135,7 +140,7 @@ impl Story<'_> {
         self.types("reprotect web01 --yes")?;
         self.flows("protected (reverse)")?;
         let console = self.scene.world.console(At::Home);
-        self.moves("failback web01 --complete --yes", At::Home)?;
+        self.moves("failback web01 --complete --max-downtime 1m --yes", At::Home)?;
         self.at_its_address(&console)?;
         self.types("commit web01 --yes")?;
         self.types("reverse web01 --yes")?;
