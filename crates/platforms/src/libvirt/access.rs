@@ -15,7 +15,7 @@ use std::path::Path;
 use protocol::Fault;
 use protocol::fault::code;
 use protocol::machine::MachineSpec;
-use rustix::fs::{Gid, Uid, chown};
+use rustix::fs::{AtFlags, CWD, Gid, Uid, chownat};
 use xmltree::Element;
 
 use super::document::Document;
@@ -102,18 +102,19 @@ pub(crate) const RUN: &str = "run";
 
 /// Gives a socket in [`RUN`] to whom that folder belongs to.
 pub(crate) fn share(folder: &Folder, socket: &Path) -> io::Result<()> {
-    let owner = fs::metadata(folder.file(RUN))?;
+    let owner = fs::symlink_metadata(folder.file(RUN))?;
     give(socket, owner.uid(), owner.gid())
 }
 
+/// Gives what is at a path. A link is given itself, never what it names: QEMU may put one into its folder.
 fn give(path: &Path, user: u32, group: u32) -> io::Result<()> {
-    let is = fs::metadata(path)?;
+    let is = fs::symlink_metadata(path)?;
     if (is.uid(), is.gid()) == (user, group) {
         return Ok(());
     }
     // Made from what the kernel itself told, or libvirt.
     let (user, group) = (Uid::from_raw(user), Gid::from_raw(group));
-    Ok(chown(path, Some(user), Some(group))?)
+    Ok(chownat(CWD, path, Some(user), Some(group), AtFlags::SYMLINK_NOFOLLOW)?)
 }
 
 #[cfg(test)]
@@ -132,6 +133,22 @@ mod tests {
         assert_eq!(named(&capabilities(selinux)), Ok(None));
         assert!(named(&capabilities(&dac.replace("+64055:", ""))).is_err());
         assert!(named("<capabilities>").is_err());
+    }
+
+    /// Only root gives anything away; elsewhere the user is given what it has already.
+    #[test]
+    fn a_link_in_the_folder_of_qemu_gives_away_nothing_else() {
+        let dir = tempfile::tempdir().unwrap();
+        let (secret, link) = (dir.path().join("secret"), dir.path().join("socket"));
+        fs::write(&secret, b"root's").unwrap();
+        std::os::unix::fs::symlink(&secret, &link).unwrap();
+        let was = fs::metadata(&secret).unwrap();
+        let root = rustix::process::geteuid().is_root();
+        let (user, group) = if root { (64055, 64055) } else { (was.uid(), was.gid()) };
+        give(&link, user, group).unwrap();
+        let is = |file: fs::Metadata| (file.uid(), file.gid());
+        assert_eq!(is(fs::metadata(&secret).unwrap()), is(was));
+        assert_eq!(is(fs::symlink_metadata(&link).unwrap()), (user, group));
     }
 
     #[test]

@@ -154,9 +154,18 @@ pub(crate) async fn shut_down(site: &Site, folder: &Folder, lock: &File, timeout
     let start = tokio::time::Instant::now();
     let mut asked: Option<tokio::time::Instant> = None;
     let mut refused: Option<tokio::time::Instant> = None;
+    let mut paused: Option<tokio::time::Instant> = None;
     let ours = run::is_ours(site, folder).await?;
     loop {
-        match (state(site, folder).await?, held(folder)?) {
+        let is = state(site, folder).await?;
+        let stood = match is {
+            State::Paused => paused.get_or_insert_with(tokio::time::Instant::now).elapsed(),
+            State::Running | State::Off => {
+                paused = None;
+                Duration::ZERO
+            }
+        };
+        match (is, held(folder)?) {
             (State::Off, None) if asked.is_none() => return Ok(Stopped::WasOff),
             (State::Off, noted) => {
                 if noted.is_none() {
@@ -166,7 +175,7 @@ pub(crate) async fn shut_down(site: &Site, folder: &Folder, lock: &File, timeout
             }
             (State::Paused, Some(hold)) => return Ok(hold.into()),
             // For a moment only: somebody cuts.
-            (State::Paused, None) if is_flushing(folder)? && start.elapsed() < FLUSH_TAKES => {}
+            (State::Paused, None) if is_flushing(folder)? && stood < FLUSH_TAKES => {}
             (State::Paused, None) => return Err(ignores(folder, "it is paused and hears nothing")),
             (State::Running, _) if start.elapsed() >= timeout => {
                 return Err(ignores(folder, &format!("it still ran after {} s", timeout.as_secs_f32())));
