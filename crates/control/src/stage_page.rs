@@ -27,7 +27,7 @@ pub fn protection_states_page() -> String {
             }
         }
     }
-    page.push_str("```\n\n## What each verb does\n\n`→` goes to a stage, `=` is so already, `↺` lets the job at work undo itself, `first …` names the shortest way on.\n\n");
+    page.push_str("```\n\n## What each verb does\n\n`→` goes to a stage, `=` is so already, `↺` leaves the stage while a job does it, `first …` names the shortest way on; `(wait)`: the job at\nwork brings it there by itself.\n\n");
     let verbs: Vec<Event> = Event::verbs().collect();
     page.push_str("| stage |");
     verbs.iter().for_each(|verb| page.push_str(&format!(" {} |", verb.words())));
@@ -59,7 +59,7 @@ fn answer(stage: Stage, verb: Event) -> String {
         Decision::AlreadyThere => "=".into(),
         Decision::Refused(_) => match way_to(stage, verb) {
             Some(way) if !way.is_empty() => {
-                let words: Vec<&str> = way.iter().map(|step| step.words()).collect();
+                let words: Vec<&str> = way.iter().map(|part| part.words()).collect();
                 format!("first {}", words.join(", "))
             }
             _ => String::new(),

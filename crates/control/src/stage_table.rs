@@ -7,12 +7,16 @@
 //! Events are either *verbs*, which people ask for, or *news*, which jobs bring. A row speaks of a stage's shape and of
 //! the side where the machine runs, so that both directions share it; what is not in the table is refused. The operations that the
 //! API and the command line offer, `sockeye explain` and `docs/protection-states.md` come from here.
+//!
+//! A test failover, a resynchronization and health are not stages: an item has them beside its stage, whichever that is.
 
-use std::collections::{BTreeMap, VecDeque};
+mod ways;
 
-use protocol::fault::{Fault, code};
+use protocol::fault::Fault;
 use protocol::stage::{MovePhase, Side, Stage};
 use serde::{Deserialize, Serialize};
+
+pub use ways::{Way, way_to};
 
 /// What can happen to an item.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
@@ -190,20 +194,20 @@ const TABLE: &[Row] = &[
     row(S::Protected, E::UndoneProtected, Already),
     row(S::Protected, E::UndoneUnprotected, Stay(S::NotProtected)),
     //
-    row(S::Moving(Synchronizing), E::Converged, Stay(S::Moving(WaitingForComplete))),
+    at(Away, S::Moving(Synchronizing), E::Converged, Stay(S::Moving(WaitingForComplete))),
     at(Away, S::Moving(Synchronizing), E::Failback, Already),
-    row(S::Moving(Synchronizing), E::Cancel, Stay(S::Moving(Synchronizing))),
-    row(S::Moving(Synchronizing), E::UndoneProtected, Stay(S::Protected)),
-    row(S::Moving(Synchronizing), E::UndoneUnprotected, Stay(S::NotProtected)),
-    row(S::Moving(Synchronizing), E::HalfWritten, Stay(S::Damaged)),
+    at(Away, S::Moving(Synchronizing), E::Cancel, Stay(S::Moving(Synchronizing))),
+    at(Away, S::Moving(Synchronizing), E::UndoneProtected, Stay(S::Protected)),
+    at(Away, S::Moving(Synchronizing), E::UndoneUnprotected, Stay(S::NotProtected)),
+    at(Away, S::Moving(Synchronizing), E::HalfWritten, Stay(S::Damaged)),
     //
-    row(S::Moving(WaitingForComplete), E::Complete, Stay(S::Moving(Completing))),
-    row(S::Moving(WaitingForComplete), E::Converged, Already),
+    at(Away, S::Moving(WaitingForComplete), E::Complete, Stay(S::Moving(Completing))),
+    at(Away, S::Moving(WaitingForComplete), E::Converged, Already),
     at(Away, S::Moving(WaitingForComplete), E::Failback, Already),
-    row(S::Moving(WaitingForComplete), E::Cancel, Stay(S::Moving(WaitingForComplete))),
-    row(S::Moving(WaitingForComplete), E::UndoneProtected, Stay(S::Protected)),
-    row(S::Moving(WaitingForComplete), E::UndoneUnprotected, Stay(S::NotProtected)),
-    row(S::Moving(WaitingForComplete), E::HalfWritten, Stay(S::Damaged)),
+    at(Away, S::Moving(WaitingForComplete), E::Cancel, Stay(S::Moving(WaitingForComplete))),
+    at(Away, S::Moving(WaitingForComplete), E::UndoneProtected, Stay(S::Protected)),
+    at(Away, S::Moving(WaitingForComplete), E::UndoneUnprotected, Stay(S::NotProtected)),
+    at(Away, S::Moving(WaitingForComplete), E::HalfWritten, Stay(S::Damaged)),
     //
     row(S::Moving(Completing), E::Started, Cross(S::CommitPending)),
     row(S::Moving(Completing), E::Failover, Already),
@@ -271,23 +275,14 @@ fn stage(shape: Shape, side: Side) -> Stage {
     }
 }
 
-/// Every stage that exists, in the order of an item's life.
+/// Every stage that an item can be in, in the order of its life: phase 1 with its wait for *Complete* exists on the way home only.
 pub fn stages() -> Vec<Stage> {
     let mut all = vec![Stage::Unprotected, Stage::Seeding];
     for side in [Home, Away] {
-        all.extend(
-            [
-                S::Protected,
-                S::Moving(Synchronizing),
-                S::Moving(WaitingForComplete),
-                S::Moving(Completing),
-                S::CommitPending,
-                S::NotProtected,
-                S::Reprotecting,
-                S::Damaged,
-            ]
-            .map(|shape| stage(shape, side)),
-        );
+        let phases = [Synchronizing, WaitingForComplete].into_iter().filter(|_| side == Away).map(S::Moving);
+        all.push(stage(S::Protected, side));
+        all.extend(phases.chain([S::Moving(Completing)]).map(|shape| stage(shape, side)));
+        all.extend([S::CommitPending, S::NotProtected, S::Reprotecting, S::Damaged].map(|shape| stage(shape, side)));
     }
     all
 }
@@ -314,165 +309,9 @@ pub fn decide(stage: Stage, event: Event) -> Decision {
     match look_up(stage, event) {
         Some(Already) => Decision::AlreadyThere,
         Some(answer) => Decision::Move(target(stage, answer)),
-        None => Decision::Refused(refusal(stage, event)),
-    }
-}
-
-fn refusal(stage: Stage, event: Event) -> Fault {
-    let fault = Fault::new(
-        code::STAGE_REFUSES,
-        format!("{} is not possible now", event.words()),
-        format!("the item is: {stage}"),
-    );
-    match way_to(stage, event) {
-        Some(way) if !way.is_empty() => {
-            let commands: Vec<String> = way.iter().map(|verb| format!("sockeye {} ITEM", verb.words())).collect();
-            fault.with_remedy(format!("first: {}", commands.join(", then: ")))
-        }
-        _ => fault,
-    }
-}
-
-/// The verbs that lead to a stage where `event` is allowed, the fewest first; none when there is no way.
-pub fn way_to(from: Stage, event: Event) -> Option<Vec<Event>> {
-    let mut ways: BTreeMap<Stage, Vec<Event>> = BTreeMap::from([(from, vec![])]);
-    let mut queue = VecDeque::from([from]);
-    while let Some(here) = queue.pop_front() {
-        let way = ways.get(&here).cloned().unwrap_or_default();
-        if matches!(look_up(here, event), Some(Stay(_) | Cross(_))) {
-            return Some(way);
-        }
-        for (verb, there) in verb_leads_to(here) {
-            if let std::collections::btree_map::Entry::Vacant(place) = ways.entry(there) {
-                place.insert(way.iter().copied().chain([verb]).collect());
-                queue.push_back(there);
-            }
-        }
-    }
-    None
-}
-
-/// Where each verb ends when all goes well. `unprotect` is left out: forgetting an item is never a way to something.
-fn verb_leads_to(from: Stage) -> Vec<(Event, Stage)> {
-    let mut ends = Vec::new();
-    for verb in Event::verbs().filter(|verb| *verb != E::Unprotect) {
-        let Some(answer) = look_up(from, verb) else { continue };
-        if answer == Already {
-            continue;
-        }
-        if verb == E::Cancel {
-            ends.extend(
-                [E::UndoneProtected, E::UndoneUnprotected]
-                    .into_iter()
-                    .filter_map(|news| look_up(from, news).map(|answer| (verb, target(from, answer)))),
-            );
-            continue;
-        }
-        ends.push((verb, rest_after(target(from, answer))));
-    }
-    ends
-}
-
-/// Follows the news of a job that goes well until the item is at rest or waits for a person.
-fn rest_after(mut stage: Stage) -> Stage {
-    loop {
-        let news = [E::FirstPoint, E::Converged, E::Started].into_iter().find_map(|news| match look_up(stage, news) {
-            Some(answer @ (Stay(_) | Cross(_))) => Some(target(stage, answer)),
-            _ => None,
-        });
-        match news {
-            Some(next) => stage = next,
-            None => return stage,
-        }
+        None => Decision::Refused(ways::refusal(stage, event)),
     }
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn every_stage_answers_every_event_with_exactly_one_row() {
-        for stage in stages() {
-            for event in Event::ALL {
-                let (from, side) = shape(stage);
-                let rows = TABLE
-                    .iter()
-                    .filter(|row| row.from == from && row.event == event && row.only.is_none_or(|only| only == side))
-                    .count();
-                match decide(stage, event) {
-                    Decision::Refused(fault) => {
-                        assert_eq!(rows, 0, "{stage:?} × {event:?}");
-                        assert!(fault.is(code::STAGE_REFUSES) && !fault.remedy.is_empty());
-                    }
-                    Decision::Move(_) | Decision::AlreadyThere => assert_eq!(rows, 1, "{stage:?} × {event:?}"),
-                }
-            }
-        }
-    }
-
-    #[test]
-    fn the_machine_changes_sides_only_when_started_elsewhere_or_taken_back() {
-        for stage in stages() {
-            for event in Event::ALL {
-                let Decision::Move(next) = decide(stage, event) else { continue };
-                if next == Stage::Unprotected {
-                    continue;
-                }
-                let crossed = next.runs_at() != stage.runs_at();
-                let may_cross = event == E::Started
-                    || (event == E::UndoneUnprotected && matches!(stage, Stage::CommitPending { .. }));
-                assert_eq!(crossed, may_cross, "{stage:?} × {event:?} → {next:?}");
-            }
-        }
-    }
-
-    #[test]
-    fn repeating_an_event_never_moves_further() {
-        for stage in stages() {
-            for event in Event::ALL {
-                if let Decision::Move(next) = decide(stage, event) {
-                    let again = decide(next, event);
-                    let same = match again {
-                        Decision::Move(there) => there == next,
-                        Decision::AlreadyThere => true,
-                        // A first point or a commit that is told twice is told to a stage that has gone on: a job never does.
-                        Decision::Refused(_) => false,
-                    };
-                    assert!(same || !matches!(again, Decision::Move(_)), "{stage:?} × {event:?} twice: {again:?}");
-                }
-            }
-        }
-    }
-
-    #[test]
-    fn every_stage_has_a_way_to_protected_at_home() {
-        for from in stages() {
-            let (mut seen, mut queue) = (vec![from], vec![from]);
-            while let Some(here) = queue.pop() {
-                for event in Event::ALL {
-                    if event == E::Unprotect || event == E::HalfWritten {
-                        continue;
-                    }
-                    if let Decision::Move(next) = decide(here, event)
-                        && !seen.contains(&next)
-                    {
-                        seen.push(next);
-                        queue.push(next);
-                    }
-                }
-            }
-            assert!(seen.contains(&Stage::Protected { runs_at: Home }), "{from:?} is a dead end");
-        }
-    }
-
-    #[test]
-    fn a_refusal_names_the_shortest_way_on() {
-        let way = |stage, event| way_to(stage, event).unwrap();
-        assert_eq!(way(Stage::CommitPending { runs_at: Away }, E::Failback), [E::Commit]);
-        assert_eq!(way(Stage::NotProtected { runs_at: Away }, E::Failover), [E::Reprotect]);
-        assert_eq!(way(Stage::Protected { runs_at: Home }, E::Commit), [E::Failover]);
-        let Decision::Refused(fault) = decide(Stage::NotProtected { runs_at: Home }, E::Failover) else { panic!() };
-        assert_eq!(fault.remedy, "first: sockeye reprotect ITEM");
-    }
-}
+mod tests;

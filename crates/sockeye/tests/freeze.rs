@@ -14,10 +14,8 @@ use protocol::stage::{Side, Stage};
 /// The longest time without an acknowledged record that a loaded machine without KVM may make by itself.
 const NOISE: Duration = Duration::from_secs(6);
 
-/// For how long something is frozen: a minute with `SOCKEYE_LONG=1`.
-fn while_frozen() -> Duration {
-    Duration::from_secs(if std::env::var_os("SOCKEYE_LONG").is_some() { 60 } else { 10 })
-}
+/// For how long something is frozen; ten minutes in `long::`.
+const FROZEN: Duration = Duration::from_secs(10);
 
 /// The guest wrote all the time since then.
 fn went_on(scene: &Scene, from_ms: u64, what: &str) -> anyhow::Result<()> {
@@ -29,10 +27,10 @@ fn went_on(scene: &Scene, from_ms: u64, what: &str) -> anyhow::Result<()> {
 }
 
 /// Stops a part where it stands, for a while; replication goes on by itself afterwards.
-fn freeze(scene: &mut Scene, at: At, part: Part) -> anyhow::Result<()> {
+fn freeze(scene: &mut Scene, at: At, part: Part, long: Duration) -> anyhow::Result<()> {
     let from_ms = now_ms();
     scene.world.freeze(at, part, true);
-    demo::pause(while_frozen());
+    demo::pause(long);
     went_on(scene, from_ms, &format!("{} {part:?} was frozen", at.name()))?;
     scene.world.freeze(at, part, false);
     scene.newer_than("protected", now_ms())?;
@@ -62,10 +60,10 @@ fn cut_the_link(scene: &mut Scene) -> anyhow::Result<()> {
     Ok(())
 }
 
-fn goes_on_while_parts_are_frozen(scene: &mut Scene) -> anyhow::Result<()> {
+pub fn goes_on_while_parts_are_frozen(scene: &mut Scene, long: Duration) -> anyhow::Result<()> {
     scene.protect()?;
-    freeze(scene, At::Home, Part::ProcessServer)?;
-    freeze(scene, At::Cloud, Part::MasterTarget)?;
+    freeze(scene, At::Home, Part::ProcessServer, long)?;
+    freeze(scene, At::Cloud, Part::MasterTarget, long)?;
     match scene.world.why_loopback.clone() {
         None => cut_the_link(scene)?,
         Some(why) => scene.say(&format!("there is no link that could be cut: {why}")),
@@ -77,12 +75,12 @@ fn goes_on_while_parts_are_frozen(scene: &mut Scene) -> anyhow::Result<()> {
 
 #[test]
 fn the_guest_goes_on_while_movers_are_frozen_and_without_a_link() {
-    play(true, goes_on_while_parts_are_frozen);
+    play(true, |scene| goes_on_while_parts_are_frozen(scene, FROZEN));
 }
 
 #[test]
 fn the_guest_goes_on_under_libvirt_as_well() {
-    play_with(Hosts::Own, &[At::Home], ["qcow2"; 2], goes_on_while_parts_are_frozen);
+    play_with(Hosts::Own, &[At::Home], ["qcow2"; 2], |scene| goes_on_while_parts_are_frozen(scene, FROZEN));
 }
 
 /// What home's own disks hold, whatever format they have. Somebody may have them open.

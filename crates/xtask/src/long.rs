@@ -3,7 +3,7 @@
 //! ```text
 //!   long/debian.sh (debootstrap, PostgreSQL, agent, boot loader) ─► target/long/debian.qcow2      (three minutes, kept)
 //!   git clone, an older commit ─► target/long/older/build                                         (six minutes, kept)
-//!       ─► sockeye's tests `long::` ─► docs/long-run.md                                           (ten minutes)
+//!       ─► sockeye's tests `long::` ─► docs/long-run.md                                           (half an hour)
 //! ```
 //! The image is made anew when what it is made from has changed. It needs root, for chroot and mounts.
 //!
