@@ -35,6 +35,11 @@ pub async fn metrics(_: Admin, State(control): State<Control>) -> Result<impl In
         };
         let _ = writeln!(text, "sockeye_item_health{{item=\"{}\"}} {health}", item.item);
     }
+    gauge(&mut text, "sockeye_item_protected");
+    for item in &items {
+        let protected = u8::from(item.stage.is_protected());
+        let _ = writeln!(text, "sockeye_item_protected{{item=\"{}\"}} {protected}", item.item);
+    }
     gauge(&mut text, "sockeye_component_connected");
     for component in control.components() {
         let name = component.name.replace(['"', '\\', '\n'], "_");

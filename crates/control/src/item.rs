@@ -245,7 +245,8 @@ impl Item {
 /// Puts the item's name where the table says ITEM.
 pub fn for_item(mut fault: Fault, item: &ItemId) -> Fault {
     fault.remedy = fault.remedy.replace("ITEM", item.as_str());
-    if fault.is(code::STAGE_REFUSES) && !fault.message.starts_with(item.as_str()) {
+    let of_stage = fault.is(code::STAGE_REFUSES) || fault.is(code::NOT_CANCELLABLE);
+    if of_stage && !fault.message.starts_with(item.as_str()) {
         fault.message = format!("{item}: {}", fault.message);
     }
     fault

@@ -31,6 +31,7 @@ mod database;
 mod engine;
 mod events;
 mod exchange;
+mod explain;
 mod fault_page;
 mod guest_network;
 mod host;

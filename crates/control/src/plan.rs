@@ -67,6 +67,7 @@ struct Sketch {
 impl Control {
     /// Shows what a request would do. Changes nothing.
     pub async fn plan(&self, request: Request) -> Result<Plan, Fault> {
+        let request = self.meant(request).await?;
         let sketch = self.sketch(&request).await?;
         let fingerprint = fingerprint(&request, &sketch)?;
         let (source, target) = match (&sketch.item, &request.operation) {
@@ -105,7 +106,8 @@ impl Control {
     }
 
     /// Starts what a plan showed. A repetition of what is under way gets the job that is.
-    pub async fn start(&self, start: Start) -> Result<Job, Fault> {
+    pub async fn start(&self, mut start: Start) -> Result<Job, Fault> {
+        start.request = self.meant(start.request).await?;
         let reason = start.reason.as_deref();
         let request = &start.request;
         if let Some(key) = &start.idempotency_key {
@@ -193,6 +195,32 @@ impl Control {
         audit::note(&mut change, Some(&request.item), &what, reason.as_deref()).await?;
         commit(change).await?;
         Ok(id)
+    }
+
+    /// Where only a test is there to be cancelled, that is meant.
+    pub(crate) async fn meant(&self, request: Request) -> Result<Request, Fault> {
+        if request.operation != (Operation::Cancel {}) {
+            return Ok(request);
+        }
+        let mut on = self.database().readers().acquire().await.map_err(failed)?;
+        let busy = job::at_work_on(&mut on, &request.item).await?.is_some();
+        let tested = item::find(&mut on, &request.item).await?.is_some_and(|(item, _)| {
+            item.test.is_some() && matches!(decide(item.stage, Event::Cancel), Decision::Refused(_))
+        });
+        let operation = if tested && !busy { Operation::Cleanup {} } else { request.operation };
+        Ok(Request { operation, ..request })
+    }
+
+    /// Whether a request is fulfilled already, and else what stands against it.
+    pub(crate) async fn answer(&self, request: &Request) -> Result<(bool, Vec<Fault>), Fault> {
+        let sketch = self.sketch(request).await?;
+        match (&sketch.job, &request.operation) {
+            (Some(job), Operation::Cancel {}) if job.past_return => Err(passed(job)),
+            (Some(_), Operation::Cancel {} | Operation::Complete { .. }) => Ok((false, vec![])),
+            (Some(job), operation) if job.operation.verb() == operation.verb() => Ok((true, vec![])),
+            (Some(job), _) => Err(busy(job)),
+            (None, _) => Ok((sketch.already, sketch.checks.into_iter().filter_map(|check| check.fault).collect())),
+        }
     }
 
     async fn sketch(&self, request: &Request) -> Result<Sketch, Fault> {
@@ -332,7 +360,7 @@ impl Control {
         let mut change = self.database().change().await?;
         if !job::ask_cancel(&mut change, running.id).await? {
             drop(change);
-            return Err(not_cancellable(&running.item, "the job has passed its point of no return, or ended"));
+            return Err(passed(running));
         }
         audit::note(&mut change, Some(&running.item), &format!("cancel (job {})", running.id), reason).await?;
         commit(change).await?;
@@ -423,6 +451,11 @@ pub(crate) fn busy(running: &JobRow) -> Fault {
 
 fn not_cancellable(item: &ItemId, cause: &str) -> Fault {
     Fault::new(code::NOT_CANCELLABLE, format!("{item}: there is nothing to be cancelled any more"), cause)
+}
+
+fn passed(job: &JobRow) -> Fault {
+    let fault = not_cancellable(&job.item, "the job has passed its point of no return, or ended");
+    fault.with_remedy(format!("wait until it has ended: sockeye job watch {}", job.id))
 }
 
 fn unknown_point(item: &Item, wanted: protocol::Attempt) -> Fault {

@@ -18,7 +18,7 @@ use protocol::order::{Order, Outcome, ReplicationStatus, Role, Sync};
 use protocol::pace::{Limit, Pace};
 use protocol::position::Changes;
 use protocol::quote::{ExpectedDowntime, Quote, Quoted};
-use protocol::rest::{FailoverKind, MAX_DOWNTIME_MS, Operation, Request};
+use protocol::rest::{FailoverKind, Operation, Request};
 use protocol::stage::{Side, Stage};
 
 use crate::database::failed;
@@ -28,9 +28,6 @@ use crate::{Control, item, job};
 
 /// How long a site is waited for.
 const PATIENCE: Duration = Duration::from_secs(3);
-
-/// How long a guest may take to shut down where nobody says: what the command line takes.
-const SHUT_DOWN_MS: u64 = 300_000;
 
 /// What bounds the downtime of a move.
 #[derive(Debug, Clone, Copy)]
@@ -47,36 +44,18 @@ impl Control {
             let mut on = self.database().readers().acquire().await.map_err(failed)?;
             job::at_work_on(&mut on, name).await?
         };
-        let failback = |sync| Operation::Failback {
-            sync,
-            offline: false,
-            complete: false,
-            shut_down: false,
-            shut_down_timeout_ms: SHUT_DOWN_MS,
-            then_power_off: false,
-            no_way_back: false,
-            max_downtime_ms: MAX_DOWNTIME_MS,
-            complete_at: None,
-            landing: None,
-        };
-        let reprotect = |sync| Operation::Reprotect { sync, shut_down: false, no_way_back: false, landing: None };
-        let planned = FailoverKind::Planned {
-            shut_down_timeout_ms: SHUT_DOWN_MS,
-            then_power_off: false,
-            max_downtime_ms: MAX_DOWNTIME_MS,
-        };
         let how = |verb: &str, sync: Sync| format!("sockeye {verb} {name} --sync {sync}");
         let asked: Vec<(String, Operation)> = match (item.stage, running) {
             (_, Some(job)) => vec![(format!("{} (job {})", job.operation.verb(), job.id), job.operation)],
             (Stage::Protected { runs_at: Side::Home }, None) => {
-                vec![(format!("sockeye failover {name} --planned"), Operation::Failover { kind: planned, point: None })]
+                vec![(format!("sockeye failover {name} --planned"), Operation::planned())]
             }
             (Stage::Protected { runs_at: Side::Away }, None) => {
-                vec![(format!("sockeye failback {name}"), failback(Sync::Tracked))]
+                vec![(format!("sockeye failback {name}"), Operation::failback(Sync::Tracked))]
             }
             (Stage::NotProtected { runs_at } | Stage::Damaged { runs_at }, None) => {
                 let verb = if runs_at == Side::Home { "reverse" } else { "failback" };
-                let one = |sync| if runs_at == Side::Home { reprotect(sync) } else { failback(sync) };
+                let one = if runs_at == Side::Home { Operation::reprotect } else { Operation::failback };
                 [Sync::Tracked, Sync::Compare, Sync::Full].map(|sync| (how(verb, sync), one(sync))).into()
             }
             _ => vec![],

@@ -4,9 +4,7 @@ use protocol::fault::{Fault, code};
 use protocol::id::{ItemId, SiteName};
 use protocol::machine::Power;
 use protocol::order::{AppStatus, ReplicationPhase, ReplicationStatus, Role};
-use protocol::rest::{
-    Allowed, AuditEntry, ComponentView, Explanation, Health, ItemView, Job, JobState, MachineView, SiteView,
-};
+use protocol::rest::{AuditEntry, ComponentView, Health, ItemView, Job, JobState, MachineView, SiteView};
 use protocol::retention::Space;
 use protocol::stage::{MovePhase, Side, Stage};
 
@@ -57,19 +55,6 @@ impl Control {
         let log = job::log(self.database(), row.id).await?;
         let telling = self.telling().get(&row.id).cloned();
         Ok(job::view(row, &log, telling.as_ref()))
-    }
-
-    /// What is allowed on an item, and why not the rest.
-    pub async fn explain(&self, name: &ItemId) -> Result<Explanation, Fault> {
-        let item = item::load(self.database(), name).await?;
-        let operations = Event::verbs().map(|verb| Allowed {
-            verb: verb.words().into(),
-            refused: match decide(item.stage, verb) {
-                Decision::Move(_) | Decision::AlreadyThere => None,
-                Decision::Refused(fault) => Some(for_item(fault, name)),
-            },
-        });
-        Ok(Explanation { item: name.clone(), stage_words: item.stage.words(None), operations: operations.collect() })
     }
 
     /// Every site that has a component.

@@ -102,6 +102,30 @@ async fn a_pending_test_stays_through_the_whole_circle_and_keeps_nothing_waiting
     world.assert_sane();
 }
 
+/// *Cancel, by stage*: where nothing but a test is there to be cancelled, cancel is cleanup; a move goes first.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn cancel_ends_a_test_where_nothing_else_is_to_be_cancelled() {
+    let world = protected().await;
+    let refused = world.start_job(Operation::Cancel {}).await.unwrap_err();
+    assert!(refused.is(code::NOT_CANCELLABLE) && refused.message.starts_with("web01"), "{refused:?}");
+    world.run(test_failover()).await;
+    world.run(planned()).await;
+    world.run(Operation::Cancel {}).await;
+    assert!(tested(&world, "cloud"), "the failover was cancelled, not the test");
+    let plan = world.control().plan(Request { item: item(), operation: Operation::Cancel {} }).await.unwrap();
+    assert_eq!(plan.request.operation, Operation::Cleanup {});
+    world.run(Operation::Cancel {}).await;
+    assert!(!tested(&world, "cloud"));
+    assert_eq!(world.stage().await, Stage::Protected { runs_at: HOME });
+    for operation in [planned(), COMMIT] {
+        world.run(operation).await;
+    }
+    let refused = world.start_job(Operation::Cancel {}).await.unwrap_err();
+    let way = "fail over again, towards home: sockeye failback web01";
+    assert!(refused.is(code::NOT_CANCELLABLE) && refused.remedy == way, "{refused:?}");
+    world.assert_sane();
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_test_that_hangs_while_it_is_started_keeps_no_failover_waiting() {
     let world = protected().await;

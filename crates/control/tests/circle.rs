@@ -6,7 +6,7 @@ use crate::sites::drive::*;
 use protocol::difference::Pair;
 use protocol::fault::code;
 use protocol::order::Sync;
-use protocol::rest::{Health, JobState, Operation, Request, ShutDownFirst, Start, StepState};
+use protocol::rest::{Answer, Health, JobState, Operation, Request, ShutDownFirst, Start, StepState};
 use protocol::stage::{MovePhase, Side, Stage};
 
 const HOME: Side = Side::Home;
@@ -156,9 +156,15 @@ async fn what_is_planned_is_what_is_done_and_a_changed_world_is_refused() {
     let refused = world.start_job(Operation::Commit { keep_history: false }).await.unwrap_err();
     assert!(refused.is(code::STAGE_REFUSES) && refused.remedy.contains("sockeye failover web01"), "{refused:?}");
     let explained = control.explain(&item()).await.unwrap();
-    let allowed: Vec<&str> =
-        explained.operations.iter().filter(|verb| verb.refused.is_none()).map(|verb| verb.verb.as_str()).collect();
-    assert_eq!(allowed, ["protect", "failover", "failback", "reprotect", "unprotect"]);
+    let those = |answer| {
+        let of = explained.operations.iter().filter(move |operation| operation.answer == answer);
+        of.map(|operation| operation.verb.as_str()).collect::<Vec<_>>()
+    };
+    assert_eq!(those(Answer::Already), ["protect", "cleanup", "failback", "reprotect"]);
+    let allowed = ["failover --planned", "failover --unplanned", "failover --test", "view", "verify", "unprotect"];
+    assert_eq!(those(Answer::Allowed), allowed);
+    let refused = explained.operations.iter().find(|operation| operation.verb == "commit").unwrap();
+    assert_eq!(refused.guards[0].remedy, "first: sockeye failover web01");
     let nobody = Request { item: "nobody".parse().unwrap(), operation: Operation::Commit { keep_history: false } };
     assert!(control.plan(nobody).await.unwrap_err().is(code::UNKNOWN_ITEM));
     let wrong = Operation::Failover {

@@ -157,6 +157,47 @@ pub struct Landing {
     pub datastore: Option<String>,
 }
 
+impl Operation {
+    /// A planned failover, as it is where nothing more is said.
+    pub fn planned() -> Operation {
+        let kind = FailoverKind::Planned {
+            shut_down_timeout_ms: SHUT_DOWN_MS,
+            then_power_off: false,
+            max_downtime_ms: MAX_DOWNTIME_MS,
+        };
+        Operation::Failover { kind, point: None }
+    }
+
+    /// The same for an unplanned one.
+    pub fn unplanned() -> Operation {
+        Operation::Failover { kind: FailoverKind::Unplanned { shut_down: ShutDownFirst::Try }, point: None }
+    }
+
+    /// The same for a reprotect.
+    pub fn reprotect(sync: Sync) -> Operation {
+        Operation::Reprotect { sync, shut_down: false, no_way_back: false, landing: None }
+    }
+
+    /// The same for a failback.
+    pub fn failback(sync: Sync) -> Operation {
+        Operation::Failback {
+            sync,
+            offline: false,
+            complete: false,
+            shut_down: false,
+            shut_down_timeout_ms: SHUT_DOWN_MS,
+            then_power_off: false,
+            no_way_back: false,
+            max_downtime_ms: MAX_DOWNTIME_MS,
+            complete_at: None,
+            landing: None,
+        }
+    }
+}
+
+/// How long a guest may take to shut down where nobody says, in ms.
+pub const SHUT_DOWN_MS: u64 = 300_000;
+
 /// How long a machine may be down where nobody says, in ms.
 pub const MAX_DOWNTIME_MS: u64 = 5000;
 

@@ -46,7 +46,7 @@ use crate::fault::Fault;
 use crate::id::{ItemId, PolicyName, SiteName};
 use crate::keeping::KeepingStatus;
 use crate::machine::{Machine, SiteFacts};
-pub use crate::operation::{FailoverKind, MAX_DOWNTIME_MS, Operation, ShutDownFirst};
+pub use crate::operation::{FailoverKind, MAX_DOWNTIME_MS, Operation, SHUT_DOWN_MS, ShutDownFirst};
 use crate::order::{Moved, Registration, ReplicationStatus, Sync};
 use crate::quote::{Downtime, Moving, Quote, Window};
 use crate::stage::{Side, Stage};
@@ -309,17 +309,33 @@ pub struct Explanation {
     pub item: ItemId,
     /// Its stage in words.
     pub stage_words: String,
-    /// Each verb: none when it is allowed, otherwise why not.
-    pub operations: Vec<Allowed>,
+    /// Each operation, as it is where nothing more is said.
+    pub operations: Vec<Explained>,
+    /// What is to be done next, if anything is.
+    pub next: Option<String>,
 }
 
-/// Whether a verb is allowed.
+/// An operation on an item.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
-pub struct Allowed {
-    /// The verb.
+pub struct Explained {
+    /// As it is typed.
     pub verb: String,
-    /// Why not.
-    pub refused: Option<Fault>,
+    /// Whether it can be begun.
+    pub answer: Answer,
+    /// What stands against it, each with the shortest way to make it possible.
+    pub guards: Vec<Fault>,
+}
+
+/// Whether an operation can be begun.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum Answer {
+    /// It can.
+    Allowed,
+    /// It is so already.
+    Already,
+    /// It cannot.
+    Refused,
 }
 
 /// A component as control knows it.

@@ -100,6 +100,14 @@ impl Stage {
         matches!(self, Stage::Protected { .. } | Stage::Moving { .. })
     }
 
+    /// Whether nothing of what the machine writes arrives at the other side, nor is about to by itself (H19).
+    pub fn is_exposed(self) -> bool {
+        matches!(
+            self,
+            Stage::Unprotected | Stage::CommitPending { .. } | Stage::NotProtected { .. } | Stage::Damaged { .. }
+        )
+    }
+
     /// The words in which operators see the stage (design section 8). `percent` is shown while a copy is under way.
     pub fn words(self, percent: Option<u8>) -> String {
         let with_percent = |words: &str| percent.map_or_else(|| words.to_string(), |n| format!("{words} {n}%"));

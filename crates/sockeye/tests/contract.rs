@@ -423,17 +423,27 @@ async fn a_code_is_explained_without_a_server() {
         assert!(run(&format!("explain {code} --output json"), &[], "").await.json()["remedy"].is_string());
     }
     let server = Canned::start().await;
-    let verbs = json!([{"verb": "failover", "refused": null}, {"verb": "commit", "refused": problem("CTL-002")}]);
+    let verbs = json!([
+        {"verb": "failover --test", "answer": "allowed", "guards": []},
+        {"verb": "protect", "answer": "already", "guards": []},
+        {"verb": "commit", "answer": "refused", "guards": [problem("CTL-002")]},
+    ]);
     server.on(
         "GET /api/v1/items/web01/explain",
         200,
-        json!({"item": "web01", "stage_words": "protected", "operations": verbs}),
+        json!({"item": "web01", "stage_words": "protected", "operations": verbs, "next": "sockeye commit web01"}),
     );
     let ran = server.run("explain web01").await;
-    assert!(
-        ran.stdout.contains("failover     allowed") && ran.stdout.contains("commit       refused, CTL-002"),
-        "{ran:?}"
-    );
+    let due = "web01 is: protected
+  failover --test      allowed
+  protect              so already
+  commit               refused
+                         CTL-002: it does not go
+                           the facts
+                           do this
+next: sockeye commit web01
+";
+    assert_eq!(ran.stdout, due);
 }
 
 #[tokio::test]

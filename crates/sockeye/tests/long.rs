@@ -205,8 +205,10 @@ impl Story<'_> {
         Ok(())
     }
 
-    /// What NetworkManager has given the card, as the guest's agent tells.
+    /// What NetworkManager has given the card, as the guest's agent tells, and no step warned of it.
     fn has(&mut self, address: &str) -> anyhow::Result<()> {
+        ensure!(!self.told.contains("warning"), "there is a warning");
+        ensure!(!self.told.contains(" by none"), "it was not NetworkManager");
         let told = self.types("network show web01")?;
         let now = told.lines().find(|line| line.contains("has now")).context("nothing of now")?;
         ensure!(now.contains(address), "{address} was due: {told}");

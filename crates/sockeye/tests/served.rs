@@ -117,6 +117,11 @@ impl Role {
         panic!("web01 at home is never {power}");
     }
 
+    async fn metrics(&self) -> String {
+        let asked = reqwest::Client::new().get(format!("{}/metrics", self.url())).bearer_auth(&self.token);
+        asked.send().await.unwrap().text().await.unwrap()
+    }
+
     async fn stage(&self) -> String {
         self.ends(0, "item show web01 --output json").await.json()["stage_words"].as_str().unwrap().to_string()
     }
@@ -234,9 +239,16 @@ async fn a_machine_goes_out_to_sea_and_comes_home_by_hand() {
     up.ends(3, "commit web01 --yes").await;
     up.ends(0, "failover web01 --unplanned --shut-down skip --yes --reason drill").await;
     assert_eq!(up.stage().await, "commit pending");
-    up.ends(1, "status --check").await;
-    up.ends(0, "commit web01 --yes").await;
+    let ran = up.ends(1, "status --check").await;
+    assert!(ran.stdout.starts_with("NOT PROTECTED: 1 of 1\n  web01 (commit pending)"), "{ran:?}");
+    let ran = up.ends(0, "commit web01 --yes").await;
+    assert!(ran.stdout.contains("web01 is NOT PROTECTED") || ran.stderr.contains("web01 is NOT PROTECTED"), "{ran:?}");
     assert_eq!(up.stage().await, "failed over, NOT PROTECTED");
+    let ran = up.ends(0, "status").await;
+    let above = "NOT PROTECTED: 1 of 1\n  web01 (failed over, NOT PROTECTED): what it writes is nowhere else; next: sockeye reprotect web01 --shut-down\n\nITEM";
+    assert!(ran.stdout.starts_with(above), "{ran:?}");
+    let metrics = up.metrics().await;
+    assert!(metrics.contains("sockeye_item_protected{item=\"web01\"} 0"), "{metrics}");
     // Its old self still runs at home (R26).
     let ran = up.ends(3, "reprotect web01 --yes").await;
     assert!(ran.stderr.contains("--shut-down"), "{ran:?}");

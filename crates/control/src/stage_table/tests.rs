@@ -86,8 +86,8 @@ fn the_machine_changes_sides_only_when_started_elsewhere_or_taken_back() {
                 continue;
             }
             let crossed = next.runs_at() != stage.runs_at();
-            let may_cross = event == E::Started
-                || (event == E::UndoneUnprotected && matches!(stage, Stage::CommitPending { .. }));
+            let may_cross =
+                event == E::Started || (event == E::UndoneUnprotected && matches!(stage, Stage::CommitPending { .. }));
             assert_eq!(crossed, may_cross, "{stage:?} × {event:?} → {next:?}");
         }
     }

@@ -66,10 +66,14 @@ fn nothing_to_cancel(stage: Stage) -> Fault {
         Stage::NotProtected { runs_at: Side::Away } => {
             fault("the failover is committed").with_remedy("fail over again, towards home: sockeye failback ITEM")
         }
-        Stage::NotProtected { runs_at: Side::Home } => fault("nothing is under way; a failback, if one was, is committed")
-            .with_remedy("fail over again: sockeye reprotect ITEM, then: sockeye failover ITEM"),
-        Stage::Damaged { .. } => fault("what was under way has ended, and left the disks of the other side half written")
-            .with_remedy("repair them: sockeye reprotect ITEM"),
+        Stage::NotProtected { runs_at: Side::Home } => {
+            fault("nothing is under way; a failback, if one was, is committed")
+                .with_remedy("fail over again: sockeye reprotect ITEM, then: sockeye failover ITEM")
+        }
+        Stage::Damaged { .. } => {
+            fault("what was under way has ended, and left the disks of the other side half written")
+                .with_remedy("repair them: sockeye reprotect ITEM")
+        }
         _ => fault("nothing is under way").with_remedy("see how it stands: sockeye status ITEM"),
     }
 }

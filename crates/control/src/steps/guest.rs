@@ -17,13 +17,17 @@ use crate::item::{Item, for_item};
 /// How long an agent may take to tell what it knows.
 const TELLS: Patience = Patience::BoundedIfPickedUp(Duration::from_secs(30));
 
+/// For how long its own addresses may be on the way to a guest that has its own configuration back.
+const COMES: Duration = Duration::from_secs(60);
+const LOOK_AGAIN: Duration = Duration::from_secs(1);
+
 impl Context<'_> {
     /// Remembers which addresses the guest has at home.
     pub(super) async fn learn_guest(&mut self) -> Result<Ending, Halt> {
         if self.load().await?.readdressed {
             return Ok(Ending::Skipped("it has addresses of ours".into()));
         }
-        match self.guest_at(Side::Home).await {
+        match self.guest_at(Side::Home, 0).await {
             Ok(network) => {
                 let words = network.words();
                 self.change(|item| {
@@ -78,18 +82,29 @@ impl Context<'_> {
             .await?;
         }
         if let (Place::Home, false, Some(learnt)) = (place, changed, &item.guest) {
-            match self.guest_at(side).await {
-                Ok(now) => {
-                    if let Some(fault) = differs(&item, learnt, &now) {
-                        return self.warn(fault).await;
-                    }
-                    self.figures.guest.push(format!("it has what it had at home before: {}", now.words()));
-                }
+            match self.has_again(&item, side, learnt).await {
+                Ok(now) => self.figures.guest.push(format!("it has what it had at home before: {}", now.words())),
                 Err(Halt::Fault(fault)) => return self.warn(fault).await,
                 Err(halt) => return Err(halt),
             }
         }
         Ok(Ending::Done(Some(self.figures.guest.join("; "))))
+    }
+
+    /// Waits until the guest has what it had at home: its own managers bring it up in their own time.
+    async fn has_again(&self, item: &Item, side: Side, learnt: &GuestNetwork) -> Result<GuestNetwork, Halt> {
+        let begun = tokio::time::Instant::now();
+        let within = COMES.min(self.control.settings().agent_patience);
+        let mut time = 0;
+        loop {
+            let now = self.guest_at(side, time).await?;
+            match differs(item, learnt, &now) {
+                None => return Ok(now),
+                Some(fault) if begun.elapsed() >= within => return Err(Halt::Fault(fault)),
+                Some(_) => self.control.rest(LOOK_AGAIN).await,
+            }
+            time += 1;
+        }
     }
 
     /// Nobody answers in the guest: it was given a seed, or nothing. At home that is taken away again.
@@ -110,8 +125,8 @@ impl Context<'_> {
         Ok(Ending::Done(Some("no agent of the guest ever answered: cloud-init in it reads them from its seed".into())))
     }
 
-    /// What the guest has at a side, by its agent.
-    async fn guest_at(&self, side: Side) -> Result<GuestNetwork, Halt> {
+    /// What the guest has at a side, by its agent; asked for the `time`th time.
+    async fn guest_at(&self, side: Side, time: u64) -> Result<GuestNetwork, Halt> {
         let item = self.load().await?;
         if !self.reachable(side, Role::ProcessServer).await? {
             let site = item.site(side);
@@ -119,7 +134,10 @@ impl Context<'_> {
                 Fault::new(code::NO_COMPONENT, format!("the guest at {site} cannot be asked"), "no process server");
             return Err(Halt::Fault(fault));
         }
-        match self.order(side, "tell-guest", Order::TellGuest { machine: item.spec.name }, TELLS).await? {
+        match self
+            .order(side, &format!("tell-guest{time}"), Order::TellGuest { machine: item.spec.name }, TELLS)
+            .await?
+        {
             Outcome::Guest { network } => Ok(network),
             other => Err(unexpected("tell guest", &other)),
         }

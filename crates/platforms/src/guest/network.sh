@@ -25,6 +25,27 @@ card_of() {
   return 1
 }
 
+# Whether somebody who is to look after the cards is still on the way, in a guest that has just started.
+on_the_way() {
+  if has nmcli && [ "$(nmcli -t -g STARTUP general 2>/dev/null)" = starting ]; then return 0; fi
+  has systemctl || return 1
+  case "$(systemctl is-system-running 2>/dev/null)" in initializing | starting) ;; *) return 1 ;; esac
+  for service in NetworkManager systemd-networkd networking; do
+    case "$(systemctl is-enabled $service 2>/dev/null)/$(systemctl is-active $service 2>/dev/null)" in
+      enabled*/inactive | enabled*/activating) return 0 ;;
+    esac
+  done
+  return 1
+}
+# A minute at most: one that hangs must not keep the guest from its addresses.
+settled() {
+  n=0
+  while [ $n -lt 60 ] && on_the_way; do
+    n=$((n + 1))
+    sleep 1
+  done
+}
+
 # Who looks after a card: the first that says so.
 manager_of() {
   if has nmcli && [ "$(nmcli -t -g RUNNING general 2>/dev/null)" = running ]; then
@@ -250,6 +271,7 @@ mkdir -p -m 0700 $home || fail "$home cannot be made" 5
 has ip || fail "there is no program ip" 4
 what=$1
 shift
+settled
 case "$what" in
   set)
     now='' wanted=' ' left=''

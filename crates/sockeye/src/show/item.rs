@@ -2,7 +2,7 @@
 
 use protocol::epoch::Point;
 use protocol::keeping::KeptPoint;
-use protocol::rest::{Explanation, Health, ItemView};
+use protocol::rest::{Answer, Explained, Explanation, Health, ItemView};
 use protocol::stage::{Side, Stage};
 
 use super::table::{facts, table};
@@ -14,7 +14,8 @@ const HEADINGS: [&str; 9] =
 /// The table of `status`.
 pub fn status(items: &[ItemView], now_ms: i64) -> String {
     let rows = items.iter().map(|item| row(item, now_ms)).collect();
-    let mut text = table(&HEADINGS, rows, "nothing is protected yet; see: sockeye vm list, sockeye protect --help");
+    let mut text = exposed(items);
+    text += &table(&HEADINGS, rows, "nothing is protected yet; see: sockeye vm list, sockeye protect --help");
     for (item, test) in items.iter().filter_map(|item| Some((item, item.test.as_ref()?))) {
         text.push_str(&format!("\n{}: a test is under way: {}", item.item, words::test(test)));
     }
@@ -26,6 +27,21 @@ pub fn status(items: &[ItemView], now_ms: i64) -> String {
         let why = item.health_reason.as_deref().unwrap_or("no reason is given");
         text.push_str(&format!("\n{}: {}: {why}", item.item, words::health(item.health)));
     }
+    text
+}
+
+/// What nobody may overlook stands above everything else (H19).
+fn exposed(items: &[ItemView]) -> String {
+    let exposed: Vec<&ItemView> = items.iter().filter(|item| item.stage.is_exposed()).collect();
+    if exposed.is_empty() {
+        return String::new();
+    }
+    let mut text = format!("NOT PROTECTED: {} of {}\n", exposed.len(), items.len());
+    for item in exposed {
+        let next = item.next.as_ref().map(|next| format!("; next: {next}")).unwrap_or_default();
+        text.push_str(&format!("  {} ({}): what it writes is nowhere else{next}\n", item.item, item.stage_words));
+    }
+    text.push('\n');
     text
 }
 
@@ -117,16 +133,22 @@ pub fn points(points: &[KeptPoint], now_ms: i64) -> String {
 /// What is allowed on an item, and why not the rest.
 pub fn explanation(explanation: &Explanation) -> String {
     let mut text = format!("{} is: {}", explanation.item, explanation.stage_words);
-    for operation in &explanation.operations {
-        match &operation.refused {
-            None => text.push_str(&format!("\n  {:<12} allowed", operation.verb)),
-            Some(fault) => {
-                text.push_str(&format!("\n  {:<12} refused, {fault}", operation.verb));
-                for part in [&fault.cause, &fault.remedy].into_iter().filter(|part| !part.is_empty()) {
-                    text.push_str(&format!("\n  {:<12}   {part}", ""));
-                }
+    for Explained { verb, answer, guards } in &explanation.operations {
+        let word = match answer {
+            Answer::Allowed => "allowed",
+            Answer::Already => "so already",
+            Answer::Refused => "refused",
+        };
+        text.push_str(&format!("\n  {verb:<20} {word}"));
+        for fault in guards {
+            text.push_str(&format!("\n  {:<20}   {fault}", ""));
+            for part in [&fault.cause, &fault.remedy].into_iter().filter(|part| !part.is_empty()) {
+                text.push_str(&format!("\n  {:<20}     {part}", ""));
             }
         }
+    }
+    if let Some(next) = &explanation.next {
+        text.push_str(&format!("\nnext: {next}"));
     }
     text
 }

@@ -61,10 +61,20 @@ pub fn ending(job: &Job, now_ms: i64) -> String {
         format!("job {} ({verb} {}): {} after {}", job.id, job.item, state(job.state), words::span(took(job, now_ms)));
     push_block(&mut text, &figures(&job.figures, now_ms));
     job.figures.warnings.iter().for_each(|fault| push_block(&mut text, &super::warning(fault)));
+    if leaves_exposed(job) {
+        push_block(&mut text, &format!("{} is NOT PROTECTED: what it writes now is nowhere else", job.item));
+    }
     if let Some(next) = &job.next {
         push_block(&mut text, &format!("next: {next}"));
     }
     text
+}
+
+/// Whether the job ended where nothing is replicated (H19).
+fn leaves_exposed(job: &Job) -> bool {
+    use protocol::rest::Operation::{ChangePoint, Commit, Failback, Failover};
+    job.state == JobState::Done
+        && matches!(job.operation, ChangePoint { .. } | Commit { .. } | Failback { .. } | Failover { .. })
 }
 
 /// A state in words.
